@@ -1,0 +1,134 @@
+"""Artifacts: a compressed network as a folder of data, loaded into the user's own class without unpickling anything.
+
+DIR/model.safetensors    the state of the compressed network
+DIR/compression.json     format version, edits, recipe and report; data only, unknown keys are refused
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from featherweight.checkpoint import sync_folder
+from featherweight.edits import Snapshot, check_state, replay
+from featherweight.errors import ArtifactError, InputError, StorageError, did_you_mean
+
+FORMAT: Literal[1] = 1
+WEIGHTS, DESCRIPTION = "model.safetensors", "compression.json"
+LARGEST_DESCRIPTION = 64 * 2**20  # bytes; a bound on what a hostile file can make us parse
+
+
+class Description(BaseModel):
+    """What compression.json holds. `model` and `data` are the built-in names, if such were used; they are never imported."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: Annotated[Literal[1], Field(description="format version")] = FORMAT
+    featherweight: str = ""
+    model: str | None = None
+    data: str | None = None
+    edits: list[dict[str, Any]]
+    recipe: dict[str, Any]
+    report: list[dict[str, Any]]
+
+
+def save(folder: str | Path, snapshot: Snapshot, description: Description) -> dict[str, int]:
+    """Write an artifact and return its files' sizes in bytes. All or nothing: an existing artifact is replaced at the end.
+
+    Raises StorageError if it cannot be written and InputError if `folder` exists and is not an artifact.
+    """
+    folder = Path(folder)
+    if folder.exists() and not (folder / DESCRIPTION).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} exists and is not an artifact of featherweight: choose another output folder")
+    part: Path | None = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        os.chmod(part, 0o755)
+        save_file({name: tensor.contiguous().cpu() for name, tensor in snapshot.state.items()}, part / WEIGHTS)
+        (part / DESCRIPTION).write_text(description.model_dump_json(indent=1))
+        for file in part.iterdir():
+            with open(file, "rb") as handle:
+                os.fsync(handle.fileno())
+        sizes = {file.name: file.stat().st_size for file in sorted(part.iterdir())}
+        if folder.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
+            os.rename(folder, old / folder.name)
+            os.rename(part, folder)
+            shutil.rmtree(old)
+        else:
+            os.rename(part, folder)
+        sync_folder(folder.parent)
+        return sizes
+    except (OSError, SafetensorError) as error:
+        if part is not None:
+            shutil.rmtree(part, ignore_errors=True)
+        raise StorageError(f"cannot write the artifact {folder}: {error}. Free space or choose another folder") from error
+
+
+def describe(folder: str | Path) -> Description:
+    """Read and check DIR/compression.json. Raises ArtifactError."""
+    path = Path(folder) / DESCRIPTION
+    try:
+        if path.stat().st_size > LARGEST_DESCRIPTION:
+            raise ArtifactError(f"{path} has {path.stat().st_size} bytes, more than the {LARGEST_DESCRIPTION} that one may have")
+        return Description.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise ArtifactError(
+            f"{folder} is not an artifact of featherweight: cannot read {DESCRIPTION} ({error.strerror})"
+        ) from None
+    except ValidationError as error:
+        raise ArtifactError("\n".join([f"{path} is damaged or of another format:", *map(_problem, error.errors()[:5])])) from None
+    except RecursionError:
+        raise ArtifactError(f"{path} is nested too deeply to be an artifact") from None
+
+
+def load(folder: str | Path, model: nn.Module) -> nn.Module:
+    """A copy of `model`, an instance of the class that was compressed, with the artifact's edits replayed and its state loaded.
+
+    Nothing is unpickled, imported or executed; `model` itself is not changed. Raises ArtifactError.
+    """
+    edits, state = describe(folder).edits, _state(Path(folder) / WEIGHTS)
+    network = replay(copy.deepcopy(model), edits)
+    expected = network.state_dict()
+    missing, extra = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+    if missing or extra:
+        name = (missing or extra)[0]
+        side = "lacks" if missing else "holds"
+        other = "has it" if missing else "does not have"
+        near = did_you_mean(name, expected)
+        raise ArtifactError(f"{folder} is not of a {type(model).__name__}: it {side} {name!r}, which the network {other}.{near}")
+    for name, tensor in state.items():
+        if tensor.shape != expected[name].shape or tensor.dtype != expected[name].dtype:
+            given, wanted = (f"{tuple(t.shape)} {t.dtype}" for t in (tensor, expected[name]))
+            raise ArtifactError(f"{folder} is not of a {type(model).__name__}: {name!r} is {given}, the network has {wanted}")
+    network.load_state_dict(state)
+    check_state(network)
+    return network
+
+
+def _state(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ArtifactError(f"{path} is missing or damaged: {error}") from None
+
+
+def _problem(item: Any) -> str:
+    where = ".".join(str(part) for part in item["loc"]) or "file"
+    near = did_you_mean(where, Description.model_fields) if item["type"] == "extra_forbidden" else ""
+    return f"  - {where}: {item['msg']}{near}"
+
+
+def file_sizes(folder: str | Path) -> dict[str, int]:
+    """Bytes of each file of an artifact."""
+    return {file.name: file.stat().st_size for file in sorted(Path(folder).iterdir()) if file.is_file()}

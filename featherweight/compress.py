@@ -1,0 +1,140 @@
+"""The program: recipe -> plan -> edits -> file. `compress` is a straight line; read it and you have read the rest."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from featherweight import artifact
+from featherweight.codes import coded, detach
+from featherweight.drivers import Imposed
+from featherweight.edits import Snapshot
+from featherweight.measure import decoded, measure
+from featherweight.plan import resolve
+from featherweight.recipe import Recipe, Stage
+from featherweight.report import Row
+from featherweight.run import Memory, Monitor, Partial, Watch, silent
+from featherweight.training import Task, fit, recalibrate
+from featherweight.version import __version__
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """What `compress` gives back. `rows`: one a stage, measured after it."""
+
+    model: nn.Module
+    snapshot: Snapshot
+    recipe: Recipe
+    rows: list[Row]
+
+    def save(self, folder: str | Path, *, model: str | None = None, data: str | None = None) -> dict[str, int]:
+        """Write the artifact; its files' sizes in bytes. `model` and `data`: built-in names, for `featherweight inspect`."""
+        report = [row.to_dict() for row in self.rows]
+        described = artifact.Description(
+            featherweight=__version__,
+            model=model,
+            data=data,
+            edits=self.snapshot.edits,
+            recipe=self.recipe.to_dict(),
+            report=report,
+        )
+        return artifact.save(folder, self.snapshot, described)
+
+
+def compress(
+    model: nn.Module,
+    recipe: Recipe,
+    task: Task,
+    *,
+    workdir: str | Path | None = None,
+    monitor: Monitor = silent,
+    checkpoint_seconds: float = 30.0,
+) -> Compressed:
+    """Run every stage of `recipe` on a copy of `model`.
+
+    With `workdir`, a checkpoint is written there every `checkpoint_seconds` and after each stage; the same call takes it up
+    again and ends with bit-identical weights. `monitor` is told of every step; a KeyboardInterrupt it raises is saved first.
+    Raises RecipeError before anything runs if a rule does not fit the network.
+    """
+    original = copy.deepcopy(model)
+    for stage in recipe.stages:
+        resolve(stage, original)
+    memory = Memory.open(Path(workdir) if workdir else None, recipe, Snapshot.of(original, []), checkpoint_seconds)
+    while memory.stage < len(recipe.stages):
+        stage = recipe.stages[memory.stage]
+        for start in memory.starts(recipe.candidates):
+            memory.finish(_run(stage, start, original, task, memory, monitor))
+        memory.advance(bool(stage.rules), stage.train.epochs + stage.retrain.epochs, recipe.candidates)
+    final = memory.pool[memory.newest]
+    return Compressed(final.snapshot.build(original), final.snapshot, recipe, [Row.from_dict(row) for row in final.rows])
+
+
+def _run(stage: Stage, start: Partial, original: nn.Module, task: Task, memory: Memory, monitor: Monitor) -> Partial:
+    """One stage from one partial network: plan, train under the driver, freeze, train on inside the sets, measure."""
+    network = start.snapshot.build(original)
+    plan = resolve(stage, network, decoded(original))
+    for name in plan.targets.keys() & coded(network).keys():
+        detach(network, name)
+    work = memory.work  # what an interrupted run left of this stage
+    if work is not None:
+        network = work.snapshot.build(original)
+    teacher = memory.baseline.build(original).eval() if stage.distill and memory.baseline else None
+    watch = Watch(memory, monitor, stage, start, len(task.batches(memory.epochs)))
+
+    def train(phase: str, optimizer: Optimizer, imposed: Imposed | None = None) -> float:
+        training, first_epoch = stage.train, memory.epochs
+        if phase == "retrain":
+            training, first_epoch = stage.retrain, memory.epochs + stage.train.epochs
+        steps = 0
+        if work is not None and work.phase == phase:
+            optimizer.load_state_dict(work.optimizer)
+            torch.set_rng_state(work.random)
+            steps = work.steps
+        after_step = watch.over(phase, network, optimizer, imposed)
+        distill = stage.distill if teacher is not None else None
+        return fit(
+            network,
+            optimizer,
+            task,
+            training,
+            first_epoch=first_epoch,
+            start=steps,
+            teacher=teacher,
+            distill=distill,
+            after_step=after_step,
+        )
+
+    loss = math.inf
+    if work is None or work.phase == "train":
+        optimizer = task.optimizer(_ordered(network))
+        imposed = Imposed(stage.driver, network, optimizer, plan.targets)
+        if work is not None and work.imposed is not None:
+            imposed.load_state_dict(work.imposed)
+        with imposed:
+            loss = train("train", optimizer, imposed)
+        watch.residuals = imposed.residuals()
+    if stage.retrain.epochs:
+        loss = train("retrain", task.optimizer(_ordered(network)))
+    recalibrate(network, task, memory.epochs)
+    measured = measure(network, task.example, task.score)
+    epochs = stage.train.epochs + stage.retrain.epochs + (start.rows[-1]["epochs"] if start.rows else 0)
+    row = Row(stage.name, measured, stage.keep, _left(network, original), epochs, watch.seconds(), loss, watch.residuals)
+    return Partial(Snapshot.of(network, start.snapshot.structural()), [*start.rows, row.to_dict()], loss)
+
+
+def _left(network: nn.Module, original: nn.Module) -> dict[str, tuple[int, int]]:
+    """Coded parameter -> (its non-zero weights, its weights in the original network)."""
+    now, before = decoded(network), decoded(original)
+    return {name: (int(now[name].count_nonzero()), before[name].numel()) for name in sorted(coded(network))}
+
+
+def _ordered(network: nn.Module) -> list[Parameter]:
+    """The parameters by name: coding and decoding a weight moves it in the module's own order, which a resumed run would see."""
+    return [parameter for _, parameter in sorted(network.named_parameters())]

@@ -1,0 +1,58 @@
+"""Every error a user can cause. Each message says what was given, what is allowed and how to fix it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class FeatherweightError(Exception):
+    """Base of all named errors; the command line turns it into one message and `exit_code`."""
+
+    exit_code = 1
+
+
+class InputError(FeatherweightError, ValueError):
+    """A value, name or pattern that does not fit (exit code 2). A ValueError too, so that recipe validation collects it."""
+
+    exit_code = 2
+
+
+class RecipeError(InputError):
+    """One or more mistakes in a recipe or its plan; `mistakes` lists all of them."""
+
+    def __init__(self, mistakes: Iterable[str], where: str = "recipe"):
+        self.mistakes = tuple(mistakes)
+        count = len(self.mistakes)
+        head = f"{count} mistake{'s' if count != 1 else ''} in the {where}:"
+        super().__init__("\n".join([head, *(f"  - {mistake}" for mistake in self.mistakes)]))
+
+
+class DataError(FeatherweightError):
+    """Data that is missing or damaged (exit code 3)."""
+
+    exit_code = 3
+
+
+class ArtifactError(FeatherweightError):
+    """An artifact or checkpoint that is damaged, foreign, or meant for another network (exit code 4)."""
+
+    exit_code = 4
+
+
+class TrainingError(FeatherweightError):
+    """Training that cannot go on, such as a loss that is not finite (exit code 5)."""
+
+    exit_code = 5
+
+
+class StorageError(FeatherweightError):
+    """Files that cannot be written, such as on a full disk (exit code 6)."""
+
+    exit_code = 6
+
+
+def did_you_mean(given: str, allowed: Iterable[str]) -> str:
+    """` Did you mean 'x'?` for the nearest allowed name, else the empty string."""
+    near = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.5)
+    return f" Did you mean '{near[0]}'?" if near else ""

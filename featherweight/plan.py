@@ -1,0 +1,90 @@
+"""Plans: a stage of a recipe resolved against one network, exact names and sizes, printable before anything runs."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from featherweight.allocate import ALLOCATORS
+from featherweight.drivers import Target
+from featherweight.errors import InputError, RecipeError, did_you_mean
+from featherweight.measure import decoded
+from featherweight.recipe import Stage
+from featherweight.sets import Menu
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The targets of one stage. `sizes`: target -> (size asked of its set, largest size in the original network)."""
+
+    targets: dict[str, Target]
+    sizes: dict[str, tuple[int, int]]
+
+    def rows(self) -> list[tuple[str, str, str, int, int]]:
+        """(parameter, set, view, size, of) of each target."""
+        return [
+            (name, type(target.set).__name__, target.view.pattern, *self.sizes.get(name, (0, 0)))
+            for name, target in self.targets.items()
+        ]
+
+
+def resolve(stage: Stage, model: nn.Module, original: Mapping[str, Tensor] | None = None) -> Plan:
+    """Match the stage's rules to the parameters of `model` and give every target its size.
+
+    `original`: the decoded weights of the network as it was given, of which ratios are shares (default: `model` itself).
+    Raises RecipeError with every mistake.
+    """
+    weights = decoded(model)
+    original = weights if original is None else original
+    mistakes: list[str] = []
+    targets: dict[str, Target] = {}
+    sizes: dict[str, tuple[int, int]] = {}
+    menus: dict[str, Menu] = {}
+    whole = 0
+    for number, rule in enumerate(stage.rules):
+        where = f"stage {stage.name!r}, rule {number} ({rule.targets!r})"
+        names = [name for name in weights if matches(rule.targets, name)]
+        if not names:
+            mistakes.append(f"{where} matches no parameter.{did_you_mean(rule.targets, weights)} There are: {', '.join(weights)}")
+        for name in names:
+            if name in targets:
+                mistakes.append(f"{where}: parameter {name!r} is already the target of an earlier rule")
+                continue
+            try:
+                matrix = rule.view.to_matrix(weights[name])
+                targets[name] = Target(rule.set, rule.view, stage.masked)
+                if rule.set.complete():
+                    continue
+                largest = rule.set.menu(rule.view.to_matrix(original[name])).most
+                menu = rule.set.menu(matrix)
+                if rule.keep is not None:
+                    size = min(max(1, round(rule.keep * largest)), menu.most)
+                    targets[name] = Target(rule.set.sized(size), rule.view, stage.masked)
+                    sizes[name] = (size, largest)
+                else:
+                    menus[name] = menu
+                    sizes[name] = (0, largest)
+                    whole += largest
+            except InputError as error:
+                mistakes.append(f"{where}: parameter {name!r}: {error}")
+    if menus and stage.keep is None:
+        mistakes.append(f"stage {stage.name!r} has no `keep`, and no size or `keep` is given for {', '.join(menus)}")
+    if mistakes:
+        raise RecipeError(mistakes, "plan")
+    if menus and stage.keep is not None:
+        total = min(max(round(stage.keep * whole), len(menus)), sum(menu.most for menu in menus.values()))
+        for name, size in ALLOCATORS[stage.allocate](menus, total).items():
+            targets[name] = Target(targets[name].set.sized(size), targets[name].view, stage.masked)
+            sizes[name] = (size, sizes[name][1])
+    return Plan(targets, sizes)
+
+
+def matches(pattern: str, name: str) -> bool:
+    """`pattern`: a glob, or `re:` and a regular expression that must match the whole name."""
+    if pattern.startswith("re:"):
+        return re.fullmatch(pattern[3:], name) is not None
+    return fnmatch.fnmatchcase(name, pattern)

@@ -1,0 +1,186 @@
+"""Recipes: what to do, as data. Patterns and ratios only; exact names and sizes are the plan's."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+
+from featherweight.allocate import ALLOCATORS
+from featherweight.drivers import ADMM, Periodic
+from featherweight.errors import InputError, RecipeError, did_you_mean
+from featherweight.sets import Codebook, Levels, LowRank, SparseCodebook, TopK, TopRows
+from featherweight.views import WHOLE, View
+
+AnySet = Annotated[TopK | TopRows | LowRank | Levels | Codebook | SparseCodebook, Field(discriminator="kind")]
+AnyDriver = Annotated[ADMM | Periodic, Field(discriminator="kind")]
+AnyView = Annotated[View, BeforeValidator(lambda given: {"pattern": given} if isinstance(given, str) else given)]
+
+
+def _require(*checks: tuple[bool, str]) -> None:
+    """Raises one InputError that holds the message of every check that failed."""
+    failed = [message for holds, message in checks if not holds]
+    if failed:
+        raise InputError("; ".join(failed))
+
+
+@dataclass(frozen=True)
+class Training:
+    """`epochs` of the task's batches at `rate` times the base rate of its optimizer, constant or falling as a half cosine."""
+
+    epochs: int
+    rate: float = 1.0
+    shape: Literal["constant", "cosine"] = "cosine"
+
+    def __post_init__(self) -> None:
+        _require(
+            (self.epochs >= 0, f"epochs must be 0 or more, given {self.epochs}"),
+            (self.rate > 0, f"rate is a multiple of the optimizer's base rate, above 0, given {self.rate}"),
+        )
+
+    def factor(self, done: float) -> float:
+        """The rate as a multiple of the base rate when the share `done` in [0, 1) of the steps is behind."""
+        return self.rate * (0.5 * (1 + math.cos(math.pi * done)) if self.shape == "cosine" else 1.0)
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """loss <- (1 - weight) loss + weight T^2 KL(dense network || this network), both softened by T (Hinton et al. 2015)."""
+
+    weight: float = 0.5
+    temperature: float = 4.0
+
+    def __post_init__(self) -> None:
+        _require(
+            (0 < self.weight <= 1, f"distillation weight must be in (0, 1], given {self.weight}"),
+            (self.temperature > 0, f"distillation temperature must be above 0, given {self.temperature}"),
+        )
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Parameters whose names match `targets` must lie in `set`, seen through `view`.
+
+    `targets`: a glob such as `"*.weight"`, or `"re:"` and a regular expression. `keep`: the set's size as a share, in (0, 1],
+    of its largest size in the network as it was given; without it, and without a size in the set, the stage's budget decides.
+    """
+
+    targets: str
+    set: AnySet
+    view: AnyView = WHOLE
+    keep: float | None = None
+
+    def __post_init__(self) -> None:
+        _require((self.keep is None or 0 < self.keep <= 1, f"keep is a share in (0, 1], given {self.keep}"))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One round: plan sizes, train under the driver, project and freeze, train on inside the sets.
+
+    keep       share in (0, 1] of all targets' sizes to keep, spread over the rules that have no size by `allocate`
+    masked     what is zero when the stage starts stays zero
+    """
+
+    name: str
+    rules: tuple[Rule, ...] = ()
+    keep: float | None = None
+    allocate: str = "lamp"
+    driver: AnyDriver | None = None
+    train: Training = Training(0)
+    retrain: Training = Training(0)
+    masked: bool = True
+    distill: Distillation | None = None
+
+    def __post_init__(self) -> None:
+        allocator = f"no allocator is named {self.allocate!r}; there are {', '.join(ALLOCATORS)}."
+        _require(
+            (self.keep is None or 0 < self.keep <= 1, f"stage {self.name!r}: keep is a share in (0, 1], given {self.keep}"),
+            (self.allocate in ALLOCATORS, f"stage {self.name!r}: {allocator}{did_you_mean(self.allocate, ALLOCATORS)}"),
+            (self.driver is None or bool(self.rules), f"stage {self.name!r} has a driver but no rules for it to impose"),
+            (self.keep is None or bool(self.rules), f"stage {self.name!r} has a budget but no rules to spend it on"),
+        )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Stages in order. `source`: the paper. `candidates`: how many partial networks are kept alive, each stage starting from
+    all of them and its best result (least training loss) replacing the one it came from (arXiv 1810.07378, sec. 2.4)."""
+
+    name: str
+    stages: tuple[Stage, ...]
+    source: str = ""
+    candidates: int = 1
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    def __post_init__(self) -> None:
+        names = [stage.name for stage in self.stages]
+        _require(
+            (bool(self.stages), "a recipe needs at least one stage"),
+            (len(set(names)) == len(names), f"stage names must differ, given {', '.join(names)}"),
+            (self.candidates >= 1, f"candidates must be at least 1, given {self.candidates}"),
+        )
+
+    def epochs(self) -> int:
+        """Epochs of one path through the stages (with several candidates a stage is run up to that many times)."""
+        return sum(stage.train.epochs + stage.retrain.epochs for stage in self.stages)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, fit for JSON; `from_dict` is its inverse."""
+        return json.loads(_ADAPTER.dump_json(self))
+
+
+_ADAPTER: TypeAdapter[Recipe] = TypeAdapter(Recipe)
+
+
+def from_dict(data: Any) -> Recipe:
+    """A recipe from plain data. Raises RecipeError with every mistake at once."""
+    try:
+        return _ADAPTER.validate_python(data)
+    except ValidationError as error:
+        raise RecipeError(_mistake(item) for item in error.errors()) from None
+
+
+def read(path: str | Path) -> Recipe:
+    """A recipe from a .json, .yaml or .yml file."""
+    path = Path(path)
+    try:
+        text = path.read_text()
+        return from_dict(json.loads(text) if path.suffix == ".json" else yaml.safe_load(text))
+    except OSError as error:
+        raise InputError(f"cannot read the recipe {path}: {error.strerror}") from None
+    except (json.JSONDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"the recipe {path} is not {'JSON' if path.suffix == '.json' else 'YAML'}: {error}") from None
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """The recipe as YAML text that `read` takes back."""
+    return yaml.safe_dump(recipe.to_dict(), sort_keys=False)
+
+
+def _vocabulary() -> set[str]:
+    weights: tuple[type, ...] = (View, TopK, TopRows, LowRank, Levels, Codebook, SparseCodebook, ADMM, Periodic)
+    described = (Recipe, Stage, Rule, Training, Distillation, *weights)
+    return {field.name for kind in described for field in dataclasses.fields(kind)}
+
+
+def _mistake(item: Any) -> str:
+    """One pydantic error as `where: what was given, what is allowed`."""
+    where = ".".join(str(part) for part in item["loc"]) or "recipe"
+    given = item["input"]
+    if item["type"] == "unexpected_keyword_argument":
+        key = str(item["loc"][-1])
+        return f"{where}: there is no key {key!r}.{did_you_mean(key, _vocabulary())}"
+    if item["type"] == "value_error":
+        return f"{where}: {item['ctx']['error']}"
+    if item["type"] in ("missing", "missing_argument"):
+        return f"{where}: is required"
+    shown = f" (given {given!r})" if not isinstance(given, dict | list) else ""
+    return f"{where}: {item['msg']}{shown}"

@@ -1,0 +1,87 @@
+"""Reports: what was asked and what was measured, as plain data and as text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from featherweight.measure import Measurement
+
+
+@dataclass(frozen=True)
+class Row:
+    """One stage. `targets`: name -> (non-zero weights left, weights in the original network); `asked`: the share to keep."""
+
+    stage: str
+    measured: Measurement
+    asked: float | None
+    targets: dict[str, tuple[int, int]]
+    epochs: int  # of training on this path so far
+    seconds: float  # of this stage
+    loss: float  # mean training loss of the last epoch
+    residuals: dict[str, float]  # primal residual of each target when it was frozen
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Row:
+        targets = {name: (left, whole) for name, (left, whole) in data["targets"].items()}
+        measured = Measurement(**data["measured"] | {"uncounted": tuple(data["measured"]["uncounted"])})
+        return cls(**data | {"targets": targets, "measured": measured})
+
+    @property
+    def kept(self) -> float | None:
+        """Share of the targets' weights that are not zero."""
+        whole = sum(of for _, of in self.targets.values())
+        return sum(left for left, _ in self.targets.values()) / whole if whole else None
+
+
+HEADERS = ("stage", "score", "asked", "kept", "ratio", "non-zeros", "kB in codes", "MACs", "residual", "epochs", "minutes")
+
+
+def table(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    """The rows as text cells under HEADERS. `ratio`: weights of the targets over those left; `kB`: 1000 bytes."""
+    return [
+        (
+            row.stage,
+            f"{row.measured.score:.2f}",
+            "" if row.asked is None else f"{100 * row.asked:.3g} %",
+            "" if row.kept is None else f"{100 * row.kept:.3g} %",
+            "" if not row.kept else f"{1 / row.kept:.1f}x",
+            f"{row.measured.nonzeros:,}",
+            f"{row.measured.bits / 8000:,.1f}",
+            f"{row.measured.macs:,}" + ("*" if row.measured.uncounted else ""),
+            f"{max(row.residuals.values()):.3f}" if row.residuals else "",
+            str(row.epochs),
+            f"{row.seconds / 60:.1f}",
+        )
+        for row in rows
+    ]
+
+
+def text(rows: Sequence[Row]) -> str:
+    """A plain-text table, and notes on what could not be counted or did not close."""
+    cells = [HEADERS, *table(rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(HEADERS))]
+    lines = [
+        "  ".join(cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(line, widths, strict=True)))
+        for line in cells
+    ]
+    return "\n".join([*lines, *notes(rows)])
+
+
+def notes(rows: Sequence[Row], health: float = 0.1) -> list[str]:
+    """Warnings that belong under the table."""
+    found = []
+    uncounted = sorted({name for row in rows for name in row.measured.uncounted})
+    if uncounted:
+        found.append(f"* MACs leave out modules without a counting rule: {', '.join(uncounted)}")
+    for row in rows:
+        open_targets = [name for name, residual in row.residuals.items() if residual > health]
+        if open_targets:
+            found.append(
+                f"stage {row.stage!r}: primal residual above {health} at {', '.join(open_targets)}: W and Z had not closed"
+            )
+    return found

@@ -1,0 +1,205 @@
+"""A run's memory: what is finished, what is alive, and the stage in progress, so that a killed run goes on where it was."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from featherweight import checkpoint
+from featherweight.drivers import Imposed
+from featherweight.edits import Snapshot
+from featherweight.errors import InputError
+from featherweight.recipe import Recipe, Stage
+from featherweight.training import Step
+
+CHECKPOINT = "checkpoint.pt"
+SECONDS_BETWEEN_LOOKS = 1.0  # at the residuals: a look costs as much as a step of a small network
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a monitor is told after each step. `score` is that of the last finished stage; residuals are of the last look."""
+
+    stage: str
+    phase: str  # "train" or "retrain"
+    step: int
+    steps: int
+    loss: float
+    score: float | None
+    residuals: dict[str, float]
+    seconds_left: float  # of the whole run, from the steps so far
+
+
+Monitor = Callable[[Progress], None]
+
+
+def silent(progress: Progress) -> None:
+    """The monitor that shows nothing."""
+
+
+@dataclass
+class Partial:
+    """A network after some stage: itself, the rows measured on the way (plain data), and the last mean training loss."""
+
+    snapshot: Snapshot
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    loss: float = float("inf")
+
+
+@dataclass
+class Work:
+    """The stage in progress, as last saved."""
+
+    phase: str
+    steps: int
+    snapshot: Snapshot
+    optimizer: dict[str, Any]
+    imposed: dict[str, Any] | None
+    residuals: dict[str, float]
+    seconds: float
+    random: torch.Tensor
+
+
+@dataclass
+class Memory:
+    """All that a run knows. `pool`: the partial networks kept alive; `results`: this stage's, one for each start finished."""
+
+    path: Path | None
+    every: float  # seconds between checkpoints
+    recipe: dict[str, Any]
+    pool: list[Partial]
+    stage: int = 0
+    newest: int = 0  # index in `pool` of the last stage's result
+    results: list[Partial] = field(default_factory=list)
+    baseline: Snapshot | None = None  # the dense network, for distillation
+    epochs: int = 0  # finished epochs on this path; batches are a function of it
+    work: Work | None = None
+
+    @classmethod
+    def open(cls, workdir: Path | None, recipe: Recipe, original: Snapshot, every: float) -> Memory:
+        """A new memory, or the one that an earlier run left in `workdir`. Raises InputError if that was another recipe's."""
+        described = recipe.to_dict()
+        path = workdir / CHECKPOINT if workdir else None
+        saved = checkpoint.read(path) if path else None
+        if saved is None:
+            return cls(path, every, described, [Partial(original)])
+        if saved["recipe"] != described:
+            raise InputError(
+                f"{workdir} holds a run of another recipe; give the same one to go on, or another --workdir to start over"
+            )
+        return cls(
+            path, every, described, [_partial(p) for p in saved["pool"]], saved["stage"], saved["newest"],
+            [_partial(p) for p in saved["results"]],
+            Snapshot(**saved["baseline"]) if saved["baseline"] else None,
+            saved["epochs"],
+            Work(**(saved["work"] | {"snapshot": Snapshot(**saved["work"]["snapshot"])})) if saved["work"] else None,
+        )  # fmt: skip
+
+    def save(self) -> None:
+        if self.path is None:
+            return
+        payload = {name: getattr(self, name) for name in ("recipe", "stage", "newest", "epochs")}
+        payload |= {"pool": [vars(p) | {"snapshot": vars(p.snapshot)} for p in self.pool]}
+        payload |= {"results": [vars(p) | {"snapshot": vars(p.snapshot)} for p in self.results]}
+        payload |= {"baseline": vars(self.baseline) if self.baseline else None}
+        payload |= {"work": vars(self.work) | {"snapshot": vars(self.work.snapshot)} if self.work else None}
+        checkpoint.write(self.path, payload)
+
+    def starts(self, candidates: int) -> list[Partial]:
+        """The partial networks that this stage still has to start from: the newest while the pool fills, then all."""
+        chosen = self.pool if len(self.pool) == candidates else [self.pool[self.newest]]
+        return chosen[len(self.results) :]
+
+    def finish(self, result: Partial) -> None:
+        """One start of this stage is done."""
+        self.results.append(result)
+        self.work = None
+        self.save()
+
+    def advance(self, imposed: bool, epochs: int, candidates: int) -> None:
+        """The stage is done: its best result joins the pool, or replaces the partial network that it came from.
+
+        A stage that imposes nothing replaces always: a dense network is no partial one, it is the teacher.
+        """
+        best = min(range(len(self.results)), key=lambda i: self.results[i].loss)
+        if len(self.pool) < candidates and imposed and self.baseline is not None and self.newest_is_partial():
+            self.pool.append(self.results[best])
+            self.newest = len(self.pool) - 1
+        else:
+            self.newest = best if len(self.pool) == candidates else self.newest
+            self.pool[self.newest] = self.results[best]
+        if not imposed:
+            self.baseline = self.results[best].snapshot
+        self.results, self.stage, self.epochs = [], self.stage + 1, self.epochs + epochs
+        self.save()
+
+    def newest_is_partial(self) -> bool:
+        return any(edit["edit"] == "code" for edit in self.pool[self.newest].snapshot.edits)
+
+
+class Watch:
+    """Follows one stage from one start: saves when it is time, tells the monitor, and keeps the clock."""
+
+    def __init__(self, memory: Memory, monitor: Monitor, stage: Stage, start: Partial, steps_an_epoch: int):
+        self.memory, self.monitor, self.stage, self.start = memory, monitor, stage, start
+        self.steps_an_epoch = steps_an_epoch
+        self.residuals: dict[str, float] = memory.work.residuals if memory.work else {}
+        self.earlier = memory.work.seconds if memory.work else 0.0
+        self.began = self.saved = time.monotonic()
+        self.looked = -math.inf
+        self.steps = 0  # in this process
+
+    def over(self, phase: str, model: nn.Module, optimizer: Optimizer, imposed: Imposed | None) -> Callable[[Step], None]:
+        """The `after_step` for `fit`."""
+
+        def save(step: Step) -> None:
+            self.memory.work = Work(
+                phase, step.done, Snapshot.of(model, self.start.snapshot.structural()), optimizer.state_dict(),
+                imposed.state_dict() if imposed else None, self.residuals, self.seconds(), torch.get_rng_state(),
+            )  # fmt: skip
+            self.memory.save()
+            self.saved = time.monotonic()
+
+        def after(step: Step) -> None:
+            now = time.monotonic()
+            self.steps += 1
+            if imposed and now - self.looked >= SECONDS_BETWEEN_LOOKS:
+                self.residuals, self.looked = imposed.residuals(), now
+            if self.memory.path and now - self.saved >= self.memory.every:
+                save(step)
+            score = self.start.rows[-1]["measured"]["score"] if self.start.rows else None
+            progress = Progress(
+                self.stage.name, phase, step.done, step.total, step.loss, score, self.residuals, self._left(phase, step)
+            )
+            try:
+                self.monitor(progress)
+            except KeyboardInterrupt:
+                if self.memory.path:
+                    save(step)
+                raise
+
+        return after
+
+    def seconds(self) -> float:
+        """Wall time of the stage so far, interrupted runs included."""
+        return self.earlier + time.monotonic() - self.began
+
+    def _left(self, phase: str, step: Step) -> float:
+        """Seconds to the end of the recipe at this process's pace."""
+        later = sum(s["train"]["epochs"] + s["retrain"]["epochs"] for s in self.memory.recipe["stages"][self.memory.stage + 1 :])
+        if phase == "train":
+            later += self.stage.retrain.epochs
+        steps = step.total - step.done + later * self.steps_an_epoch
+        return steps * (time.monotonic() - self.began) / self.steps
+
+
+def _partial(saved: dict[str, Any]) -> Partial:
+    return Partial(Snapshot(**saved["snapshot"]), saved["rows"], saved["loss"])

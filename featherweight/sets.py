@@ -1,0 +1,379 @@
+"""Sets: what must hold of a matrix. Each is one frozen description with one algorithm, its projection."""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from featherweight import codes, kmeans
+from featherweight.errors import InputError
+from featherweight.scales import best_scale
+
+
+class SetError(InputError):
+    """A size that is out of range, or a matrix that cannot be projected."""
+
+
+@dataclass(frozen=True)
+class Menu:
+    """The sizes 0 .. most that a set admits for one matrix, and what each costs.
+
+    errors   (most + 1,) float64: the squared distance at each size, non-increasing
+    bits     size -> storage in bits
+    """
+
+    errors: Tensor
+    bits: Callable[[int], int]
+
+    @property
+    def most(self) -> int:
+        return self.errors.numel() - 1
+
+
+class Set(abc.ABC):
+    """A subset of the (rows, cols) matrices. Finals are frozen dataclasses; their first line is the problem they solve."""
+
+    exact: ClassVar[bool]  # is `project` the true Euclidean projection?
+
+    @abc.abstractmethod
+    def encode(self, matrix: Tensor) -> codes.Code:
+        """The code whose decoding, refitted to `matrix`, is the projection."""
+
+    @abc.abstractmethod
+    def violation(self, matrix: Tensor) -> float:
+        """Distance from the set over the norm of the matrix, in [0, 1]; 0 inside. An upper bound where `exact` is False."""
+
+    @abc.abstractmethod
+    def pull(self, matrix: Tensor) -> Tensor:
+        """A subgradient, at `matrix`, of the set's convex surrogate."""
+
+    def project(self, matrix: Tensor) -> Tensor:
+        """The nearest member of the set, or a near one where `exact` is False. Same shape, dtype and device."""
+        code = self.encode(matrix)
+        free = code.right_inverse(matrix)
+        return code(*free) if isinstance(free, tuple) else code(free)
+
+    @abc.abstractmethod
+    def complete(self) -> bool:
+        """Has it a size, or does it still wait for one from a plan?"""
+
+    def menu(self, matrix: Tensor) -> Menu:
+        """The admissible sizes for `matrix`. Raises SetError for a set that has no size to choose."""
+        raise SetError(f"{type(self).__name__} has no size for an allocator to choose; give its size in the rule")
+
+    def sized(self, size: int) -> Set:
+        """The same set with its size replaced."""
+        raise SetError(f"{type(self).__name__} has no size to set")
+
+
+@dataclass(frozen=True)
+class TopK(Set):
+    """min |m - z|_F  s.t.  |z|_0 <= count.
+
+    Exact: the `count` entries of largest magnitude; of equal ones, any, but never more than `count`. O(n). Zhang et al. 2018
+    (arXiv 1804.03294), eq. 6. `count=None` leaves the size to the plan. Surrogate: the l1 norm.
+    """
+
+    count: int | None = None
+    kind: Literal["top_k"] = "top_k"
+    exact: ClassVar[bool] = True
+
+    def complete(self) -> bool:
+        return self.count is not None
+
+    def encode(self, matrix: Tensor) -> codes.Sparse:
+        count = _checked(self, self.count, matrix, matrix.numel(), "count")
+        index = matrix.reshape(-1).abs().topk(count, sorted=False).indices
+        return codes.Sparse(matrix.shape[0], matrix.shape[1], index.sort().values)
+
+    def violation(self, matrix: Tensor) -> float:
+        count = _checked(self, self.count, matrix, matrix.numel(), "count")
+        squares = matrix.reshape(-1).double().square().sort().values
+        return _ratio(squares[: squares.numel() - count].sum(), squares.sum())
+
+    def pull(self, matrix: Tensor) -> Tensor:
+        return matrix.sign()
+
+    def menu(self, matrix: Tensor) -> Menu:
+        return _sorted_menu(
+            matrix.reshape(-1).double().square(), lambda k: codes.Sparse.blank(matrix.shape[0], matrix.shape[1], k).bits()
+        )
+
+    def sized(self, size: int) -> TopK:
+        return replace(self, count=size)
+
+
+@dataclass(frozen=True)
+class TopRows(Set):
+    """min |m - z|_F  s.t.  at most `count` rows of z are not zero.
+
+    Exact: the rows of largest Euclidean norm. O(n). He et al. 2018 (SFP); Zhang et al. 2018 (StructADMM, arXiv 1807.11091).
+    Surrogate: the group lasso.
+    """
+
+    count: int | None = None
+    kind: Literal["top_rows"] = "top_rows"
+    exact: ClassVar[bool] = True
+
+    def complete(self) -> bool:
+        return self.count is not None
+
+    def encode(self, matrix: Tensor) -> codes.Rows:
+        count = _checked(self, self.count, matrix, matrix.shape[0], "count")
+        index = torch.linalg.vector_norm(matrix, dim=1).topk(count, sorted=False).indices
+        return codes.Rows(matrix.shape[0], matrix.shape[1], index.sort().values)
+
+    def violation(self, matrix: Tensor) -> float:
+        count = _checked(self, self.count, matrix, matrix.shape[0], "count")
+        squares = matrix.double().square().sum(1).sort().values
+        return _ratio(squares[: squares.numel() - count].sum(), squares.sum())
+
+    def pull(self, matrix: Tensor) -> Tensor:
+        norm = torch.linalg.vector_norm(matrix, dim=1, keepdim=True)
+        return torch.where(norm > 0, matrix / norm, 0.0)
+
+    def menu(self, matrix: Tensor) -> Menu:
+        return _sorted_menu(
+            matrix.double().square().sum(1), lambda k: codes.Rows.blank(matrix.shape[0], matrix.shape[1], k).bits()
+        )
+
+    def sized(self, size: int) -> TopRows:
+        return replace(self, count=size)
+
+
+@dataclass(frozen=True)
+class LowRank(Set):
+    """min |m - z|_F  s.t.  rank(z) <= rank, or with `energy`: the least rank whose dropped sum of squares is <= energy |m|_F^2.
+
+    Exact for a rank: truncated singular value decomposition (Eckart and Young 1936). O(rows cols min(rows, cols)). The energy
+    rule is that of Trained Rank Pruning (arXiv 1910.04576), relative and so blind to the scale of the weight.
+    Surrogate: the nuclear norm, with subgradient U V^T over the kept rank (Avron et al. 2012).
+    """
+
+    rank: int | None = None
+    energy: float | None = None
+    kind: Literal["low_rank"] = "low_rank"
+    exact: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.rank is not None and self.energy is not None:
+            raise SetError(f"LowRank takes a rank or an energy, not both (given rank={self.rank}, energy={self.energy})")
+        if self.energy is not None and not 0 <= self.energy < 1:
+            raise SetError(f"LowRank energy is the dropped share of the squared norm, in [0, 1), given {self.energy}")
+
+    def complete(self) -> bool:
+        return self.rank is not None or self.energy is not None
+
+    def encode(self, matrix: Tensor) -> codes.Factors:
+        return codes.Factors(matrix.shape[0], matrix.shape[1], self.rank_of(matrix))
+
+    def rank_of(self, matrix: Tensor) -> int:
+        """The rank that the projection of `matrix` has (at most)."""
+        if self.energy is None:
+            return _checked(self, self.rank, matrix, min(matrix.shape), "rank")
+        squares = torch.linalg.svdvals(_finite(self, matrix).double()).square()
+        dropped = squares.flip(0).cumsum(0)  # dropped[i]: the i + 1 smallest
+        return squares.numel() - int((dropped <= self.energy * dropped[-1]).sum())
+
+    def violation(self, matrix: Tensor) -> float:
+        if self.energy is not None:
+            return 0.0  # any matrix has a rank that keeps the energy it keeps; the rule binds only at projection
+        rank = _checked(self, self.rank, matrix, min(matrix.shape), "rank")
+        squares = torch.linalg.svdvals(matrix.double()).square()
+        return _ratio(squares[rank:].sum(), squares.sum())
+
+    def pull(self, matrix: Tensor) -> Tensor:
+        left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+        rank = self.rank_of(matrix)
+        return left[:, :rank] @ right[:rank]
+
+    def menu(self, matrix: Tensor) -> Menu:
+        squares = torch.linalg.svdvals(_finite(self, matrix).double()).square()
+        return _sorted_menu(squares, lambda k: codes.Factors.blank(matrix.shape[0], matrix.shape[1], k).bits())
+
+    def sized(self, size: int) -> LowRank:
+        return LowRank(rank=size)
+
+
+@dataclass(frozen=True)
+class Levels(Set):
+    """min |m - z|_F  s.t.  every entry of row r of z is scale_r times one of a few fixed levels, for some scale_r >= 0.
+
+    uniform: +-1, +-2 .. +-2^(bits-1), no zero (zero belongs to pruning; Ye et al. 2018, arXiv 1811.01907);
+    power_of_two: +-1, +-2, +-4 .. (2^(bits-1) of each sign); binary: +-1; ternary: -1, 0, +1.
+    Exact: each row's scale minimises the distance over the whole range (`scales.best_scale`). O(n log n). One scale for the
+    whole tensor or one a filter is a matter of the view. Surrogate: half the squared distance to the set.
+    """
+
+    levels: Literal["uniform", "power_of_two", "binary", "ternary"] = "binary"
+    bits: int | None = None
+    kind: Literal["levels"] = "levels"
+    exact: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        takes_bits = self.levels in ("uniform", "power_of_two")
+        if not takes_bits and self.bits is not None:
+            raise SetError(f"Levels({self.levels!r}) has a fixed number of levels; bits={self.bits} does not apply")
+        most = 8 if self.levels == "uniform" else 5
+        if takes_bits and self.bits is not None and not 1 <= self.bits <= most:
+            raise SetError(f"Levels({self.levels!r}) takes 1 to {most} bits, given {self.bits}")
+
+    def positive(self) -> Tensor:
+        """The levels >= 0, ascending, float64."""
+        if self.levels == "binary":
+            return torch.tensor([1.0], dtype=torch.float64)
+        if self.levels == "ternary":
+            return torch.tensor([0.0, 1.0], dtype=torch.float64)
+        if self.bits is None:
+            raise SetError(f"Levels({self.levels!r}) needs its bits")
+        steps = torch.arange(2 ** (self.bits - 1), dtype=torch.float64)
+        return steps + 1 if self.levels == "uniform" else 2.0**steps
+
+    def complete(self) -> bool:
+        return self.bits is not None or self.levels in ("binary", "ternary")
+
+    def encode(self, matrix: Tensor) -> codes.Scaled:
+        _finite(self, matrix)
+        positive = self.positive().to(matrix.device)
+        levels = torch.cat([-positive[positive > 0].flip(0), positive])  # ascending, so an index is a rank
+        scale = torch.tensor([best_scale(row.abs(), positive) for row in matrix], dtype=torch.float64, device=matrix.device)
+        scaled = matrix.double() / scale.clamp_min(torch.finfo(torch.float64).tiny)[:, None]
+        return codes.Scaled(kmeans.nearest(scaled, levels), levels.to(matrix.dtype))
+
+    def violation(self, matrix: Tensor) -> float:
+        _finite(self, matrix)
+        positive = self.positive().to(matrix.device)
+        missed = torch.zeros((), dtype=torch.float64, device=matrix.device)
+        for row in matrix.abs().double():
+            levels = best_scale(row, positive) * positive
+            missed += (row[:, None] - levels).square().amin(1).sum()
+        return _ratio(missed, matrix.double().square().sum())
+
+    def pull(self, matrix: Tensor) -> Tensor:
+        return matrix - self.project(matrix)
+
+
+@dataclass(frozen=True)
+class Codebook(Set):
+    """min |m - z|_F  s.t.  the entries of z take at most `count` different values.
+
+    Exact below `kmeans.EXACT_LIMIT` entries, a local optimum above (see `kmeans.centroids`). Han et al. 2016 (Deep
+    Compression); Ye et al. 2018 (arXiv 1811.01907), sec. 3. Surrogate: half the squared distance to the set.
+    """
+
+    count: int | None = None
+    kind: Literal["codebook"] = "codebook"
+    exact: ClassVar[bool] = True
+
+    def complete(self) -> bool:
+        return self.count is not None
+
+    def encode(self, matrix: Tensor) -> codes.Shared:
+        count = _checked(self, self.count, matrix, matrix.numel(), "count", least=1)
+        centers = kmeans.centroids(matrix.reshape(-1), count)
+        return codes.Shared(kmeans.nearest(matrix, centers), count)
+
+    def violation(self, matrix: Tensor) -> float:
+        count = _checked(self, self.count, matrix, matrix.numel(), "count", least=1)
+        return _clustering_error(matrix.reshape(-1), count, matrix)
+
+    def pull(self, matrix: Tensor) -> Tensor:
+        return matrix - self.project(matrix)
+
+    def sized(self, size: int) -> Codebook:
+        return replace(self, count=size)
+
+
+@dataclass(frozen=True)
+class SparseCodebook(Set):
+    """min |m - z|_F  s.t.  |z|_0 <= count and the non-zero entries of z take at most `shared` different values.
+
+    Approximate: the `count` entries of largest magnitude, then k-means of those (Ye et al. 2018, arXiv 1811.01907: prune, then
+    cluster what is left). Surrogate: half the squared distance to the set.
+    """
+
+    count: int | None = None
+    shared: int = 16
+    kind: Literal["sparse_codebook"] = "sparse_codebook"
+    exact: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.shared < 1:
+            raise SetError(f"SparseCodebook needs at least 1 shared value, given {self.shared}")
+
+    def complete(self) -> bool:
+        return self.count is not None
+
+    def encode(self, matrix: Tensor) -> codes.SparseShared:
+        count = _checked(self, self.count, matrix, matrix.numel(), "count")
+        flat = matrix.reshape(-1)
+        position = flat.abs().topk(count, sorted=False).indices.sort().values
+        chosen = flat[position]
+        centers = kmeans.centroids(chosen, self.shared)
+        return codes.SparseShared(matrix.shape[0], matrix.shape[1], position, kmeans.nearest(chosen, centers), self.shared)
+
+    def violation(self, matrix: Tensor) -> float:
+        count = _checked(self, self.count, matrix, matrix.numel(), "count")
+        flat = matrix.reshape(-1).double()
+        ordered = flat[flat.abs().argsort()]
+        dropped, kept = ordered[: flat.numel() - count], ordered[flat.numel() - count :]
+        inner = _clustering_error(kept, self.shared, kept) if count else 0.0
+        return _ratio(dropped.square().sum() + inner**2 * kept.square().sum(), flat.square().sum())
+
+    def pull(self, matrix: Tensor) -> Tensor:
+        return matrix - self.project(matrix)
+
+    def menu(self, matrix: Tensor) -> Menu:
+        squares = matrix.reshape(-1).double().square()
+        return _sorted_menu(squares, lambda k: codes.SparseShared.blank(matrix.shape[0], matrix.shape[1], k, self.shared).bits())
+
+    def sized(self, size: int) -> SparseCodebook:
+        return replace(self, count=size)
+
+
+SETS: tuple[type[Set], ...] = (TopK, TopRows, LowRank, Levels, Codebook, SparseCodebook)
+
+
+def _checked(owner: Set, size: int | None, matrix: Tensor, most: int, name: str, least: int = 0) -> int:
+    """`size` if it lies in [least, most] and the matrix is finite."""
+    if size is None:
+        raise SetError(f"{type(owner).__name__} has no {name} yet: give one, or let a plan choose it from a budget")
+    if not least <= size <= most:
+        raise SetError(
+            f"{type(owner).__name__} {name} must be from {least} to {most} for a {tuple(matrix.shape)} matrix, given {size}"
+        )
+    _finite(owner, matrix)
+    return size
+
+
+def _finite(owner: Set, matrix: Tensor) -> Tensor:
+    if not bool(torch.isfinite(matrix).all()):
+        raise SetError(
+            f"{type(owner).__name__} was given a matrix with NaN or infinite entries: the training before has diverged"
+        )
+    return matrix
+
+
+def _ratio(missed: Tensor, whole: Tensor) -> float:
+    """sqrt(missed / whole), 0 for the zero matrix."""
+    return math.sqrt(float(missed) / float(whole)) if float(whole) > 0 else 0.0
+
+
+def _clustering_error(values: Tensor, count: int, whole: Tensor) -> float:
+    """Relative distance of `values` from having `count` distinct values."""
+    if values.unique().numel() <= count:
+        return 0.0
+    centers = kmeans.centroids(values.double(), count)
+    missed = (values.double() - centers[kmeans.nearest(values.double(), centers)]).square().sum()
+    return _ratio(missed, whole.double().square().sum())
+
+
+def _sorted_menu(squares: Tensor, bits: Callable[[int], int]) -> Menu:
+    """A menu whose error at size k is the sum of all but the k largest `squares`."""
+    return Menu(torch.cat([squares.new_zeros(1), squares.sort().values.cumsum(0)]).flip(0), bits)

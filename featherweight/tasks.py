@@ -1,0 +1,216 @@
+"""The built-in tasks: digits, MNIST and CIFAR-10 as `Task` values, for the command line, the benchmarks and the tests."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+from torch.nn import Parameter
+from torch.optim import SGD, Adam, Optimizer
+
+from featherweight import data
+from featherweight.data import Dataset
+from featherweight.training import Task
+
+LabelledImages = tuple[Tensor, Tensor]  # float32 (batch, channels, height, width), int64 (batch,)
+
+CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
+CIFAR10_DEVIATION = (0.2470, 0.2435, 0.2616)
+
+
+# --- batches -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class EpochBatches:
+    """The batches of one epoch: sized, iterable any number of times, and indexable, so a resumed run can skip what it has seen.
+
+    Batch i depends only on the data, the order, the seed, the epoch and i, and not on whether the batches before it were made.
+    """
+
+    inputs: Tensor  # (count, channels, height, width)
+    labels: Tensor  # (count,)
+    order: Tensor  # permutation of 0 .. count - 1
+    batch_size: int
+    seed: int
+    epoch: int
+    prepare: Callable[[Tensor, Generator], Tensor]  # raw inputs of a batch -> what the network gets
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.order) / self.batch_size)
+
+    def __getitem__(self, index: int) -> LabelledImages:
+        if not 0 <= index < len(self):
+            raise IndexError(f"batch {index} of an epoch of {len(self)} batches: give 0 to {len(self) - 1}")
+        chosen = self.order[index * self.batch_size : (index + 1) * self.batch_size]
+        return self.prepare(self.inputs[chosen], _generator(self.seed, self.epoch, "batch", index)), self.labels[chosen]
+
+    def __iter__(self) -> Iterator[LabelledImages]:
+        return (self[index] for index in range(len(self)))
+
+
+def _generator(seed: int, epoch: int, use: str, index: int) -> Generator:
+    # PyTorch's CPU generator keeps 32 bits of a seed, so the numbers are mixed into 32 bits instead of being set side by side.
+    digest = hashlib.blake2b(f"{seed} {epoch} {use} {index}".encode(), digest_size=4).digest()
+    return Generator().manual_seed(int.from_bytes(digest, "big"))
+
+
+def _task(
+    dataset: Dataset,
+    seed: int,
+    batch_size: int,
+    train_view: Callable[[Tensor, Generator], Tensor],
+    test_view: Callable[[Tensor], Tensor],
+    loss: Callable[[nn.Module, LabelledImages], Tensor],
+    optimizer: Callable[[Iterable[Parameter]], Optimizer],
+) -> Task:
+    def batches(epoch: int) -> EpochBatches:
+        order = torch.randperm(len(dataset.train_labels), generator=_generator(seed, epoch, "order", 0))
+        return EpochBatches(dataset.train_inputs, dataset.train_labels, order, batch_size, seed, epoch, train_view)
+
+    def score(network: nn.Module) -> float:
+        return accuracy(network, dataset.test_inputs, dataset.test_labels, test_view)
+
+    # An image of the training set, and not zeros, so that every path through the network carries numbers.
+    return Task((test_view(dataset.train_inputs[:1]),), batches, loss, score, optimizer)
+
+
+# --- losses and scores ---------------------------------------------------------------------------------------------------
+
+
+def cross_entropy(network: nn.Module, batch: LabelledImages) -> Tensor:
+    """Mean cross-entropy of the batch in nats, in the network's own precision."""
+    images, labels = batch
+    return F.cross_entropy(network(images), labels)
+
+
+def cross_entropy_bfloat16(network: nn.Module, batch: LabelledImages) -> Tensor:
+    """Mean cross-entropy of the batch in nats; the network runs under bfloat16 autocast, the loss in float32."""
+    images, labels = batch
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = network(images)
+    return F.cross_entropy(logits.float(), labels)
+
+
+def accuracy(
+    network: nn.Module, inputs: Tensor, labels: Tensor, view: Callable[[Tensor], Tensor], batch_size: int = 250
+) -> float:
+    """Percent of the inputs whose largest logit is at their label; eval mode, float32, without autocast.
+
+    The training flag of every module is restored, also after an error: they may differ, as where batch norms are frozen.
+    """
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    correct = 0
+    try:
+        with torch.inference_mode(), torch.autocast("cpu", enabled=False):
+            for images, answers in zip(inputs.split(batch_size), labels.split(batch_size), strict=True):
+                correct += int((network(view(images)).argmax(dim=1) == answers).sum())
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    return 100.0 * correct / len(labels)
+
+
+def _adam(parameters: Iterable[Parameter]) -> Optimizer:
+    return Adam(parameters, lr=1e-3)
+
+
+def _nesterov(parameters: Iterable[Parameter]) -> Optimizer:
+    # Weight decay shrinks weights; on biases and batch-norm affines (one dimension) it only costs accuracy.
+    everything = list(parameters)
+    groups = [
+        {"params": [parameter for parameter in everything if parameter.ndim > 1], "weight_decay": 5e-4},
+        {"params": [parameter for parameter in everything if parameter.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return SGD([group for group in groups if group["params"]], lr=0.1, momentum=0.9, nesterov=True)
+
+
+# --- the tasks -----------------------------------------------------------------------------------------------------------
+
+
+def digits(seed: int = 0, held_out: int = 0) -> Task:
+    """scikit-learn's digits at 28x28: Adam at 1e-3, batch 64, no augmentation, float32. An epoch of LeNet-5 takes about a second.
+
+    With held_out > 0 the score is on that many training images, which are then not trained on, and the test set is not used.
+    Raises DataMissing where scikit-learn is not installed.
+    """
+    return _task(_chosen_part(data.digits(), held_out), seed, 64, _as_is, _unchanged, cross_entropy, _adam)
+
+
+def _chosen_part(dataset: Dataset, held_out: int) -> Dataset:
+    return data.held_out(dataset, held_out) if held_out else dataset
+
+
+def _as_is(images: Tensor, generator: Generator) -> Tensor:
+    return images
+
+
+def _unchanged(images: Tensor) -> Tensor:
+    return images
+
+
+def mnist(seed: int = 0, held_out: int = 0, augment: bool = True) -> Task:
+    """MNIST, pixels in 0..1: Adam at 1e-3, batch 128, small affine changes unless `augment` is False, bfloat16 autocast.
+
+    With held_out > 0 the score is on that many training images, which are then not trained on, and the test set is not used.
+    Raises DataMissing or DataDamaged.
+    """
+    dataset = _chosen_part(data.mnist(), held_out)
+    train_view = _moved_digits if augment else _plain_digits
+    return _task(dataset, seed, 128, train_view, _digits_in_unit_range, cross_entropy_bfloat16, _adam)
+
+
+def _digits_in_unit_range(images: Tensor) -> Tensor:
+    return images.float().div(255)
+
+
+def _plain_digits(images: Tensor, generator: Generator) -> Tensor:
+    return _digits_in_unit_range(images)
+
+
+def _moved_digits(images: Tensor, generator: Generator) -> Tensor:
+    return data.affine(_digits_in_unit_range(images), generator, degrees=10, scale=0.1, shear=10, translate=2)
+
+
+def cifar10(seed: int = 0, held_out: int = 0, augment: bool = True) -> Task:
+    """CIFAR-10, normalised: SGD with Nesterov momentum 0.9, rate 0.1, weight decay 5e-4 on weights, batch 128, bfloat16 autocast.
+
+    Training images are cropped with padding 4 and flipped unless `augment` is False.
+    The rate is the base of a schedule, not one to stay at.
+    With held_out > 0 the score is on that many training images, which are then not trained on, and the test set is not used.
+    Raises DataMissing or DataDamaged.
+    """
+    dataset = _chosen_part(data.cifar10(), held_out)
+    train_view = _moved_photographs if augment else _plain_photographs
+    return _task(dataset, seed, 128, train_view, _normalised_photographs, cross_entropy_bfloat16, _nesterov)
+
+
+def _normalised_photographs(images: Tensor) -> Tensor:
+    # channels_last is the layout oneDNN's convolutions want: with it bfloat16 is two to three times as fast as float32.
+    mean = 255 * torch.tensor(CIFAR10_MEAN).reshape(3, 1, 1)
+    deviation = 255 * torch.tensor(CIFAR10_DEVIATION).reshape(3, 1, 1)
+    return images.float().sub(mean).div(deviation).contiguous(memory_format=torch.channels_last)
+
+
+def _plain_photographs(images: Tensor, generator: Generator) -> Tensor:
+    return _normalised_photographs(images)
+
+
+def _moved_photographs(images: Tensor, generator: Generator) -> Tensor:
+    return _normalised_photographs(data.crop_and_flip(images, generator))
+
+
+class NamedTask(Protocol):
+    """What the functions of this file have in common."""
+
+    def __call__(self, seed: int = 0, held_out: int = 0) -> Task: ...
+
+
+TASKS: dict[str, NamedTask] = {"digits": digits, "mnist": mnist, "cifar10": cifar10}

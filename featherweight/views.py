@@ -1,0 +1,100 @@
+"""A view is a reversible pattern between a parameter and the matrix whose rows, columns or entries a set speaks of."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from einops import EinopsError, rearrange
+from torch import Tensor
+
+from featherweight.errors import InputError
+
+
+class ViewError(InputError):
+    """A pattern that is malformed or does not fit a parameter's shape."""
+
+
+@dataclass(frozen=True)
+class View:
+    """An einops pattern with two axes on its right, such as `"o i h w -> (i h) (o w)"`; exact in both directions.
+
+    `sizes` gives the axes that a shape alone does not tell: `View("(n d) i -> n (d i)", (("n", 12),))`.
+    `...` stands for all the axes of the parameter: `"... -> () (...)"` is one row, the whole tensor.
+    """
+
+    pattern: str = "... -> () (...)"
+    sizes: tuple[tuple[str, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        left, arrow, right = self.pattern.partition("->")
+        if not arrow or "->" in right:
+            raise ViewError(f"view pattern {self.pattern!r} must have one '->', such as 'o i h w -> o (i h w)'")
+        if len(_groups(right)) != 2:
+            raise ViewError(
+                f"view pattern {self.pattern!r} must give a matrix: two groups on the right, it has {len(_groups(right))}"
+            )
+        names = [_names(side) for side in (left, right)]
+        if sorted(names[0]) != sorted(names[1]) or len(set(names[0])) != len(names[0]):
+            raise ViewError(f"view pattern {self.pattern!r} must name every axis once on each side, or it could not be undone")
+        unknown = [name for name, _ in self.sizes if name not in names[0]]
+        if unknown:
+            raise ViewError(f"view pattern {self.pattern!r} has no axis {unknown[0]!r}; its axes are {', '.join(names[0])}")
+        if any(size < 1 for _, size in self.sizes):
+            raise ViewError(f"view pattern {self.pattern!r}: axis sizes must be at least 1, given {dict(self.sizes)}")
+
+    def to_matrix(self, weight: Tensor) -> Tensor:
+        """(...) -> (rows, cols); shares memory where the pattern allows it. Raises ViewError if it does not fit."""
+        left, right, sizes = self._resolve(tuple(weight.shape))
+        return rearrange(weight, f"{left} -> {right}", **sizes)
+
+    def to_weight(self, matrix: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """(rows, cols) -> `shape`; the exact inverse of `to_matrix`."""
+        left, right, sizes = self._resolve(tuple(shape))
+        try:
+            return rearrange(matrix, f"{right} -> {left}", **sizes)
+        except EinopsError as error:
+            raise ViewError(f"matrix of shape {tuple(matrix.shape)} is not a {self.pattern!r} of shape {tuple(shape)}") from error
+
+    def matrix_shape(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """The (rows, cols) that a parameter of `shape` becomes."""
+        _, right, sizes = self._resolve(tuple(shape))
+        rows, cols = (math.prod(sizes[name] for name in group) for group in _groups(right))
+        return rows, cols
+
+    def _resolve(self, shape: tuple[int, ...]) -> tuple[str, str, dict[str, int]]:
+        """Both sides with `...` spelled out, and the size of every axis."""
+        left, right = (side.strip() for side in self.pattern.split("->"))
+        named = len([group for group in _groups(left) if group != ["..."]])
+        if "..." in left:
+            axes = " ".join(f"axis{i}" for i in range(len(shape) - named))
+            left, right = left.replace("...", axes), right.replace("...", axes)
+        groups = _groups(left)
+        if len(groups) != len(shape):
+            raise ViewError(f"view {self.pattern!r} is for {len(groups)} dimensions, the parameter has shape {shape}")
+        sizes = dict(self.sizes)
+        for group, extent in zip(groups, shape, strict=True):
+            unknown = [name for name in group if name not in sizes]
+            known = math.prod(sizes[name] for name in group if name in sizes)
+            if len(unknown) > 1:
+                raise ViewError(f"view {self.pattern!r} needs a size for all but one of {', '.join(group)}: give `sizes`")
+            if extent % known or (not unknown and extent != known):
+                raise ViewError(
+                    f"view {self.pattern!r} with {dict(self.sizes)} does not divide the shape {shape}: {known} into {extent}"
+                )
+            if unknown:
+                sizes[unknown[0]] = extent // known
+        return left, right, sizes
+
+
+def _groups(side: str) -> list[list[str]]:
+    """`"(i h) o"` -> [["i", "h"], ["o"]]; `()` is an empty group, an axis of length 1."""
+    return [(inner if paren else single).split() for paren, inner, single in re.findall(r"(\(([^()]*)\))|([^\s()]+)", side)]
+
+
+def _names(side: str) -> list[str]:
+    return [name for group in _groups(side) for name in group]
+
+
+WHOLE = View("... -> () (...)")
