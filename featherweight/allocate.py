@@ -14,13 +14,8 @@ Allocator = Callable[[Mapping[str, Menu], int], dict[str, int]]
 
 
 def uniform(menus: Mapping[str, Menu], total: int) -> dict[str, int]:
-    """The same share of every menu, rounded so that the sum is exactly `total`."""
-    whole = _checked(menus, total)
-    exact = {name: total * menu.most / whole for name, menu in menus.items()}
-    sizes = {name: int(share) for name, share in exact.items()}
-    for name in sorted(exact, key=lambda n: sizes[n] - exact[n])[: total - sum(sizes.values())]:
-        sizes[name] += 1
-    return sizes
+    """The same share of every menu, rounded by Sainte-Lague's divisors: a larger total never takes from a target."""
+    return _threshold(menus, total, lambda menu: menu.most / (torch.arange(menu.most, dtype=torch.float64) + 0.5))
 
 
 def magnitude(menus: Mapping[str, Menu], total: int) -> dict[str, int]:

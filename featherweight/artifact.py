@@ -53,6 +53,7 @@ def save(folder: str | Path, snapshot: Snapshot, description: Description) -> di
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        old = part.with_name(part.name + ".old")
         os.chmod(part, 0o755)
         save_file({name: tensor.contiguous().cpu() for name, tensor in snapshot.state.items()}, part / WEIGHTS)
         (part / DESCRIPTION).write_text(description.model_dump_json(indent=1))
@@ -61,12 +62,14 @@ def save(folder: str | Path, snapshot: Snapshot, description: Description) -> di
                 os.fsync(handle.fileno())
         sizes = {file.name: file.stat().st_size for file in sorted(part.iterdir())}
         if folder.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
-            os.rename(folder, old / folder.name)
+            os.rename(folder, old)
+        try:
             os.rename(part, folder)
-            shutil.rmtree(old)
-        else:
-            os.rename(part, folder)
+        except OSError:
+            if old.exists():
+                os.replace(old, folder)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
         sync_folder(folder.parent)
         return sizes
     except (OSError, SafetensorError) as error:

@@ -8,8 +8,9 @@ projection, what `state_dict()` holds and what `bits()` counts is therefore one 
 from __future__ import annotations
 
 import abc
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -178,7 +179,7 @@ class Scaled(Code):
     def __init__(self, index: Tensor, levels: Tensor):
         super().__init__(index.shape[0], index.shape[1])
         self.register_buffer("index", index.to(_index_type(levels.numel())))
-        self.register_buffer("levels", levels)
+        self.register_buffer("levels", levels.float())  # small whole numbers: exact, and the same in files of any precision
         self.index: Tensor
         self.levels: Tensor
 
@@ -290,19 +291,45 @@ class SparseShared(Code):
 CODES: dict[str, Callable[..., Code]] = {  # kind -> (rows, cols, **sizes) -> a code whose discrete part is still to be loaded
     code.kind: code.blank for code in (Sparse, Rows, Factors, Scaled, Shared, SparseShared)
 }
+LARGEST_TABLE = 2**16  # levels or shared values that a file may ask for
+
+
+def blank(kind: str, rows: int, cols: int, sizes: dict[str, int]) -> Code:
+    """A code whose discrete part is still to be loaded. Raises ValueError at a size that such a code cannot have."""
+    entries = rows * cols
+    limits = {
+        "sparse": {"count": (0, entries)},
+        "rows": {"count": (0, rows)},
+        "factors": {"rank": (0, min(rows, cols))},
+        "scaled": {"count": (1, LARGEST_TABLE)},
+        "shared": {"count": (1, max(entries, 1))},
+        "sparse_shared": {"count": (0, entries), "shared": (1, LARGEST_TABLE)},
+    }[kind]
+    if sizes.keys() != limits.keys():
+        raise ValueError(f"a {kind} code has the sizes {sorted(limits)}, not {sorted(sizes)}")
+    for name, (least, most) in limits.items():
+        if not least <= sizes[name] <= most:
+            raise ValueError(
+                f"{name} = {sizes[name]} is not a size that a {kind} code of {rows} x {cols} can have ({least} to {most})"
+            )
+    return CODES[kind](rows, cols, **sizes)
 
 
 class Viewed(nn.Module):
-    """A code seen through a view: the parametrization that stands on a parameter of `shape`."""
+    """A code seen through a view: the parametrization that stands on a parameter of `shape`.
 
-    def __init__(self, view: View, shape: tuple[int, ...], code: Code):
+    `channels_last`: decode into that memory layout, without which a convolution runs at half its speed on some processors.
+    """
+
+    def __init__(self, view: View, shape: tuple[int, ...], code: Code, channels_last: bool = False):
         super().__init__()
-        self.view, self.shape, self.code = view, tuple(shape), code
+        self.view, self.shape, self.code, self.channels_last = view, tuple(shape), code, channels_last
 
     def forward(self, *free: Tensor) -> Tensor:
         # under autocast a product of factors would be rounded to bfloat16 in training and not in scoring
         with torch.autocast(free[0].device.type, enabled=False):
-            return self.view.to_weight(self.code(*free), self.shape)
+            weight = self.view.to_weight(self.code(*free), self.shape)
+            return weight.clone(memory_format=torch.channels_last) if self.channels_last else weight
 
     def right_inverse(self, weight: Tensor) -> Tensor | tuple[Tensor, ...]:
         return self.code.right_inverse(self.view.to_matrix(weight))
@@ -311,8 +338,9 @@ class Viewed(nn.Module):
 def attach(model: nn.Module, name: str, view: View, code: Code) -> None:
     """Put `code` on parameter `name`, refitted to its present value; the parameter becomes the code's free part."""
     module, attribute = owner(model, name)
-    shape = tuple(getattr(module, attribute).shape)
-    parametrize.register_parametrization(module, attribute, Viewed(view, shape, code))
+    weight = getattr(module, attribute)
+    viewed = Viewed(view, tuple(weight.shape), code, is_channels_last(weight))
+    parametrize.register_parametrization(module, attribute, viewed)
 
 
 def detach(model: nn.Module, name: str) -> None:
@@ -333,6 +361,23 @@ def coded(model: nn.Module) -> dict[str, Viewed]:
             prefix, _, attribute = path.rpartition("parametrizations.")
             found[prefix + attribute] = module[0]
     return found
+
+
+def is_channels_last(weight: Tensor) -> bool:
+    """Has it exactly the strides of that layout? (Of one input channel, `is_contiguous` says yes to both layouts.)"""
+    if weight.ndim != 4:
+        return False
+    return weight.stride() == torch.empty(weight.shape, device="meta").to(memory_format=torch.channels_last).stride()
+
+
+@contextlib.contextmanager
+def layouts_kept(model: nn.Module) -> Iterator[None]:
+    """Parameters that are channels-last on entry are so on leaving, though surgery replaced their tensors."""
+    before = {name for name, weight in model.named_parameters() if is_channels_last(weight)}
+    yield
+    for name, weight in model.named_parameters():
+        if name in before and not is_channels_last(weight):
+            weight.data = weight.data.clone(memory_format=torch.channels_last)
 
 
 def owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,16 +13,16 @@ from torch import nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from featherweight import artifact
-from featherweight.codes import coded, detach
-from featherweight.drivers import Imposed
-from featherweight.edits import Snapshot
+from featherweight import artifact, structure
+from featherweight.codes import coded, detach, layouts_kept
+from featherweight.drivers import Imposed, Target, freeze
+from featherweight.edits import Edit, Snapshot, structure_edit
 from featherweight.measure import decoded, measure
-from featherweight.plan import resolve
+from featherweight.plan import matches, resolve
 from featherweight.recipe import Recipe, Stage
 from featherweight.report import Row
 from featherweight.run import Memory, Monitor, Partial, Watch, silent
-from featherweight.training import Task, fit, recalibrate
+from featherweight.training import Task, fit, recalibrate, squared_gradients
 from featherweight.version import __version__
 
 
@@ -78,13 +79,15 @@ def compress(
 
 def _run(stage: Stage, start: Partial, original: nn.Module, task: Task, memory: Memory, monitor: Monitor) -> Partial:
     """One stage from one partial network: plan, train under the driver, freeze, train on inside the sets, measure."""
+    structural = start.snapshot.structural()
     network = start.snapshot.build(original)
-    plan = resolve(stage, network, decoded(original))
-    for name in plan.targets.keys() & coded(network).keys():
+    for name in _matched(stage, network) & coded(network).keys():
         detach(network, name)
+    squares = squared_gradients(network, task, memory.epochs) if stage.fisher else None
+    plan = resolve(stage, network, decoded(original), squares)
     work = memory.work  # what an interrupted run left of this stage
     if work is not None:
-        network = work.snapshot.build(original)
+        structural, network = work.snapshot.structural(), work.snapshot.build(original)
     teacher = memory.baseline.build(original).eval() if stage.distill and memory.baseline else None
     watch = Watch(memory, monitor, stage, start, len(task.batches(memory.epochs)))
 
@@ -97,7 +100,7 @@ def _run(stage: Stage, start: Partial, original: nn.Module, task: Task, memory: 
             optimizer.load_state_dict(work.optimizer)
             torch.set_rng_state(work.random)
             steps = work.steps
-        after_step = watch.over(phase, network, optimizer, imposed)
+        after_step = watch.over(phase, network, structural, optimizer, imposed)
         distill = stage.distill if teacher is not None else None
         return fit(
             network,
@@ -114,19 +117,38 @@ def _run(stage: Stage, start: Partial, original: nn.Module, task: Task, memory: 
     loss = math.inf
     if work is None or work.phase == "train":
         optimizer = task.optimizer(_ordered(network))
-        imposed = Imposed(stage.driver, network, optimizer, plan.targets)
+        imposed = Imposed(stage.driver, network, optimizer, plan.targets, squares=squares, spread=plan.spread)
         if work is not None and work.imposed is not None:
             imposed.load_state_dict(work.imposed)
         with imposed:
             loss = train("train", optimizer, imposed)
         watch.residuals = imposed.residuals()
+        if stage.sweep:
+            structural = structural + _sweep(network, task, imposed.targets)
     if stage.retrain.epochs:
         loss = train("retrain", task.optimizer(_ordered(network)))
     recalibrate(network, task, memory.epochs)
     measured = measure(network, task.example, task.score)
     epochs = stage.train.epochs + stage.retrain.epochs + (start.rows[-1]["epochs"] if start.rows else 0)
     row = Row(stage.name, measured, stage.keep, _left(network, original), epochs, watch.seconds(), loss, watch.residuals)
-    return Partial(Snapshot.of(network, start.snapshot.structural()), [*start.rows, row.to_dict()], loss)
+    return Partial(Snapshot.of(network, structural), [*start.rows, row.to_dict()], loss)
+
+
+def _sweep(network: nn.Module, task: Task, targets: Mapping[str, Target]) -> list[Edit]:
+    """Cut the units that the projection left dead, in place, and code the smaller weights again; nothing if the class cannot."""
+    for name in targets:
+        detach(network, name)
+    with layouts_kept(network):
+        result = structure.sweep(network, structure.trace(network, task.example))
+    weights = dict(network.named_parameters())
+    for name, target in targets.items():
+        freeze(network, name, replace(target, set=target.set.shrunk(target.view.to_matrix(weights[name].detach()))))
+    return [structure_edit(result.edit)] if result.edit is not None else []
+
+
+def _matched(stage: Stage, network: nn.Module) -> set[str]:
+    """The parameters that the stage's rules name."""
+    return {name for name in decoded(network) for rule in stage.rules if matches(rule.targets, name)}
 
 
 def _left(network: nn.Module, original: nn.Module) -> dict[str, tuple[int, int]]:

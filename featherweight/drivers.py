@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, ClassVar, Literal, Self
 
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from featherweight.codes import attach, owner
+from featherweight.allocate import Allocator
+from featherweight.codes import Code, attach, owner
 from featherweight.errors import InputError, did_you_mean
 from featherweight.sets import Set
 from featherweight.views import WHOLE, View
@@ -20,20 +22,54 @@ from featherweight.views import WHOLE, View
 
 @dataclass(frozen=True)
 class Target:
-    """What must hold of one parameter. `masked`: its present zeros stay zero (progressive pruning)."""
+    """What must hold of one parameter.
+
+    masked    its present zeros stay zero (progressive pruning)
+    fisher    the power p by which a set that selects weighs entries: |w| E[g^2]^p. 0: magnitude; 1/2: the diagonal second-order
+              loss of removing w (optimal brain damage, LeCun et al. 1990); between: less of the gradients' noise
+    """
 
     set: Set
     view: View = WHOLE
     masked: bool = False
+    fisher: float = 0.0
 
-    def project(self, weight: Tensor) -> Tensor:
+    def __post_init__(self) -> None:
+        _require(self.fisher >= 0, f"fisher is a power of the mean squared gradient, at least 0, given {self.fisher}")
+        _require(
+            self.fisher == 0 or self.set.selects, f"fisher weighs a selection; {type(self.set).__name__} does not select entries"
+        )
+
+    def encode(self, weight: Tensor, squares: Tensor | None = None) -> Code:
+        """The code of the nearest weight in the set; `squares`: E[g^2] of each entry, for `fisher`."""
+        return self.set.encode(self.view.to_matrix(self.weighed(weight, squares)))
+
+    def project(self, weight: Tensor, squares: Tensor | None = None) -> Tensor:
         """The nearest weight (same shape) whose matrix lies in the set."""
-        return self.view.to_weight(self.set.project(self.view.to_matrix(weight)), tuple(weight.shape))
+        matrix = self.view.to_matrix(weight)
+        code = self.encode(weight, squares)
+        free = code.right_inverse(matrix)
+        return self.view.to_weight(code(*free) if isinstance(free, tuple) else code(free), tuple(weight.shape))
+
+    def weighed(self, weight: Tensor, squares: Tensor | None) -> Tensor:
+        """w E[g^2]^fisher, the entries by which the set selects."""
+        return weight if squares is None or self.fisher == 0 else weight * squares.clamp_min(1e-30) ** self.fisher
 
     def pull(self, weight: Tensor) -> Tensor:
         """The set's subgradient in the shape of the weight."""
         return self.view.to_weight(self.set.pull(self.view.to_matrix(weight)), tuple(weight.shape))
 
+
+@dataclass(frozen=True)
+class Spread:
+    """A total size that is spread anew over some targets at every projection, by what their weights have become."""
+
+    names: tuple[str, ...]
+    total: int
+    allocate: Allocator
+
+
+SQUARES_RATE = 1e-3  # of the running mean of squared gradients, as in Adam
 
 State = dict[str, Any]  # tensors and floats of one target; plain data, so that a checkpoint can hold it
 
@@ -41,8 +77,10 @@ State = dict[str, Any]  # tensors and floats of one target; plain data, so that 
 class Driver(abc.ABC):
     """Pulls weights towards their sets during training. Stateless: what changes lives in the `State` of each target."""
 
+    every: int  # optimizer steps between projections
+
     @abc.abstractmethod
-    def start(self, weight: Tensor, target: Target) -> State:
+    def start(self, weight: Tensor, target: Target, squares: Tensor | None) -> State:
         """The state before the first step."""
 
     @abc.abstractmethod
@@ -50,8 +88,16 @@ class Driver(abc.ABC):
         """Adds the pull to `gradient` in place, after unscaling, clipping and all-reduce."""
 
     @abc.abstractmethod
-    def after_step(self, state: State, weight: Tensor, target: Target, step: int) -> None:
-        """Updates the state, or the weight in place, after optimizer step number `step` (1, 2, ..)."""
+    def after_step(self, state: State, weight: Tensor) -> None:
+        """Moves the weight in place after every optimizer step."""
+
+    @abc.abstractmethod
+    def candidate(self, state: State, weight: Tensor) -> Tensor:
+        """The point that the next projection starts from."""
+
+    @abc.abstractmethod
+    def project(self, state: State, weight: Tensor, target: Target, squares: Tensor | None) -> None:
+        """The projection, every `every` steps: updates the state, or the weight in place."""
 
     @abc.abstractmethod
     def residual(self, state: State, weight: Tensor, target: Target) -> float:
@@ -71,20 +117,25 @@ class Periodic(Driver):
 
     def __post_init__(self) -> None:
         _require(self.every >= 1, f"Periodic every must be at least 1 step, given {self.every}")
-        _require(self.shrink >= 0, f"Periodic shrink must be at least 0, given {self.shrink}")
+        _require(0 <= self.shrink < math.inf, f"Periodic shrink must be at least 0, and finite, given {self.shrink}")
 
-    def start(self, weight: Tensor, target: Target) -> State:
+    def start(self, weight: Tensor, target: Target, squares: Tensor | None) -> State:
         return {"pull": target.pull(weight) if self.shrink else None}
 
     def before_step(self, state: State, weight: Tensor, gradient: Tensor) -> None:
         if state["pull"] is not None:
             gradient.add_(state["pull"], alpha=self.shrink)
 
-    def after_step(self, state: State, weight: Tensor, target: Target, step: int) -> None:
-        if step % self.every == 0:
-            weight.copy_(target.project(weight))
-            if self.shrink:
-                state["pull"] = target.pull(weight)
+    def after_step(self, state: State, weight: Tensor) -> None:
+        """Nothing moves between projections."""
+
+    def candidate(self, state: State, weight: Tensor) -> Tensor:
+        return weight
+
+    def project(self, state: State, weight: Tensor, target: Target, squares: Tensor | None) -> None:
+        weight.copy_(target.project(weight, squares))
+        if self.shrink:
+            state["pull"] = target.pull(weight)
 
     def residual(self, state: State, weight: Tensor, target: Target) -> float:
         return target.set.violation(target.view.to_matrix(weight))
@@ -94,8 +145,15 @@ class Periodic(Driver):
 class ADMM(Driver):
     """Alternating direction method of multipliers: min f(W) + rho/2 |W - Z + U|^2, Z in the set (arXiv 1804.03294, eq. 4-7).
 
-    Every step: gradient += rho (W - Z + U). Every `every` steps: Z = project(W + U); U += W - Z; then rho *= growth, at most
-    rho_max, and U is rescaled by old rho / new rho, since U is the scaled dual. Starts from Z = project(W), U = 0.
+    Every `every` steps: Z = project(W + U); U += W - Z; then rho *= growth, at most rho_max, and U is rescaled by old rho / new
+    rho, since U is the scaled dual. Starts from Z = project(W), U = 0. The pull of the penalty, by `coupling`:
+
+    gradient   gradient += rho (W - Z + U) before the optimizer's step, as in the papers; for SGD
+    proximal   after it W moves towards Z - U, by the share rho/(1 + rho) of the way over the `every` steps between projections:
+               the proximal step of the penalty. For Adam, which divides the gradient pull by the loss gradient's own size, so
+               that W and Z do not close. A uniform pull after a step of Adam is a penalty of weight rho sqrt(E[g^2]) on each
+               entry, and |w| E[g^2]^(1/4) is the magnitude in its metric: see `Target.fisher`
+
     The published PyTorch code grows rho k-fold by accident (an undetached U); here the growth is what `growth` says.
     """
 
@@ -103,31 +161,40 @@ class ADMM(Driver):
     every: int
     growth: float = 1.0
     rho_max: float | None = None
+    coupling: Literal["gradient", "proximal"] = "gradient"
     kind: Literal["admm"] = "admm"
     health: ClassVar[float] = 0.1  # a primal residual above this means W and Z have not closed
 
     def __post_init__(self) -> None:
-        _require(self.rho > 0, f"ADMM rho must be positive, given {self.rho}")
+        _require(0 < self.rho < math.inf, f"ADMM rho must be positive and finite, given {self.rho}")
         _require(self.every >= 1, f"ADMM every must be at least 1 step, given {self.every}")
-        _require(self.growth >= 1, f"ADMM growth must be at least 1 (a falling rho does not close), given {self.growth}")
+        _require(
+            1 <= self.growth < math.inf, f"ADMM growth must be at least 1 (a falling rho does not close), given {self.growth}"
+        )
         _require(
             self.rho_max is None or self.rho_max >= self.rho,
             f"ADMM rho_max must be at least rho = {self.rho}, given {self.rho_max}",
         )
 
-    def start(self, weight: Tensor, target: Target) -> State:
-        projected = target.project(weight)
+    def start(self, weight: Tensor, target: Target, squares: Tensor | None) -> State:
+        projected = target.project(weight, squares)
         return {"Z": projected, "U": torch.zeros_like(weight), "pulled_to": projected.clone(), "rho": self.rho}
 
     def before_step(self, state: State, weight: Tensor, gradient: Tensor) -> None:
-        gradient.add_(weight - state["pulled_to"], alpha=state["rho"])
+        if self.coupling == "gradient":
+            gradient.add_(weight - state["pulled_to"], alpha=state["rho"])
 
-    def after_step(self, state: State, weight: Tensor, target: Target, step: int) -> None:
-        if step % self.every:
-            return
+    def after_step(self, state: State, weight: Tensor) -> None:
+        if self.coupling == "proximal":
+            weight.lerp_(state["pulled_to"], 1 - (1 + state["rho"]) ** (-1 / self.every))
+
+    def candidate(self, state: State, weight: Tensor) -> Tensor:
+        return weight + state["U"]
+
+    def project(self, state: State, weight: Tensor, target: Target, squares: Tensor | None) -> None:
         Z, U = state["Z"], state["U"]
         U.add_(weight)
-        Z.copy_(target.project(U))
+        Z.copy_(target.project(U, squares))
         U.sub_(Z)
         rho = state["rho"] * self.growth
         if self.rho_max is not None:
@@ -149,11 +216,24 @@ class Imposed:
     Inside, every `optimizer.step()` is preceded by the driver's pull on the gradients and followed by its update; AMP, clipping
     and DDP keep working. On leaving, every target is projected and frozen to its code, so `model`'s parameters change
     identity: build a new optimizer to train on through the codes. On an exception the hooks go and nothing is frozen.
-    `targets`: parameter name -> Target. Without a driver only masks are held, until the projection at the end. Raises
-    InputError where a name matches nothing or the optimizer lacks it.
+    targets   parameter name -> Target
+    driver    without one only masks are held, until the projection at the end
+    squares   E[g^2] at the start, for targets with `fisher`; a running mean of what the steps bring follows
+    spread    a total to be spread anew at every projection
+
+    Raises InputError where a name matches nothing or the optimizer lacks it.
     """
 
-    def __init__(self, driver: Driver | None, model: nn.Module, optimizer: Optimizer, targets: Mapping[str, Target]):
+    def __init__(
+        self,
+        driver: Driver | None,
+        model: nn.Module,
+        optimizer: Optimizer,
+        targets: Mapping[str, Target],
+        *,
+        squares: Mapping[str, Tensor] | None = None,
+        spread: Spread | None = None,
+    ):
         parameters = dict(model.named_parameters())
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         for name in targets:
@@ -163,6 +243,8 @@ class Imposed:
                 raise InputError(f"the optimizer does not hold parameter {name!r}: build it from the model as it is now")
         self.driver, self.model, self.optimizer, self.targets = driver, model, optimizer, dict(targets)
         self._weights = {name: parameters[name] for name in targets}
+        self.spread = spread
+        self._squares = {name: squares[name].clone() for name in targets if targets[name].fisher} if squares else {}
         self._support: dict[str, Tensor] = {}
         self.states: dict[str, State] = {}
         self.step = 0
@@ -174,7 +256,7 @@ class Imposed:
             for name, target in self.targets.items():
                 weight = self._weights[name]
                 if self.driver is not None and name not in self.states:  # else a checkpoint has been loaded
-                    self.states[name] = self.driver.start(weight, target)
+                    self.states[name] = self.driver.start(weight, target, self._squares.get(name))
                 if target.masked and name not in self._support:
                     self._support[name] = (weight != 0).to(weight.dtype)
         self._handles = [
@@ -186,10 +268,14 @@ class Imposed:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for handle in self._handles:
             handle.remove()
+        if kind is not None:
+            return
         self._last = self.residuals()
-        if kind is None:
-            for name, target in self.targets.items():
-                freeze(self.model, name, target)
+        for name, target in self.targets.items():
+            if target.masked and target.set.selects:  # dead entries must not be chosen to fill a size that is too large
+                live = self.targets[name].set.shrunk(target.view.to_matrix(self._support[name])).size()
+                target = replace(target, set=target.set.sized(min(live, target.set.size())))
+            freeze(self.model, name, target, self._squares.get(name))
 
     def residuals(self) -> dict[str, float]:
         """Target name -> the driver's residual now; after the block, what it was at its end."""
@@ -200,11 +286,16 @@ class Imposed:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs: duals, penalties, supports and the step count."""
-        return {"step": self.step, "states": self.states, "support": self._support}
+        sizes = {name: self.targets[name].set.size() for name in self.spread.names} if self.spread else {}
+        return {
+            "step": self.step, "states": self.states, "support": self._support, "squares": self._squares, "sizes": sizes
+        }  # fmt: skip
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """The inverse of `state_dict`; call it before entering."""
-        self.step, self.states, self._support = saved["step"], saved["states"], saved["support"]
+        self.step, self.states = saved["step"], saved["states"]
+        self._support, self._squares = saved["support"], saved["squares"]
+        self._resize(saved["sizes"])
 
     def _residual(self, name: str, target: Target) -> float:
         weight = self._weights[name]
@@ -214,30 +305,48 @@ class Imposed:
 
     @torch.no_grad()
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if self.driver is None:
-            return
         for name, weight in self._weights.items():
-            if weight.grad is not None:
+            if weight.grad is None:
+                continue
+            if name in self._squares:
+                self._squares[name].lerp_(weight.grad.square(), SQUARES_RATE)
+            if self.driver is not None:
                 self.driver.before_step(self.states[name], weight, weight.grad)
 
     @torch.no_grad()
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self.step += 1
+        driver = self.driver
+        if driver is not None:
+            for name, weight in self._weights.items():
+                driver.after_step(self.states[name], weight)
         for name, support in self._support.items():
             self._weights[name].mul_(support)  # momentum and weight decay cannot regrow what was pruned
-        if self.driver is None:
+        if driver is not None and self.step % driver.every == 0:
+            self._respread(driver)
+            for name, weight in self._weights.items():
+                driver.project(self.states[name], weight, self.targets[name], self._squares.get(name))
+
+    def _respread(self, driver: Driver) -> None:
+        """New sizes for the targets that share a total."""
+        if self.spread is None:
             return
-        for name, weight in self._weights.items():
-            self.driver.after_step(self.states[name], weight, self.targets[name], self.step)
+        menus = {}
+        for name in self.spread.names:
+            target, candidate = self.targets[name], driver.candidate(self.states[name], self._weights[name])
+            menus[name] = target.set.menu(target.view.to_matrix(target.weighed(candidate, self._squares.get(name))))
+        self._resize(self.spread.allocate(menus, self.spread.total))
+
+    def _resize(self, sizes: Mapping[str, int]) -> None:
+        for name, size in sizes.items():
+            self.targets[name] = replace(self.targets[name], set=self.targets[name].set.sized(size))
 
 
 @torch.no_grad()
-def freeze(model: nn.Module, name: str, target: Target) -> None:
+def freeze(model: nn.Module, name: str, target: Target, squares: Tensor | None = None) -> None:
     """Project parameter `name` onto its set and put the code on it."""
     module, attribute = owner(model, name)
-    weight = getattr(module, attribute)
-    code = target.set.encode(target.view.to_matrix(weight))
-    attach(model, name, target.view, code)
+    attach(model, name, target.view, target.encode(getattr(module, attribute), squares))
 
 
 def _require(holds: bool, message: str) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+from pydantic import BaseModel, ConfigDict, StrictInt, ValidationError
 from torch import Tensor, nn
 
-from featherweight.codes import CODES, Code, attach, coded
+from featherweight import structure
+from featherweight.codes import attach, blank, coded, layouts_kept
 from featherweight.errors import ArtifactError, InputError
+from featherweight.structure.errors import StructureError
 from featherweight.views import View
 
 Edit = dict[str, Any]  # plain JSON data; "edit" names the kind
@@ -39,6 +42,8 @@ def replay(model: nn.Module, edits: Iterable[Mapping[str, Any]]) -> nn.Module:
         kind = edit.get("edit")
         if kind == "code":
             _attach_blank(model, edit, f"edit {number}")
+        elif kind == "structure":
+            _replay_structure(model, edit, f"edit {number}")
         else:
             raise ArtifactError(f"edit {number} is of kind {kind!r}, which this version does not know")
     return model
@@ -67,40 +72,66 @@ class Snapshot:
         return model
 
 
-def _attach_blank(model: nn.Module, edit: Mapping[str, Any], where: str) -> None:
+def structure_edit(edit: structure.Edit) -> Edit:
+    """A change of structure as plain data."""
+    return {"edit": "structure", "change": edit.to_dict()}
+
+
+def _replay_structure(model: nn.Module, edit: Mapping[str, Any], where: str) -> None:
+    try:
+        with layouts_kept(model):
+            structure.replay(model, [structure.Edit.from_dict(edit["change"])])
+    except (StructureError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{where} does not fit {type(model).__name__}: {error}") from None
+
+
+class _Layout(BaseModel):
+    """`codes.Code.layout`, as a file gives it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: Literal["sparse", "rows", "factors", "scaled", "shared", "sparse_shared"]
+    rows: StrictInt
+    cols: StrictInt
+    sizes: dict[str, StrictInt]
+
+
+class _CodeEdit(BaseModel):
+    """A code edit, as a file gives it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    edit: Literal["code"]
+    parameter: str
+    pattern: str
+    sizes: list[tuple[str, StrictInt]]
+    code: _Layout
+
+
+def _attach_blank(model: nn.Module, given: Mapping[str, Any], where: str) -> None:
     """Put an empty code on a parameter, after checking every size against the parameter's own shape."""
     try:
-        name, layout = str(edit["parameter"]), edit["code"]
-        view = View(str(edit["pattern"]), tuple((str(axis), int(size)) for axis, size in edit["sizes"]))
-        kind, rows, cols, sizes = layout["kind"], int(layout["rows"]), int(layout["cols"]), dict(layout["sizes"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(f"{where} is not a well-formed code edit: {error!r}") from None
+        edit = _CodeEdit.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ArtifactError(f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    name, layout = edit.parameter, edit.code
     known = dict(model.named_parameters())
     if name not in known:
         raise ArtifactError(f"{where} is for parameter {name!r}, which {type(model).__name__} does not have")
     shape = tuple(known[name].shape)
     try:
+        view = View(edit.pattern, tuple(edit.sizes))
         expected = view.matrix_shape(shape)
     except InputError as error:
         raise ArtifactError(f"{where}: parameter {name!r}: {error}") from None
-    if (rows, cols) != expected:
-        raise ArtifactError(
-            f"{where}: parameter {name!r} has shape {shape}, a {expected} matrix; the artifact holds one of {(rows, cols)}"
-        )
-    attach(model, name, view, _blank(kind, rows, cols, sizes, where))
-
-
-def _blank(kind: Any, rows: int, cols: int, sizes: dict[str, Any], where: str) -> Code:
-    if kind not in CODES:
-        raise ArtifactError(f"{where} has a code of kind {kind!r}; known kinds are {', '.join(CODES)}")
-    limits = {"count": max(rows * cols, 256), "rank": min(rows, cols), "shared": 2**16}
-    for key, size in sizes.items():
-        if type(size) is not int or not 0 <= size <= limits.get(key, -1):
-            raise ArtifactError(f"{where}: {key} = {size!r} is not a size that a {kind} code of {rows} x {cols} can have")
+    if (layout.rows, layout.cols) != expected:
+        raise ArtifactError(f"{where}: parameter {name!r} has shape {shape}, a {expected} matrix; the artifact holds another")
     try:
-        return CODES[kind](rows, cols, **sizes)
-    except TypeError:
-        raise ArtifactError(f"{where}: a {kind} code does not have the sizes {sorted(sizes)}") from None
+        code = blank(layout.kind, layout.rows, layout.cols, layout.sizes)
+    except ValueError as error:
+        raise ArtifactError(f"{where}: {error}") from None
+    attach(model, name, view, code)
 
 
 def check_state(model: nn.Module) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
 from featherweight.allocate import ALLOCATORS
-from featherweight.drivers import Target
+from featherweight.drivers import Spread, Target
 from featherweight.errors import InputError, RecipeError, did_you_mean
 from featherweight.measure import decoded
 from featherweight.recipe import Stage
@@ -19,10 +19,15 @@ from featherweight.sets import Menu
 
 @dataclass(frozen=True)
 class Plan:
-    """The targets of one stage. `sizes`: target -> (size asked of its set, largest size in the original network)."""
+    """The targets of one stage.
+
+    sizes    target -> (size asked of its set, largest size in the original network)
+    spread   the total to spread anew at every projection, where the stage asks for that
+    """
 
     targets: dict[str, Target]
     sizes: dict[str, tuple[int, int]]
+    spread: Spread | None = None
 
     def rows(self) -> list[tuple[str, str, str, int, int]]:
         """(parameter, set, view, size, of) of each target."""
@@ -32,11 +37,16 @@ class Plan:
         ]
 
 
-def resolve(stage: Stage, model: nn.Module, original: Mapping[str, Tensor] | None = None) -> Plan:
+def resolve(
+    stage: Stage,
+    model: nn.Module,
+    original: Mapping[str, Tensor] | None = None,
+    squares: Mapping[str, Tensor] | None = None,
+) -> Plan:
     """Match the stage's rules to the parameters of `model` and give every target its size.
 
     `original`: the decoded weights of the network as it was given, of which ratios are shares (default: `model` itself).
-    Raises RecipeError with every mistake.
+    `squares`: E[g^2] of each parameter, for a stage with `fisher`. Raises RecipeError with every mistake.
     """
     weights = decoded(model)
     original = weights if original is None else original
@@ -47,7 +57,11 @@ def resolve(stage: Stage, model: nn.Module, original: Mapping[str, Tensor] | Non
     whole = 0
     for number, rule in enumerate(stage.rules):
         where = f"stage {stage.name!r}, rule {number} ({rule.targets!r})"
-        names = [name for name in weights if matches(rule.targets, name)]
+        try:
+            names = [name for name in weights if matches(rule.targets, name)]
+        except re.error as error:
+            mistakes.append(f"{where} is not a regular expression: {error}")
+            continue
         if not names:
             mistakes.append(f"{where} matches no parameter.{did_you_mean(rule.targets, weights)} There are: {', '.join(weights)}")
         for name in names:
@@ -56,14 +70,18 @@ def resolve(stage: Stage, model: nn.Module, original: Mapping[str, Tensor] | Non
                 continue
             try:
                 matrix = rule.view.to_matrix(weights[name])
-                targets[name] = Target(rule.set, rule.view, stage.masked)
+                targets[name] = Target(rule.set, rule.view, stage.masked, stage.fisher)
                 if rule.set.complete():
+                    rule.set.check(matrix)
+                    if rule.keep is not None:
+                        mistakes.append(f"{where}: give the set's own size or `keep`, not both")
                     continue
                 largest = rule.set.menu(rule.view.to_matrix(original[name])).most
-                menu = rule.set.menu(matrix)
+                weighed = targets[name].weighed(weights[name], squares[name] if squares else None)
+                menu = rule.set.menu(rule.view.to_matrix(weighed))
                 if rule.keep is not None:
                     size = min(max(1, round(rule.keep * largest)), menu.most)
-                    targets[name] = Target(rule.set.sized(size), rule.view, stage.masked)
+                    targets[name] = replace(targets[name], set=rule.set.sized(size))
                     sizes[name] = (size, largest)
                 else:
                     menus[name] = menu
@@ -75,12 +93,15 @@ def resolve(stage: Stage, model: nn.Module, original: Mapping[str, Tensor] | Non
         mistakes.append(f"stage {stage.name!r} has no `keep`, and no size or `keep` is given for {', '.join(menus)}")
     if mistakes:
         raise RecipeError(mistakes, "plan")
+    spread = None
     if menus and stage.keep is not None:
         total = min(max(round(stage.keep * whole), len(menus)), sum(menu.most for menu in menus.values()))
         for name, size in ALLOCATORS[stage.allocate](menus, total).items():
-            targets[name] = Target(targets[name].set.sized(size), targets[name].view, stage.masked)
+            targets[name] = replace(targets[name], set=targets[name].set.sized(size))
             sizes[name] = (size, sizes[name][1])
-    return Plan(targets, sizes)
+        if stage.respread:
+            spread = Spread(tuple(menus), total, ALLOCATORS[stage.allocate])
+    return Plan(targets, sizes, spread)
 
 
 def matches(pattern: str, name: str) -> bool:

@@ -32,26 +32,36 @@ def _require(*checks: tuple[bool, str]) -> None:
 
 @dataclass(frozen=True)
 class Training:
-    """`epochs` of the task's batches at `rate` times the base rate of its optimizer, constant or falling as a half cosine."""
+    """`epochs` of the task's batches at `rate` times the base rate of its optimizer.
+
+    shape     constant, or a half cosine from 1 to `floor`, over all steps
+    warmup    share in [0, 1) of the steps over which the rate rises linearly first: a fresh Adam's first steps are full-sized
+    """
 
     epochs: int
     rate: float = 1.0
     shape: Literal["constant", "cosine"] = "cosine"
+    floor: float = 0.0
+    warmup: float = 0.0
 
     def __post_init__(self) -> None:
         _require(
             (self.epochs >= 0, f"epochs must be 0 or more, given {self.epochs}"),
-            (self.rate > 0, f"rate is a multiple of the optimizer's base rate, above 0, given {self.rate}"),
+            (0 < self.rate < math.inf, f"rate is a multiple of the optimizer's base rate, above 0, given {self.rate}"),
+            (0 <= self.floor <= 1, f"floor is a share of the rate, in [0, 1], given {self.floor}"),
+            (0 <= self.warmup < 1, f"warmup is a share of the steps, in [0, 1), given {self.warmup}"),
         )
 
     def factor(self, done: float) -> float:
         """The rate as a multiple of the base rate when the share `done` in [0, 1) of the steps is behind."""
-        return self.rate * (0.5 * (1 + math.cos(math.pi * done)) if self.shape == "cosine" else 1.0)
+        fall = self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * done)) if self.shape == "cosine" else 1.0
+        rise = min(1.0, 0.05 + done / self.warmup) if self.warmup else 1.0
+        return self.rate * fall * rise
 
 
 @dataclass(frozen=True)
 class Distillation:
-    """loss <- (1 - weight) loss + weight T^2 KL(dense network || this network), both softened by T (Hinton et al. 2015)."""
+    """loss <- (1 - weight) loss + weight T^2 KL(dense network | this network), both softened by T (Hinton et al. 2015)."""
 
     weight: float = 0.5
     temperature: float = 4.0
@@ -59,7 +69,7 @@ class Distillation:
     def __post_init__(self) -> None:
         _require(
             (0 < self.weight <= 1, f"distillation weight must be in (0, 1], given {self.weight}"),
-            (self.temperature > 0, f"distillation temperature must be above 0, given {self.temperature}"),
+            (0 < self.temperature < math.inf, f"distillation temperature must be above 0, given {self.temperature}"),
         )
 
 
@@ -86,6 +96,9 @@ class Stage:
 
     keep       share in (0, 1] of all targets' sizes to keep, spread over the rules that have no size by `allocate`
     masked     what is zero when the stage starts stays zero
+    fisher     the power of the mean squared gradient that weighs magnitudes where sets select (see `drivers.Target`)
+    respread   spread `keep` anew at every projection, not only when the stage starts
+    sweep      after the projection, cut the units that it left dead; what stays trains the faster for it
     """
 
     name: str
@@ -96,6 +109,9 @@ class Stage:
     train: Training = Training(0)
     retrain: Training = Training(0)
     masked: bool = True
+    fisher: float = 0.0
+    respread: bool = False
+    sweep: bool = False
     distill: Distillation | None = None
 
     def __post_init__(self) -> None:
@@ -105,6 +121,8 @@ class Stage:
             (self.allocate in ALLOCATORS, f"stage {self.name!r}: {allocator}{did_you_mean(self.allocate, ALLOCATORS)}"),
             (self.driver is None or bool(self.rules), f"stage {self.name!r} has a driver but no rules for it to impose"),
             (self.keep is None or bool(self.rules), f"stage {self.name!r} has a budget but no rules to spend it on"),
+            (self.fisher >= 0, f"stage {self.name!r}: fisher is a power, at least 0, given {self.fisher}"),
+            (not self.respread or self.keep is not None, f"stage {self.name!r}: respread needs a budget (keep) to spread"),
         )
 
 
@@ -153,11 +171,12 @@ def read(path: str | Path) -> Recipe:
     path = Path(path)
     try:
         text = path.read_text()
-        return from_dict(json.loads(text) if path.suffix == ".json" else yaml.safe_load(text))
+        data = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except OSError as error:
         raise InputError(f"cannot read the recipe {path}: {error.strerror}") from None
-    except (json.JSONDecodeError, yaml.YAMLError) as error:
+    except (ValueError, yaml.YAMLError, RecursionError) as error:  # ValueError: JSON or UTF-8 that is none
         raise InputError(f"the recipe {path} is not {'JSON' if path.suffix == '.json' else 'YAML'}: {error}") from None
+    return from_dict(data)
 
 
 def to_yaml(recipe: Recipe) -> str:

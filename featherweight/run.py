@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from featherweight import checkpoint
 from featherweight.drivers import Imposed
-from featherweight.edits import Snapshot
+from featherweight.edits import Edit, Snapshot
 from featherweight.errors import InputError
 from featherweight.recipe import Recipe, Stage
 from featherweight.training import Step
@@ -85,13 +85,17 @@ class Memory:
 
     @classmethod
     def open(cls, workdir: Path | None, recipe: Recipe, original: Snapshot, every: float) -> Memory:
-        """A new memory, or the one that an earlier run left in `workdir`. Raises InputError if that was another recipe's."""
+        """A new memory, or the one that an earlier run left in `workdir`.
+
+        The recipe may have grown or changed in stages that had not begun. Raises InputError if it differs in others.
+        """
         described = recipe.to_dict()
         path = workdir / CHECKPOINT if workdir else None
         saved = checkpoint.read(path) if path else None
         if saved is None:
             return cls(path, every, described, [Partial(original)])
-        if saved["recipe"] != described:
+        begun = saved["stage"] + bool(saved["work"] or saved["results"])
+        if _begun(saved["recipe"], begun) != _begun(described, begun):
             raise InputError(
                 f"{workdir} holds a run of another recipe; give the same one to go on, or another --workdir to start over"
             )
@@ -157,12 +161,14 @@ class Watch:
         self.looked = -math.inf
         self.steps = 0  # in this process
 
-    def over(self, phase: str, model: nn.Module, optimizer: Optimizer, imposed: Imposed | None) -> Callable[[Step], None]:
+    def over(
+        self, phase: str, model: nn.Module, structural: list[Edit], optimizer: Optimizer, imposed: Imposed | None
+    ) -> Callable[[Step], None]:
         """The `after_step` for `fit`."""
 
         def save(step: Step) -> None:
             self.memory.work = Work(
-                phase, step.done, Snapshot.of(model, self.start.snapshot.structural()), optimizer.state_dict(),
+                phase, step.done, Snapshot.of(model, structural), optimizer.state_dict(),
                 imposed.state_dict() if imposed else None, self.residuals, self.seconds(), torch.get_rng_state(),
             )  # fmt: skip
             self.memory.save()
@@ -203,3 +209,8 @@ class Watch:
 
 def _partial(saved: dict[str, Any]) -> Partial:
     return Partial(Snapshot(**saved["snapshot"]), saved["rows"], saved["loss"])
+
+
+def _begun(recipe: dict[str, Any], stages: int) -> tuple[Any, ...]:
+    """What a run of this many stages depends on."""
+    return recipe["stages"][:stages], recipe["candidates"]

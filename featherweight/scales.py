@@ -35,7 +35,7 @@ def best_scale(magnitudes: Tensor, levels: Tensor) -> float:
     def moments(cut: Tensor) -> tuple[Tensor, Tensor]:
         return ((sums[cut[:, 1:]] - sums[cut[:, :-1]]) * levels).sum(1), ((cut[:, 1:] - cut[:, :-1]) * levels**2).sum(1)
 
-    positive = x[x > 0]
+    positive = x[x > TOLERANCE * x[-1]]  # smaller entries cannot change the error
     if middles.numel() == 0:
         first, second = moments(cuts(x.new_ones(1)))
         return float(first / second)

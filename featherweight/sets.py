@@ -40,6 +40,7 @@ class Set(abc.ABC):
     """A subset of the (rows, cols) matrices. Finals are frozen dataclasses; their first line is the problem they solve."""
 
     exact: ClassVar[bool]  # is `project` the true Euclidean projection?
+    selects: ClassVar[bool] = False  # does it only choose which entries stay, so that they may be weighed?
 
     @abc.abstractmethod
     def encode(self, matrix: Tensor) -> codes.Code:
@@ -59,6 +60,10 @@ class Set(abc.ABC):
         free = code.right_inverse(matrix)
         return code(*free) if isinstance(free, tuple) else code(free)
 
+    def check(self, matrix: Tensor) -> None:
+        """Raises SetError if the set's size is missing or out of range for `matrix`, or `matrix` is not finite."""
+        _finite(self, matrix)
+
     @abc.abstractmethod
     def complete(self) -> bool:
         """Has it a size, or does it still wait for one from a plan?"""
@@ -70,6 +75,14 @@ class Set(abc.ABC):
     def sized(self, size: int) -> Set:
         """The same set with its size replaced."""
         raise SetError(f"{type(self).__name__} has no size to set")
+
+    def size(self) -> int:
+        """The size that `sized` sets. Raises SetError where there is none, or none yet."""
+        raise SetError(f"{type(self).__name__} has no size, or none yet")
+
+    def shrunk(self, matrix: Tensor) -> Set:
+        """The set that a member which has lost dead rows and columns still lies in, with no size beyond what it uses."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -83,6 +96,10 @@ class TopK(Set):
     count: int | None = None
     kind: Literal["top_k"] = "top_k"
     exact: ClassVar[bool] = True
+    selects: ClassVar[bool] = True
+
+    def check(self, matrix: Tensor) -> None:
+        _checked(self, self.count, matrix, matrix.numel(), "count")
 
     def complete(self) -> bool:
         return self.count is not None
@@ -102,11 +119,20 @@ class TopK(Set):
 
     def menu(self, matrix: Tensor) -> Menu:
         return _sorted_menu(
-            matrix.reshape(-1).double().square(), lambda k: codes.Sparse.blank(matrix.shape[0], matrix.shape[1], k).bits()
+            _finite(self, matrix).reshape(-1).double().square(),
+            lambda k: codes.Sparse.blank(matrix.shape[0], matrix.shape[1], k).bits(),
         )
 
     def sized(self, size: int) -> TopK:
         return replace(self, count=size)
+
+    def size(self) -> int:
+        if self.count is None:
+            return super().size()
+        return self.count
+
+    def shrunk(self, matrix: Tensor) -> TopK:
+        return replace(self, count=int(matrix.count_nonzero()))
 
 
 @dataclass(frozen=True)
@@ -120,6 +146,10 @@ class TopRows(Set):
     count: int | None = None
     kind: Literal["top_rows"] = "top_rows"
     exact: ClassVar[bool] = True
+    selects: ClassVar[bool] = True
+
+    def check(self, matrix: Tensor) -> None:
+        _checked(self, self.count, matrix, matrix.shape[0], "count")
 
     def complete(self) -> bool:
         return self.count is not None
@@ -140,11 +170,19 @@ class TopRows(Set):
 
     def menu(self, matrix: Tensor) -> Menu:
         return _sorted_menu(
-            matrix.double().square().sum(1), lambda k: codes.Rows.blank(matrix.shape[0], matrix.shape[1], k).bits()
+            _finite(self, matrix).double().square().sum(1), lambda k: codes.Rows.blank(matrix.shape[0], matrix.shape[1], k).bits()
         )
 
     def sized(self, size: int) -> TopRows:
         return replace(self, count=size)
+
+    def size(self) -> int:
+        if self.count is None:
+            return super().size()
+        return self.count
+
+    def shrunk(self, matrix: Tensor) -> TopRows:
+        return replace(self, count=int(matrix.any(dim=1).sum()))
 
 
 @dataclass(frozen=True)
@@ -166,6 +204,9 @@ class LowRank(Set):
             raise SetError(f"LowRank takes a rank or an energy, not both (given rank={self.rank}, energy={self.energy})")
         if self.energy is not None and not 0 <= self.energy < 1:
             raise SetError(f"LowRank energy is the dropped share of the squared norm, in [0, 1), given {self.energy}")
+
+    def check(self, matrix: Tensor) -> None:
+        self.rank_of(matrix)
 
     def complete(self) -> bool:
         return self.rank is not None or self.energy is not None
@@ -199,6 +240,11 @@ class LowRank(Set):
 
     def sized(self, size: int) -> LowRank:
         return LowRank(rank=size)
+
+    def size(self) -> int:
+        if self.rank is None:
+            return super().size()
+        return self.rank
 
 
 @dataclass(frozen=True)
@@ -271,6 +317,9 @@ class Codebook(Set):
     kind: Literal["codebook"] = "codebook"
     exact: ClassVar[bool] = True
 
+    def check(self, matrix: Tensor) -> None:
+        _checked(self, self.count, matrix, matrix.numel(), "count", least=1)
+
     def complete(self) -> bool:
         return self.count is not None
 
@@ -289,6 +338,11 @@ class Codebook(Set):
     def sized(self, size: int) -> Codebook:
         return replace(self, count=size)
 
+    def size(self) -> int:
+        if self.count is None:
+            return super().size()
+        return self.count
+
 
 @dataclass(frozen=True)
 class SparseCodebook(Set):
@@ -306,6 +360,9 @@ class SparseCodebook(Set):
     def __post_init__(self) -> None:
         if self.shared < 1:
             raise SetError(f"SparseCodebook needs at least 1 shared value, given {self.shared}")
+
+    def check(self, matrix: Tensor) -> None:
+        _checked(self, self.count, matrix, matrix.numel(), "count")
 
     def complete(self) -> bool:
         return self.count is not None
@@ -330,11 +387,19 @@ class SparseCodebook(Set):
         return matrix - self.project(matrix)
 
     def menu(self, matrix: Tensor) -> Menu:
-        squares = matrix.reshape(-1).double().square()
+        squares = _finite(self, matrix).reshape(-1).double().square()
         return _sorted_menu(squares, lambda k: codes.SparseShared.blank(matrix.shape[0], matrix.shape[1], k, self.shared).bits())
 
     def sized(self, size: int) -> SparseCodebook:
         return replace(self, count=size)
+
+    def size(self) -> int:
+        if self.count is None:
+            return super().size()
+        return self.count
+
+    def shrunk(self, matrix: Tensor) -> SparseCodebook:
+        return replace(self, count=int(matrix.count_nonzero()))
 
 
 SETS: tuple[type[Set], ...] = (TopK, TopRows, LowRank, Levels, Codebook, SparseCodebook)

@@ -156,15 +156,15 @@ def _unchanged(images: Tensor) -> Tensor:
     return images
 
 
-def mnist(seed: int = 0, held_out: int = 0, augment: bool = True) -> Task:
-    """MNIST, pixels in 0..1: Adam at 1e-3, batch 128, small affine changes unless `augment` is False, bfloat16 autocast.
+def mnist(seed: int = 0, held_out: int = 0, augment: bool = True, batch_size: int = 128) -> Task:
+    """MNIST, pixels in 0..1: Adam at 1e-3, small affine changes unless `augment` is False, bfloat16 autocast.
 
     With held_out > 0 the score is on that many training images, which are then not trained on, and the test set is not used.
     Raises DataMissing or DataDamaged.
     """
     dataset = _chosen_part(data.mnist(), held_out)
     train_view = _moved_digits if augment else _plain_digits
-    return _task(dataset, seed, 128, train_view, _digits_in_unit_range, cross_entropy_bfloat16, _adam)
+    return _task(dataset, seed, batch_size, train_view, _digits_in_unit_range, cross_entropy_bfloat16, _adam)
 
 
 def _digits_in_unit_range(images: Tensor) -> Tensor:

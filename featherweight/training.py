@@ -140,3 +140,19 @@ def recalibrate(model: nn.Module, task: Task, epoch: int, batches: int = 50) -> 
         task.loss(model, batch)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
+
+
+def squared_gradients(model: nn.Module, task: Task, epoch: int, batches: int = 50) -> dict[str, Tensor]:
+    """Parameter name -> mean over `batches` of the squared batch gradient: the diagonal Fisher information up to scale."""
+    model.train()
+    squares = {name: torch.zeros_like(parameter) for name, parameter in model.named_parameters()}
+    count = 0
+    for batch in itertools.islice(iter(task.batches(epoch)), batches):
+        model.zero_grad()
+        task.loss(model, batch).backward()
+        count += 1
+        for name, parameter in model.named_parameters():
+            if parameter.grad is not None:
+                squares[name].addcmul_(parameter.grad, parameter.grad)
+    model.zero_grad()
+    return {name: square / max(count, 1) for name, square in squares.items()}

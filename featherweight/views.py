@@ -36,6 +36,10 @@ class View:
                 f"view pattern {self.pattern!r} must give a matrix: two groups on the right, it has {len(_groups(right))}"
             )
         names = [_names(side) for side in (left, right)]
+        odd = [name for name in names[0] if name != "..." and not (name.isidentifier() and name.isascii())]
+        if odd or _unbalanced(left) or _unbalanced(right):
+            what = f"{odd[0]!r} is no axis name" if odd else "its parentheses do not match or are nested"
+            raise ViewError(f"view pattern {self.pattern!r}: {what}; axes are words, such as in '(g h) i -> h (g i)'")
         if sorted(names[0]) != sorted(names[1]) or len(set(names[0])) != len(names[0]):
             raise ViewError(f"view pattern {self.pattern!r} must name every axis once on each side, or it could not be undone")
         unknown = [name for name, _ in self.sizes if name not in names[0]]
@@ -91,6 +95,10 @@ class View:
 def _groups(side: str) -> list[list[str]]:
     """`"(i h) o"` -> [["i", "h"], ["o"]]; `()` is an empty group, an axis of length 1."""
     return [(inner if paren else single).split() for paren, inner, single in re.findall(r"(\(([^()]*)\))|([^\s()]+)", side)]
+
+
+def _unbalanced(side: str) -> bool:
+    return re.fullmatch(r"([^()]|\([^()]*\))*", side) is None
 
 
 def _names(side: str) -> list[str]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Literal
+
 from featherweight.drivers import ADMM
 from featherweight.recipe import Distillation, Recipe, Rule, Stage, Training
-from featherweight.sets import TopK
+from featherweight.sets import TopK, TopRows
+from featherweight.views import View
 
 
 def progressive_admm(
@@ -13,15 +17,37 @@ def progressive_admm(
     dense_epochs: int = 0,
     epochs: int = 4,
     retrain_epochs: int = 4,
+    rate: float = 1.0,
+    retrain_rate: float = 1.0,
     every: int = 20,
     rho: float = 1e-3,
-    growth: float = 1.3,
-    rho_max: float = 1.0,
-    allocate: str = "lamp",
-    distill: bool = True,
+    growth: float = 1.1,
+    rho_max: float = 0.1,
+    coupling: Literal["gradient", "proximal"] = "proximal",
+    allocate: str = "magnitude",
+    fisher: float = 0.25,
+    respread: bool = True,
+    sweep: bool = True,
+    distill: float = 1.0,
+    temperature: float = 4.0,
+    narrow: float | None = None,
+    narrow_targets: str = "*.weight",
+    narrow_epochs: int = 4,
     candidates: int = 1,
 ) -> Recipe:
-    """Stages of falling density."""
+    """Stages of falling density, each ADMM pruning and masked retraining with a cosine rate; what is zero stays zero.
+
+    ratios         weights of the targets in the original network over those left, a stage each
+    targets        name pattern of the parameters to prune; one global count is spread over them by `allocate`
+    dense_epochs   of plain training first, for a network that is not trained yet
+    epochs, retrain_epochs   of each stage; rate, retrain_rate: multiples of the task's base rate
+    every          optimizer steps between projections; rho, growth, rho_max, coupling: see `drivers.ADMM`
+    fisher, respread, sweep  see `recipe.Stage`; 0, False and False are the papers' method
+    distill        weight of the distillation from the dense network in the loss, 0 for none
+    narrow         share of the rows (filters, neurons) of `narrow_targets` to keep in a structured stage before the others,
+                   by which dense training gets fast early (the rows go physically)
+    candidates     1, or 3 for the papers' schedule of three partial networks
+    """
     dense = Stage("dense", train=Training(dense_epochs))
     stages = [
         Stage(
@@ -29,11 +55,19 @@ def progressive_admm(
             rules=(Rule(targets, TopK()),),
             keep=1 / ratio,
             allocate=allocate,
-            driver=ADMM(rho, every, growth, rho_max),
-            train=Training(epochs, shape="constant"),
-            retrain=Training(retrain_epochs),
-            distill=Distillation() if distill else None,
+            driver=ADMM(rho, every, growth, rho_max, coupling),
+            train=Training(epochs, rate, floor=0.3, warmup=0.5 / max(epochs, 1)),
+            retrain=Training(retrain_epochs, retrain_rate, warmup=0.3 / max(retrain_epochs, 1)),
+            fisher=fisher,
+            respread=respread,
+            sweep=sweep,
+            distill=Distillation(distill, temperature) if distill else None,
         )
         for ratio in ratios
     ]
+    if narrow is not None:
+        rows = Rule(narrow_targets, TopRows(), View("o ... -> o (...)"))
+        first = replace(stages[0], name="narrow", rules=(rows,), keep=narrow, allocate="magnitude", fisher=0.5, sweep=True)
+        training = replace(first.train, epochs=narrow_epochs, warmup=0.5 / max(narrow_epochs, 1))
+        stages.insert(0, replace(first, train=training, retrain=replace(training, floor=0.0)))
     return Recipe("progressive_admm", (dense, *stages), "arXiv 1810.07378, 1903.09769", candidates)

@@ -1,0 +1,277 @@
+"""What the command line shows: a run while it goes, plans, and measurements beside their claims."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.padding import Padding
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from featherweight import report
+from featherweight.measure import Measurement
+from featherweight.recipe import Recipe
+from featherweight.report import Row
+from featherweight.run import Progress
+
+PLAIN_WIDTH = 200  # columns where the output is not a terminal: a table is not to be folded in a file
+WIDE = 100  # columns from which the table of results has room for all of its own
+
+
+def output() -> Console:
+    """Standard output: results."""
+    return Console(highlight=False, soft_wrap=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+
+
+def messages() -> Console:
+    """Standard error: progress, notes and errors."""
+    return Console(highlight=False, stderr=True, width=None if sys.stderr.isatty() else PLAIN_WIDTH)
+
+
+def note(message: str) -> None:
+    """A line on standard error, not folded where it is not a terminal; never a traceback."""
+    console = messages()
+    console.print(Text(printable(message)), soft_wrap=not console.is_terminal)
+
+
+def command(text: str) -> None:
+    """A command on standard error, unfolded, so that it can be copied."""
+    messages().print(Text(printable(text)), soft_wrap=True)
+
+
+def json_object(value: dict[str, Any]) -> None:
+    """One JSON object on standard output. JSON has no NaN and no infinity: null stands for them."""
+    sys.stdout.write(json.dumps(_finite(value), indent=2) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class Display:
+    """A monitor of `compress`: live on a terminal, elsewhere one line a finished stage. Ctrl-C stops it at the next step.
+
+    `with Display(...) as display: compress(..., monitor=display)`. The first SIGINT makes the monitor raise KeyboardInterrupt
+    after the step in hand, so that compress saves; a second one raises it on the spot.
+    """
+
+    def __init__(self, stages: Sequence[str]):
+        self.stages = list(stages)
+        self.console = messages()
+        self.progress: Progress | None = None
+        self.mean_loss = math.nan
+        self.stopping = False
+        self.began = time.monotonic()
+        self.live = Live(self, console=self.console, refresh_per_second=4, transient=True) if sys.stderr.isatty() else None
+        self._before: Any = None
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._interrupted)
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.live:
+            self.live.stop()
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def __call__(self, progress: Progress) -> None:
+        before = self.progress
+        if before is None or (before.stage, before.phase) != (progress.stage, progress.phase):
+            if before is not None and before.stage != progress.stage:
+                self.finished(before.stage, progress.score)
+            self.mean_loss = progress.loss
+        self.mean_loss += 0.1 * (progress.loss - self.mean_loss)
+        self.progress = progress
+        if self.stopping:
+            raise KeyboardInterrupt
+
+    def finished(self, stage: str, score: float | None) -> None:
+        """A line for a stage that is done."""
+        now = time.monotonic()
+        scored = "" if score is None else f"score {score:.2f}, "
+        self.console.print(Text(f"stage {stage} done: {scored}{clock(now - self.began)}"))
+        self.began = now
+
+    def __rich__(self) -> RenderableType:
+        """The live lines."""
+        seen = self.progress
+        if seen is None:
+            return Text("preparing ...")
+        line = Table.grid(padding=(0, 1), expand=True)
+        for ratio in (None, 1, None, None):
+            line.add_column(ratio=ratio, no_wrap=True)
+        number = f" {self.stages.index(seen.stage) + 1}/{len(self.stages)}" if seen.stage in self.stages else ""
+        what = f"stage{number} {seen.stage}, {seen.phase}"
+        left = "stopping" if self.stopping else f"{clock(seen.seconds_left)} left"
+        line.add_row(what, ProgressBar(total=seen.steps, completed=seen.step), f"{seen.step}/{seen.steps}", left)
+        facts = [f"loss {self.mean_loss:.4f}"]
+        if seen.score is not None:
+            facts.append(f"last score {seen.score:.2f}")
+        if seen.residuals and seen.phase == "train":
+            worst = max(seen.residuals, key=lambda name: seen.residuals[name])
+            facts.append(f"residual {seen.residuals[worst]:.3f} at {worst}")
+        return Group(line, Text("   ".join(facts), style="dim", no_wrap=True, overflow="ellipsis"))
+
+    def _interrupted(self, number: int, frame: FrameType | None) -> None:
+        if self.stopping:
+            raise KeyboardInterrupt
+        self.stopping = True
+
+
+def clock(seconds: float) -> str:
+    """m:ss, or h:mm:ss."""
+    whole = max(0, round(seconds))
+    minutes, rest = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+# --- tables --------------------------------------------------------------------------------------------------------------
+
+
+def results(rows: Sequence[Row], out: Path, files: dict[str, int]) -> None:
+    """Print the report's table (without epochs where there is no room for them) and notes, the gain, and the files written."""
+    screen = output()
+    wide = screen.width >= WIDE
+    shown = [name for name in report.HEADERS if wide or name != "epochs"]
+    cells = [[cell for name, cell in zip(report.HEADERS, line, strict=True) if name in shown] for line in report.table(rows)]
+    screen.print(table(shown, cells, gap=2 if wide else 1))
+    for remark in report.notes(rows):
+        screen.print(Text(remark, style="yellow"))
+    first, last = rows[0], rows[-1]
+    if not first.targets and first is not last:
+        fewer = f"{first.measured.nonzeros / max(1, last.measured.nonzeros):.1f}x fewer weights"
+        screen.print(Text(f"\n{first.stage} to {last.stage}: {fewer}, {points(last.measured.score - first.measured.score)}"))
+    screen.print()
+    for name, size in files.items():
+        screen.print(Text(f"wrote {out / name}  {size:,} bytes"), soft_wrap=True)
+
+
+def points(change: float) -> str:
+    """A change of the score in words."""
+    return f"{abs(change):.2f} points {'lost' if change < 0 else 'gained'}"
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1, gap: int = 2) -> Table:
+    """Text cells without boxes: the first `left` columns flush left, the others right."""
+    made = Table(box=None, padding=(0, gap, 0, 0), pad_edge=False, header_style="bold")
+    for number, header in enumerate(headers):
+        made.add_column(Text(header), justify="left" if number < left else "right", overflow="fold")
+    for row in rows:
+        made.add_row(*(Text(printable(cell)) for cell in row))
+    return made
+
+
+def printable(text: str) -> str:
+    """Without control characters: names from a foreign file must not drive the terminal."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text)
+
+
+def described(value: Any) -> str:
+    """A set or driver as `TopK count=100`: its name and the fields that are set."""
+    if value is None:
+        return "none"
+    fields = [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
+    shown = [f"{name}={v:g}" if isinstance(v, float) else f"{name}={v}" for name, v in fields if v is not None and name != "kind"]
+    return " ".join([type(value).__name__, *shown])
+
+
+def plan(recipe: Recipe, stages: Sequence[dict[str, Any]]) -> None:
+    """Print a plan as `job.plan` gives it."""
+    screen = output()
+    for stage in stages:
+        screen.print(Text(f"stage {stage['stage']}", style="bold"))
+        phases = [(name, stage[name]) for name in ("train", "retrain") if stage[name]["epochs"]]
+        for name, part in phases:
+            epochs = f"{part['epochs']} epochs ({part['steps']:,} steps)"
+            screen.print(Text(f"  {name}: {epochs}, {part['shape']} rate, {part['rate']:g} x the base"))
+        if not phases:
+            screen.print(Text("  no training"))
+        if stage["targets"]:
+            screen.print(Text(f"  driver: {stage['driver']}"))
+            options = ", ".join(f"{name} {_option(value)}" for name, value in stage["options"].items())
+            screen.print(Padding(Text(options), (0, 0, 0, 2)))
+            cells = [
+                (f"  {target['parameter']}", target["set"], target["view"], _count(target["size"]), _whole(target["of"]))
+                for target in stage["targets"]
+            ]
+            if stage["budget"]:
+                cells.append(("  together", "", "", _count(stage["budget"]["size"]), _whole(stage["budget"]["of"])))
+            screen.print(table(("  parameter", "set", "view", "size", "of"), cells, left=3))
+    steps = sum(stage[phase]["steps"] for stage in stages for phase in ("train", "retrain"))
+    more = f"; with {recipe.candidates} candidates up to {recipe.candidates} times that" if recipe.candidates > 1 else ""
+    screen.print(Text(f"{recipe.epochs()} epochs, {steps:,} steps{more}"))
+    if any(target["size"] is None and target["of"] for stage in stages for target in stage["targets"]):
+        screen.print(
+            Text("later: the sum holds; it is spread over the parameters during the run, by the weights as they then are")
+        )
+
+
+def _option(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"({', '.join(f'{name} {_option(part)}' for name, part in value.items())})"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _whole(size: int | None) -> str:
+    return "" if size is None else f"{size:,}"
+
+
+def _count(size: int | None) -> str:
+    return "later" if size is None else f"{size:,}"
+
+
+def compared(measured: Measurement, claimed: Measurement) -> tuple[Table, list[str]]:
+    """What was measured beside what the report says, and the names of the numbers that differ."""
+    rows, differ = [], []
+    for name, title in (
+        ("score", "score"),
+        ("parameters", "parameters"),
+        ("nonzeros", "non-zeros"),
+        ("macs", "MACs"),
+        ("bits", "bits in codes"),
+    ):
+        ours, theirs = getattr(measured, name), getattr(claimed, name)
+        same = math.isclose(ours, theirs, rel_tol=1e-9) if name == "score" else ours == theirs
+        if not same:
+            differ.append(title)
+        shown = [f"{value:.4f}" if name == "score" else f"{value:,}" for value in (ours, theirs)]
+        rows.append((title, *shown, "" if same else "DIFFERS"))
+    return table(("", "measured", "report says", ""), rows), differ
+
+
+def inspection(numbers: Table, left: dict[str, dict[str, Any]], files: dict[str, int]) -> None:
+    """Print what `compared` gave, the coded parameters one by one, and the files."""
+    screen = output()
+    screen.print(numbers)
+    screen.print()
+    cells = [
+        (name, held["code"], f"{held['nonzeros']:,}", f"{held['of']:,}", f"{100 * held['nonzeros'] / held['of']:.2f} %")
+        for name, held in left.items()
+    ]
+    screen.print(table(("parameter", "code", "non-zeros", "of", "kept"), cells, left=2))
+    screen.print()
+    screen.print(table(("file", "bytes"), [(name, f"{size:,}") for name, size in files.items()]))

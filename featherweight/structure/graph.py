@@ -1,0 +1,360 @@
+"""The graph of a network's structure: which units can go, what each owns, what cannot go and why, and what any choice costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from featherweight.structure.blocks import Block, find_blocks
+from featherweight.structure.capture import Captured, capture
+from featherweight.structure.errors import BadSelection, unknown
+from featherweight.structure.labels import FIRST, Planes, Vector
+from featherweight.structure.macs import Size, size_of
+from featherweight.structure.rules import RULES
+from featherweight.structure.walk import Value, Walk
+
+
+@dataclass(frozen=True)
+class Slice:
+    """What a unit owns of one tensor: the entries `index` along dimension `dim` of the parameter or buffer named."""
+
+    parameter: str
+    dim: int
+    index: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Site:
+    """A set of units that play the same part: the channels of a layer, the heads of an attention.
+
+    name        the first layer that makes the units, e.g. `layer1.0.conv1`
+    size        how many units there are, numbered from 0
+    parameters  (tensor, dimension) of everything that is cut when a unit goes
+    soft        the reason why cutting here changes what the network computes; "" where a cut is exact
+    """
+
+    name: str
+    size: int
+    parameters: tuple[tuple[str, int], ...]
+    soft: str
+    labels: Vector = field(repr=False, compare=False)
+    _graph: Graph = field(repr=False, compare=False)
+
+    @property
+    def units(self) -> tuple[tuple[Slice, ...], ...]:
+        """What each unit owns; for many units prefer `unit`."""
+        return tuple(self.unit(i) for i in range(self.size))
+
+    def unit(self, number: int) -> tuple[Slice, ...]:
+        """What one unit owns."""
+        return self._graph.slices_of(int(self.labels[number]))
+
+
+class Graph:
+    """What can be removed from a network. Made by `trace`; describes the network as it was then.
+
+    sites      name -> Site
+    blocks     name -> Block
+    frozen     parameter -> why nothing of it can go
+    uncounted  operation without a rule -> how often it occurs; these are in no MACs
+    """
+
+    def __init__(self, walk: Walk, names: Iterable[str]) -> None:
+        self.captured: Captured = walk.captured
+        self.walk = walk
+        self.uncounted: dict[str, int] = dict(walk.uncounted)
+        self.blocks: dict[str, Block] = {}
+        self.tensors: dict[str, tuple[int, ...]] = {name: value.shape for name, value in walk.tensors.items()}
+        self.kinds: dict[str, str] = {name: kind for kind, name in walk.captured.sources if name in self.tensors}
+        self.planes: dict[tuple[str, int], Planes] = {}
+        for name, value in walk.tensors.items():
+            for d in range(len(value.shape)):
+                planes = walk.labels.resolve(value.planes[d])
+                if planes:
+                    self.planes[name, d] = planes
+        self._index()
+        self.sites: dict[str, Site] = self._make_sites()
+        self._site_numbers = {name: i for i, name in enumerate(self.sites)}
+        self.frozen: dict[str, str] = self._reasons(names)
+        self._count()
+
+    # ---- units
+
+    def _index(self) -> None:
+        """label -> its slices, as a sorted table (label, slot, position); a slot is a (tensor, dimension)."""
+        self._slots: list[tuple[str, int]] = list(self.planes)
+        labels, slots, positions = [], [], []
+        self._vectors: list[Vector] = []
+        for k, key in enumerate(self._slots):
+            for plane in self.planes[key]:
+                self._vectors.append(plane)
+                labels.append(plane)
+                slots.append(np.full(len(plane), k))
+                positions.append(np.arange(len(plane)))
+        empty = np.zeros(0, dtype=np.int64)
+        label = np.concatenate(labels) if labels else empty
+        slot = np.concatenate(slots) if slots else empty
+        position = np.concatenate(positions) if positions else empty
+        live = label >= FIRST
+        label, slot, position = label[live], slot[live], position[live]
+        order = np.lexsort((position, slot, label))
+        self._label, self._slot, self._position = label[order], slot[order], position[order]
+        self._units, self._starts = np.unique(self._label, return_index=True)
+
+    def slices_of(self, label: int) -> tuple[Slice, ...]:
+        """Everything that goes with a label."""
+        start, stop = np.searchsorted(self._label, [label, label + 1])
+        slots, positions = self._slot[start:stop], self._position[start:stop]
+        return tuple(
+            Slice(*self._slots[slot], tuple(int(i) for i in np.unique(positions[slots == slot])))
+            for slot in dict.fromkeys(slots.tolist())
+        )
+
+    def _make_sites(self) -> dict[str, Site]:
+        """Labels that occur together and own the same number of entries of the same dimensions are one site."""
+        # the sizes of products that are not parameters (heads of an attention) must be even over a site too
+        others = [
+            plane
+            for planes, _ in {
+                id(f.planes): (self.walk.labels.resolve(f.planes), 0) for c in self.walk.counts for f in c.factors if f.planes
+            }.values()
+            for plane in planes
+        ]
+        weights = np.random.default_rng(0).integers(1, 1 << 62, size=len(self._slots) + len(others) + 1)
+        signature = np.zeros(len(self._units), dtype=np.int64)
+        unit_of = np.searchsorted(self._units, self._label)
+        np.add.at(signature, unit_of, weights[self._slot] if len(self._slot) else np.zeros(0, dtype=np.int64))
+        for k, plane in enumerate(others):
+            live = plane[np.isin(plane, self._units)]
+            np.add.at(signature, np.searchsorted(self._units, live), weights[len(self._slots) + k])
+        component = self.walk.labels.components(self._vectors)[self._units] if len(self._units) else self._units
+        first_slot = self._slot[self._starts] if len(self._units) else self._units
+        _, group = np.unique(np.stack([component, signature]), axis=1, return_inverse=True)
+        group = group.reshape(-1)
+        # one pass per site would be slow for thousands: sort once
+        order = np.argsort(group, kind="stable")
+        bounds = np.flatnonzero(np.diff(group[order], prepend=-1)) if len(order) else np.zeros(0, dtype=np.int64)
+        chunks = np.split(order, bounds[1:]) if len(order) else []
+        chunks.sort(key=lambda chunk: (int(first_slot[chunk[0]]), int(self._position[self._starts[chunk].min()])))
+        soft = self._soft_labels()
+        sites: dict[str, Site] = {}
+        self._alone: set[int] = set()
+        self.site_of = np.full(self.walk.labels.used, -1, dtype=np.int64)
+        for chunk in chunks:
+            labels = self._units[chunk]
+            if len(labels) == 1:
+                self._alone.add(int(labels[0]))
+                continue
+            start, stop = np.searchsorted(self._label, [labels[0], labels[0] + 1])
+            slots = [self._slots[s] for s in dict.fromkeys(self._slot[start:stop].tolist())]
+            # number the units as they lie in the first tensor
+            lead = self._position[self._starts[chunk]]
+            labels = labels[np.argsort(lead, kind="stable")]
+            name = self._site_name(slots, sites)
+            reason = next((soft[int(v)] for v in labels if int(v) in soft), "")
+            self.site_of[labels] = len(sites)
+            sites[name] = Site(name, len(labels), tuple(slots), reason, labels, self)
+        return sites
+
+    def _site_name(self, slots: Sequence[tuple[str, int]], taken: Mapping[str, Site]) -> str:
+        tensor, dim = next((slot for slot in slots if slot[1] == 0 and self.kinds.get(slot[0]) == "parameter"), slots[0])
+        head, _, last = tensor.rpartition(".")
+        name = head if head and last == "weight" else tensor
+        if dim != 0:
+            name = f"{name}[{dim}]"
+        if name not in taken:
+            return name
+        return next(f"{name}#{k}" for k in range(2, len(taken) + 3) if f"{name}#{k}" not in taken)
+
+    def _soft_labels(self) -> dict[int, str]:
+        result: dict[int, str] = {}
+        for reason, planes in self.walk.softened:
+            for plane in self.walk.labels.resolve(planes):
+                for label in np.unique(plane[plane >= FIRST]):
+                    result.setdefault(int(label), reason)
+        return result
+
+    def _reasons(self, names: Iterable[str]) -> dict[str, str]:
+        """Every parameter that is in no site, with why."""
+        read = {name for node, name in self.walk.owner.items() if node.users}
+        live = {tensor for site in self.sites.values() for tensor, _ in site.parameters}
+        frozen: dict[str, str] = {}
+        for name in names:
+            first = self.captured.tied.get(name, name)
+            if first in live:
+                continue
+            value = self.walk.tensors.get(first)
+            if value is None or first not in read:
+                frozen[name] = "the network never reads it"
+                continue
+            reasons = [reason for d in range(len(value.shape)) for reason in self.walk.labels.reasons(value.planes[d])]
+            if first in {tensor for tensor, _ in self.planes}:
+                reasons.append("its entries could only go all together")
+            if reasons:
+                frozen[name] = "; ".join(dict.fromkeys(reasons))
+            elif all(size <= 1 for size in value.shape):
+                frozen[name] = "it has a single entry"
+            else:
+                frozen[name] = "it shares memory with another tensor"
+        return frozen
+
+    # ---- sizes
+
+    def _count(self) -> None:
+        units = self._unit_counts = [site.size for site in self.sites.values()]
+        resolved: dict[tuple[int, ...], Size] = {}
+
+        def size(planes: Planes, number: int) -> Size:
+            key = tuple(id(p) for p in planes)
+            if key not in resolved or not planes:
+                found = size_of(self.walk.labels.resolve(planes), number, self.site_of, units)
+                if not planes:
+                    return found
+                resolved[key] = found
+            return resolved[key]
+
+        self._operations = [
+            (c.module, c.times, tuple(size(f.planes, f.size) for f in c.factors), (c.per_batch and self.captured.copies) or 1)
+            for c in self.walk.counts
+        ]
+        self._shapes = {
+            name: tuple(size(self.planes.get((name, d), []), n) for d, n in enumerate(shape))
+            for name, shape in self.tensors.items()
+        }
+
+    def _kept(self, sizes: Mapping[str, int]) -> list[int]:
+        kept = list(self._unit_counts)
+        for name, number in sizes.items():
+            site = self.site(name)
+            if not 1 <= number <= site.size:
+                raise BadSelection(f"site {name!r} has {site.size} units; it can keep 1 to {site.size}, not {number}")
+            kept[self._site_numbers[name]] = int(number)
+        return kept
+
+    def macs(self, sizes: Mapping[str, int] | None = None) -> int:
+        """Multiply-accumulates of the network for the example given to `trace`, when each site named keeps so many units."""
+        return sum(self.macs_by_module(sizes).values())
+
+    def macs_by_node(self) -> dict[str, int]:
+        """Multiply-accumulates of each operation of the exported graph, uncut."""
+        result: dict[str, int] = {}
+        for count, (_, times, factors, copies) in zip(self.walk.counts, self._operations, strict=True):
+            number = times
+            for factor in factors:
+                number *= factor.at(self._unit_counts)
+            result[count.node] = result.get(count.node, 0) + number // copies
+        return result
+
+    def macs_by_module(self, sizes: Mapping[str, int] | None = None) -> dict[str, int]:
+        """The same by the module that does them."""
+        kept = self._kept(sizes or {})
+        result: dict[str, int] = {}
+        for module, times, factors, copies in self._operations:
+            number = times
+            for factor in factors:
+                number *= factor.at(kept)
+            result[module] = result.get(module, 0) + number // copies
+        return result
+
+    def parameters(self, sizes: Mapping[str, int] | None = None) -> int:
+        """Entries of all parameters, tied ones once, when each site named keeps so many units."""
+        kept = self._kept(sizes or {})
+        total = 0
+        for name, shape in self._shapes.items():
+            if self.kinds.get(name) == "parameter":
+                number = 1
+                for size in shape:
+                    number *= size.at(kept)
+                total += number
+        return total
+
+    # ---- selection
+
+    def freeze_site(self, name: str, reason: str) -> str:
+        """Take a site out of the graph, with the reason; its parameters are frozen unless another site holds them. Returns the reason."""
+        site = self.sites.pop(name)
+        elsewhere = {tensor for other in self.sites.values() for tensor, _ in other.parameters}
+        for tensor, _ in site.parameters:
+            if tensor not in elsewhere and self.kinds.get(tensor) == "parameter":
+                self.frozen[tensor] = reason
+        return reason
+
+    def site(self, name: str) -> Site:
+        """The site of this name, or an error with the nearest names."""
+        if name not in self.sites:
+            raise unknown("site", name, self.sites)
+        return self.sites[name]
+
+    def gone(self, keep: Mapping[str, Sequence[int]]) -> NDArray[np.bool_]:
+        """Which labels go when each site named keeps these units; raises BadSelection for a choice that leaves a tensor empty."""
+        gone = np.zeros(self.walk.labels.used, dtype=bool)
+        for name, units in keep.items():
+            site = self.site(name)
+            numbers = [int(u) for u in units]
+            if not numbers:
+                raise BadSelection(
+                    f"nothing is kept of site {name!r}; keep at least 1 of its {site.size} units, or drop the block it is in"
+                )
+            wrong = [u for u in numbers if not 0 <= u < site.size]
+            if wrong:
+                raise BadSelection(
+                    f"site {name!r} has units 0 to {site.size - 1}; {wrong[:5]} {'are' if len(wrong) > 1 else 'is'} out of range"
+                )
+            if len(set(numbers)) < len(numbers):
+                raise BadSelection(f"site {name!r} is asked to keep a unit twice; name each unit once")
+            stays = np.zeros(site.size, dtype=bool)
+            stays[numbers] = True
+            gone[site.labels[~stays]] = True
+        return gone
+
+    def keep_masks(self, gone: NDArray[np.bool_]) -> dict[tuple[str, int], NDArray[np.bool_]]:
+        """(tensor, dimension) -> which entries stay, for the dimensions that lose some."""
+        result = {}
+        for key, planes in self.planes.items():
+            lost = np.zeros(len(planes[0]), dtype=bool)
+            for plane in planes:
+                lost |= gone[plane]
+            if lost.any():
+                if lost.all():
+                    raise BadSelection(f"nothing would be left of {key[0]!r} along dimension {key[1]}; keep more units")
+                result[key] = ~lost
+        return result
+
+    def node_masks(self, gone: NDArray[np.bool_]) -> Callable[[Value, int], NDArray[np.bool_] | None]:
+        """A function (value, dimension) -> which entries stay, None where all do."""
+
+        def mask(value: Value, dim: int) -> NDArray[np.bool_] | None:
+            lost = None
+            for plane in self.walk.live(value, dim):
+                part = gone[plane]
+                if part.any():
+                    lost = part if lost is None else lost | part
+            return None if lost is None else ~lost
+
+        return mask
+
+
+def trace(model: nn.Module, example: Sequence[Tensor] | Tensor, *, soft: bool = False, dynamic_batch: bool = False) -> Graph:
+    """Find everything that can be removed from `model` without changing what the rest computes.
+
+    model    any module that torch.export can capture; it is not changed and may be on the meta device
+    example  the positional inputs, batch size 1 (a batch of 1 is doubled for the analysis; MACs are those of the example)
+    soft     also offer sites whose removal changes the statistic of a layer, group or root-mean-square norm, or a mean; `Site.soft` says so
+
+    Raises BadExample, DataDependentControlFlow, NotExportable.
+    """
+    return analyse(capture(model, example if isinstance(example, tuple) else tuple(example) if isinstance(example, list) else example,
+                           dynamic_batch=dynamic_batch), model, soft)  # fmt: skip
+
+
+def analyse(captured: Captured, model: nn.Module, soft: bool = False) -> Graph:
+    """The graph of an exported network."""
+    walk = Walk(captured, soft)
+    walk.run(RULES)
+    graph = Graph(walk, [name for name, _ in model.named_parameters(remove_duplicate=False)])
+    graph.blocks = find_blocks(walk, graph.macs_by_node())
+    return graph

@@ -1,0 +1,419 @@
+"""Operations that only move entries: the same operation is run on the labels.
+
+Reshapes look only at the smallest group of dimensions that holds the labelled one; operations along one dimension look only at that one.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from featherweight.structure.labels import Vector
+from featherweight.structure.rules.names import table
+from featherweight.structure.walk import ALWAYS, NEVER, Proof, Value, Walk, both, shape_of
+
+
+def segments(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
+    """Split a reshape into the smallest groups of dimensions with equal products."""
+    result = []
+    i = j = 0
+    while i < len(before) or j < len(after):
+        i0, j0 = i, j
+        p = q = 1
+        if i < len(before):
+            p, i = before[i], i + 1
+        if j < len(after):
+            q, j = after[j], j + 1
+        while p != q:
+            if p < q:
+                p, i = p * before[i], i + 1
+            else:
+                q, j = q * after[j], j + 1
+        result.append((list(range(i0, i)), list(range(j0, j))))
+    return result
+
+
+def reshaped(walk: Walk, node: fx.Node, value: Value, shape: tuple[int, ...]) -> Value:
+    """The value after a reshape."""
+    result = Value.plain(shape)
+    if prod(shape) == 0 or prod(value.shape) == 0:
+        walk.freeze(value, range(len(value.shape)), node, "a tensor without entries")
+        return result
+    for ins, outs in segments(value.shape, shape):
+        wide_in, wide_out = [d for d in ins if value.shape[d] > 1], [d for d in outs if shape[d] > 1]
+        if len(wide_in) == 1 and len(wide_out) == 1:
+            d, e = wide_in[0], wide_out[0]
+            result.planes[e], result.zero[e], result.constant[e] = value.planes[d], value.zero[d], value.constant[d]
+            continue
+        small = tuple(value.shape[d] for d in ins)
+        zero: Proof = ALWAYS
+        constant: Proof = ALWAYS
+        for position, d in enumerate(ins):
+            if not walk.live(value, d):
+                continue
+            zero, constant = both(zero, value.zero[d]), both(constant, value.constant[d])
+            for plane in value.planes[d]:
+                spread = np.broadcast_to(plane.reshape([-1 if i == position else 1 for i in range(len(small))]), small)
+                grid = np.ascontiguousarray(spread).reshape(tuple(shape[e] for e in outs))
+                for e, planes in zip(
+                    outs, walk.labels.normal(grid, f"one unit would be all of the tensor ({walk.where(node)})"), strict=True
+                ):
+                    result.planes[e] = result.planes[e] + planes
+        for e in outs:
+            if result.planes[e]:
+                result.zero[e], result.constant[e] = zero, constant
+    return result
+
+
+def _reshape(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Value:
+    shape = shape_of(node)
+    assert shape is not None
+    return reshaped(walk, node, bound["self"], shape)
+
+
+def _permute(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Value:
+    """transpose, permute, movedim, t: found by running the operation on a tensor whose strides name the dimensions."""
+    value: Value = bound["self"]
+    n = len(value.shape)
+    probe = torch.empty([2 + d for d in range(n)], device="meta")
+    moved = _replay(node, probe)
+    order = [size - 2 for size in moved.shape]
+    return Value(
+        tuple(value.shape[d] for d in order),
+        [value.planes[d] for d in order],
+        [value.zero[d] for d in order],
+        [value.constant[d] for d in order],
+    )
+
+
+def _replay(node: fx.Node, tensor: Tensor) -> Any:
+    """The node's operation with its own arguments on another tensor; symbolic sizes by their example values."""
+
+    def plain(argument: Any) -> Any:
+        if isinstance(argument, fx.Node):
+            meta = argument.meta.get("val")
+            return meta if isinstance(meta, int) else int(meta.node.hint)
+        return argument
+
+    rest = fx.node.map_aggregate(node.args[1:], plain)
+    kwargs = fx.node.map_aggregate(node.kwargs, plain)
+    target: Any = node.target
+    return target(tensor, *rest, **kwargs)
+
+
+def _generic(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Any:
+    """Any movement: run it on a label tensor per plane."""
+    value: Value = bound["self"] if "self" in bound else bound["input"]
+    return moved(walk, node, value, lambda labels: _replay(node, labels))
+
+
+def moved(walk: Walk, node: fx.Node, value: Value, move: Any) -> Any:
+    results: list[Value] | None = None
+    single = True
+    for d in range(len(value.shape)):
+        for plane in walk.live(value, d):
+            labels = torch.from_numpy(plane).reshape([-1 if i == d else 1 for i in range(len(value.shape))]).expand(value.shape)
+            out = move(labels)
+            single = isinstance(out, Tensor)
+            outs = [out] if single else list(out)
+            if results is None:
+                results = [Value.plain(tuple(o.shape)) for o in outs]
+            for result, part in zip(results, outs, strict=True):
+                found = walk.labels.normal(part.numpy(), f"one unit would be all of the tensor ({walk.where(node)})")
+                for e, planes in enumerate(found):
+                    if planes:
+                        fresh = not result.planes[e]
+                        result.zero[e] = value.zero[d] if fresh else both(result.zero[e], value.zero[d])
+                        result.constant[e] = value.constant[d] if fresh else both(result.constant[e], value.constant[d])
+                        result.planes[e] = result.planes[e] + planes
+    if results is None:
+        return walk.fresh_outputs(node)
+    return results[0] if single else results
+
+
+def _along(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Any:
+    """Operations along the one dimension `dim` that keep all others: slice, split, chunk, narrow, select, unbind."""
+    value: Value = bound["self"]
+    dim = int(bound.get("dim") or 0) % len(value.shape)
+    outputs = walk.fresh_outputs(node)
+    single = isinstance(outputs, Value)
+    outs: list[Value] = [outputs] if single else outputs
+    dropped = len(outs[0].shape) < len(value.shape)
+    planes = walk.live(value, dim)
+    pieces: list[list[Vector]] = [[] for _ in outs]
+    bare: Any = node.target
+    for plane in planes:
+        line = torch.from_numpy(plane)
+        arguments = {name: value for name, value in bound.items() if name not in ("self", "dim")}
+        part = bare(line, dim=0, **arguments)
+        for piece, found in zip(pieces, [part] if single else part, strict=True):
+            piece.append(found.numpy().reshape(-1).copy())
+    for out, piece in zip(outs, pieces, strict=True):
+        rest = [d for d in range(len(value.shape)) if not (dropped and d == dim)]
+        for e, d in enumerate(rest):
+            if d != dim:
+                out.planes[e], out.zero[e], out.constant[e] = value.planes[d], value.zero[d], value.constant[d]
+        if dropped or (out.shape[dim] == 1):
+            walk.labels.freeze(piece, f"one unit is taken by its number ({walk.where(node)})")
+        else:
+            out.planes[dim], out.zero[dim], out.constant[dim] = piece, value.zero[dim], value.constant[dim]
+    return outs[0] if single else outs
+
+
+def _expand(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Value:
+    """New copies are units of their own: that is what gives the repeats of grouped-query attention."""
+    value: Value = bound["self"]
+    shape = shape_of(node)
+    assert shape is not None
+    result = Value.plain(shape)
+    lead = len(shape) - len(value.shape)
+    for e in range(len(shape)):
+        d = e - lead
+        if d >= 0 and value.shape[d] == shape[e]:
+            result.planes[e], result.zero[e], result.constant[e] = value.planes[d], value.zero[d], value.constant[d]
+        elif shape[e] > 1:
+            result.planes[e] = [walk.labels.fresh(shape[e])]
+    return result
+
+
+def _repeat(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Value:
+    """Tiling along each dimension: the copies are units of their own, as in `expand`."""
+    value: Value = bound["self"]
+    shape = shape_of(node)
+    assert shape is not None
+    result = Value.plain(shape)
+    lead = len(shape) - len(value.shape)
+    for e in range(len(shape)):
+        d = e - lead
+        size = value.shape[d] if d >= 0 else 1
+        copies = shape[e] // size if size else 0
+        if d >= 0:
+            result.planes[e] = [np.tile(plane, copies) for plane in value.planes[d]]
+            result.zero[e], result.constant[e] = value.zero[d], value.constant[d]
+        if copies > 1:
+            result.planes[e] = [*result.planes[e], np.repeat(walk.labels.fresh(copies), size)]
+            result.zero[e] = result.constant[e] = NEVER
+    return result
+
+
+def _repeat_interleave(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Any:
+    value = bound.get("self")
+    repeats, dim = bound.get("repeats"), bound.get("dim")
+    if not isinstance(value, Value) or not isinstance(repeats, int) or dim is None:
+        return walk.opaque(node, "entries are repeated by the values of a tensor")
+    result = value.like()
+    dim %= len(value.shape)
+    result.shape = tuple(s * repeats if d == dim else s for d, s in enumerate(value.shape))
+    result.planes[dim] = [np.repeat(plane, repeats) for plane in value.planes[dim]]
+    if repeats > 1:
+        result.planes[dim].append(np.tile(walk.labels.fresh(repeats), value.shape[dim]))
+        result.zero[dim] = result.constant[dim] = NEVER
+    return result
+
+
+def joined(walk: Walk, node: fx.Node, values: list[Value], dim: int) -> Value:
+    """Concatenation along `dim`."""
+    size = sum(v.shape[dim] for v in values)
+    result = Value.plain(tuple(size if d == dim else s for d, s in enumerate(values[0].shape)))
+    for d in range(len(result.shape)):
+        if d != dim:
+            result.planes[d] = walk.equal([(v, d) for v in values], node, "tensors of one shape are put together")
+            result.zero[d], result.constant[d] = values[0].zero[d], NEVER
+            for v in values[1:]:
+                result.zero[d] = both(result.zero[d], v.zero[d])
+            continue
+        lists = [walk.live(v, d) for v in values]
+        most = max(map(len, lists))
+        result.planes[d] = [
+            np.concatenate(
+                [
+                    planes[k] if k < len(planes) else np.zeros(v.shape[d], dtype=np.int64)
+                    for v, planes in zip(values, lists, strict=True)
+                ]
+            )
+            for k in range(most)
+        ]
+        zero, constant = ALWAYS, ALWAYS
+        for v, planes in zip(values, lists, strict=True):
+            if planes:
+                zero, constant = both(zero, v.zero[d]), both(constant, v.constant[d])
+        result.zero[d], result.constant[d] = zero, constant
+    return result
+
+
+def _cat(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Value:
+    values = [v for v in bound["tensors"] if v.shape != (0,)]
+    return joined(walk, node, values, int(bound.get("dim") or 0) % len(values[0].shape))
+
+
+def _stack(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Value:
+    """The parts of a stack stay; their other dimensions lose the same entries."""
+    values: list[Value] = bound["tensors"]
+    dim = int(bound.get("dim") or 0) % (len(values[0].shape) + 1)
+    wide = [Value((*v.shape[:dim], 1, *v.shape[dim:]), [*v.planes[:dim], [], *v.planes[dim:]],
+                  [*v.zero[:dim], NEVER, *v.zero[dim:]], [*v.constant[:dim], NEVER, *v.constant[dim:]]) for v in values]  # fmt: skip
+    return joined(walk, node, wide, dim)
+
+
+def _pad(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Value:
+    """Constant padding gets labels of its own, so that padded channels can go with the channels they are added to."""
+    value: Value = bound["self"]
+    pads: list[int] = [int(p) for p in bound["pad"]]
+    constant_mode = bound.get("mode", "constant") == "constant"
+    fill = bound.get("value") or 0
+    result = value.like()
+    shape = list(value.shape)
+    for k in range(len(pads) // 2):
+        d = len(shape) - 1 - k
+        low, high = pads[2 * k], pads[2 * k + 1]
+        if not low and not high:
+            continue
+        if not constant_mode or low < 0 or high < 0 or d == 0:
+            walk.freeze(value, [d], node, "padded along this dimension")
+            result.planes[d] = []
+        else:
+            planes = walk.live(value, d)
+            if planes:
+                edges = walk.labels.fresh(low), walk.labels.fresh(high)
+                blank = np.zeros(low, dtype=np.int64), np.zeros(high, dtype=np.int64)
+                result.planes[d] = [np.concatenate([edges[0], planes[0], edges[1]])]
+                result.planes[d] += [np.concatenate([blank[0], plane, blank[1]]) for plane in planes[1:]]
+                result.zero[d] = value.zero[d] if fill == 0 else NEVER
+        shape[d] += low + high
+    # other dimensions now hold the fill value beside the units' own entries
+    if fill != 0:
+        result.zero = [NEVER] * len(shape)
+    result.constant = [NEVER] * len(shape)
+    result.shape = tuple(shape)
+    return result
+
+
+def _index(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Any:
+    """`x[..., index, ...]`: a movement where the index is known from the code, else the indexed dimensions stay."""
+    value: Value = bound["self"]
+    indices: list[Any] = bound["indices"]
+    used = [d for d, index in enumerate(indices) if index is not None]
+    known = all(isinstance(indices[d], Value) and indices[d].known is not None for d in used)
+    labelled = any(walk.live(value, d) for d in used)
+    for d in used:
+        walk.freeze(indices[d], range(len(indices[d].shape)), node, "its entries are used as numbers of entries")
+    if known and labelled and len(used) == 1:
+        d = used[0]
+        index = indices[d].known.cpu()
+        if index.dim() == 1 and index.dtype == torch.int64:
+            return _taken(walk, value, d, index, shape_of(node))
+    walk.freeze(value, used, node, "entries are picked by number")
+    outputs = walk.fresh_outputs(node)
+    if not isinstance(outputs, Value):
+        return outputs
+    consecutive = used == list(range(used[0], used[-1] + 1)) if used else True
+    rank = len(outputs.shape) - (len(value.shape) - len(used))
+    start = used[0] if consecutive and used else 0
+    rest = [d for d in range(len(value.shape)) if d not in used]
+    places = [e for e in range(len(outputs.shape)) if not start <= e < start + rank]
+    for e, d in zip(places, rest, strict=True):
+        if outputs.shape[e] == value.shape[d]:
+            outputs.planes[e], outputs.zero[e] = value.planes[d], value.zero[d]
+        else:
+            walk.freeze(value, [d], node, "entries are picked by number")
+    return outputs
+
+
+def _taken(walk: Walk, value: Value, dim: int, index: Tensor, shape: tuple[int, ...] | None) -> Value:
+    assert shape is not None
+    result = value.like()
+    result.shape = shape
+    result.planes[dim] = [plane[index.numpy()] for plane in walk.live(value, dim)]
+    return result
+
+
+def _index_select(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Any:
+    value: Value = bound["self"]
+    dim = int(bound["dim"]) % len(value.shape)
+    index = bound["index"]
+    if isinstance(index, Value) and index.known is not None and index.known.dtype == torch.int64:
+        return _taken(walk, value, dim, index.known.cpu().reshape(-1), shape_of(node))
+    walk.freeze(value, [dim], node, "entries are picked by number")
+    if isinstance(index, Value):
+        walk.freeze(index, range(len(index.shape)), node, "its entries are used as numbers of entries")
+    result = value.like()
+    shape = shape_of(node)
+    assert shape is not None
+    result.shape = shape
+    return result
+
+
+def _embedding(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Value:
+    weight, indices = bound["weight"], bound["indices"]
+    walk.freeze(weight, [0], node, "rows of an embedding are picked by number")
+    walk.freeze(indices, range(len(indices.shape)), node, "its entries are used as numbers of entries")
+    result = Value.plain((*indices.shape, weight.shape[1]))
+    result.planes[-1], result.zero[-1] = weight.planes[1], weight.zero[1]
+    return result
+
+
+def _same(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Any:
+    """Copies, casts and operations that do nothing at inference."""
+    value = next((v for v in bound.values() if isinstance(v, Value)), None)
+    if value is None:
+        return walk.fresh_outputs(node)
+    result = value.like()
+    result.known = value.known
+    return result
+
+
+def _copy_(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Value:
+    """Writing `src` into `self`: what is left of both must fit."""
+    target, source = bound["self"], bound["src"]
+    result = target.like()
+    lead = len(target.shape) - len(source.shape)
+    for d in range(len(target.shape)):
+        if d - lead >= 0 and source.shape[d - lead] == target.shape[d]:
+            result.planes[d] = walk.equal([(target, d), (source, d - lead)], node, "one tensor is written into another")
+            result.zero[d] = source.zero[d - lead]
+        else:
+            result.zero[d] = NEVER
+        result.constant[d] = NEVER
+    return result
+
+
+def _tensor_split(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Any:
+    return (
+        _along(walk, node, bound)
+        if "tensor_indices_or_sections" not in bound
+        else walk.opaque(node, "split by the values of a tensor")
+    )
+
+
+RULES = {
+    **table(
+        _reshape,
+        "view reshape flatten unflatten squeeze unsqueeze _unsafe_view view_as reshape_as squeeze_ unsqueeze_ _reshape_alias",
+    ),
+    **table(_permute, "permute transpose t movedim moveaxis swapaxes swapdims numpy_T mT transpose_ t_"),
+    **table(
+        _along,
+        "slice narrow select split split_with_sizes chunk unbind unsafe_split unsafe_chunk unsafe_split_with_sizes slice_copy select_copy",
+    ),
+    **table(_tensor_split, "tensor_split"),
+    **table(_generic, "flip roll pixel_shuffle pixel_unshuffle channel_shuffle unfold im2col diagonal rot90 fliplr flipud"),
+    **table(_expand, "expand expand_as broadcast_to"),
+    **table(_repeat, "repeat tile"),
+    **table(_repeat_interleave, "repeat_interleave"),
+    **table(_cat, "cat concat concatenate"),
+    **table(_stack, "stack"),
+    **table(_pad, "pad constant_pad_nd"),
+    **table(_index, "index"),
+    **table(_index_select, "index_select"),
+    **table(_embedding, "embedding"),
+    **table(
+        _same,
+        "contiguous clone detach detach_ alias lift_fresh lift_fresh_copy to _to_copy type_as dropout dropout_ feature_dropout alpha_dropout "
+        "feature_alpha_dropout requires_grad_ float double half positive resolve_conj resolve_neg identity",
+    ),
+    **table(_copy_, "copy_"),
+}

@@ -1,0 +1,360 @@
+"""One walk over the exported graph that gives every tensor its planes (see `labels`), by a table of rules, one per kind of operation.
+
+Beside planes a value carries two *proofs* per dimension. `zero`: the removed entries are 0 once these slices of the network are 0; a sum over
+removed entries is only dropped where one factor has such a proof. `constant`: the removed entries do not depend on the input once these slices
+are 0 (a filter of zeros leaves its bias).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from featherweight.structure.capture import Captured, overlapping
+from featherweight.structure.labels import Labels, Planes
+
+# alternatives; each is a set of (tensor, dimension) whose slices must be 0. Empty: no proof. One empty alternative: always.
+Proof = frozenset[frozenset[tuple[str, int]]]
+NEVER: Proof = frozenset()
+ALWAYS: Proof = frozenset({frozenset()})
+
+
+def both(a: Proof, b: Proof) -> Proof:
+    return _short(frozenset(x | y for x in a for y in b))
+
+
+def either(a: Proof, b: Proof) -> Proof:
+    return _short(a | b)
+
+
+def _short(proof: Proof, limit: int = 4) -> Proof:
+    """Keep the alternatives that ask for least; any subset of a proof is a proof."""
+    if len(proof) <= limit:
+        return proof
+    return frozenset(sorted(proof, key=lambda a: (len(a), sorted(a)))[:limit])
+
+
+@dataclass
+class Value:
+    """A tensor of the graph: shape, and per dimension the planes and the proofs."""
+
+    shape: tuple[int, ...]
+    planes: list[Planes]
+    zero: list[Proof]
+    constant: list[Proof]
+    known: Tensor | None = None  # the entries, for small integer tensors that do not depend on any input
+
+    @staticmethod
+    def plain(shape: Sequence[int]) -> Value:
+        """Nothing of it is ever removed."""
+        n = len(shape)
+        return Value(tuple(shape), [[] for _ in range(n)], [NEVER] * n, [NEVER] * n)
+
+    def like(self) -> Value:
+        """The same planes and proofs under a new identity."""
+        return Value(self.shape, list(self.planes), list(self.zero), list(self.constant))
+
+
+@dataclass(frozen=True)
+class Factor:
+    """Planes of a dimension together with its size; products of such factors count multiply-accumulates."""
+
+    planes: Planes
+    size: int
+
+
+@dataclass(frozen=True)
+class Count:
+    """Multiply-accumulates of one operation: `times` * product of the factors, or their sum over `repeats` of the batch."""
+
+    node: str
+    module: str
+    times: int
+    factors: tuple[Factor, ...]
+    per_batch: bool
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A sum over a dimension that has planes: what `sweep` asks about dead units."""
+
+    node: fx.Node
+    planes: Planes
+    zero: Proof  # of the activation side
+    weight: str  # the tensor on the other side when it is one of the network's own, else ""
+    weight_dim: int
+    bias: str  # where a constant can be folded to, else ""
+    constant: Proof
+    source: fx.Node | None  # the activation that is read
+    source_dim: int
+    foldable: bool
+
+
+Rule = Callable[["Walk", fx.Node, dict[str, Any]], Any]
+
+
+@dataclass
+class Walk:
+    """The state of the walk: labels, a value per node, and what is learnt on the way."""
+
+    captured: Captured
+    soft: bool
+    labels: Labels = field(default_factory=Labels)
+    values: dict[fx.Node, Any] = field(default_factory=dict)
+    tensors: dict[str, Value] = field(default_factory=dict)
+    counts: list[Count] = field(default_factory=list)
+    uncounted: dict[str, int] = field(default_factory=dict)
+    readings: list[Reading] = field(default_factory=list)
+    softened: list[tuple[str, Planes]] = field(default_factory=list)
+    owner: dict[fx.Node, str] = field(default_factory=dict)
+    _root: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    _aliases: dict[fx.Node, list[fx.Node]] = field(default_factory=dict)
+    _depends: set[fx.Node] = field(default_factory=set)
+
+    # ---- naming
+
+    def module_of(self, node: fx.Node) -> str:
+        """The path of the module whose forward made this node."""
+        stack = node.meta.get("nn_module_stack") or {}
+        return next((str(path) for path, _ in reversed(stack.values())), "")
+
+    def root_of(self, node: fx.Node) -> fx.Node:
+        """The node whose memory this one is a view of."""
+        return self._root.get(node, node)
+
+    def where(self, node: fx.Node) -> str:
+        """`node in module`, for reasons."""
+        module = self.module_of(node)
+        return f"{operation(node)} in {module}" if module else operation(node)
+
+    # ---- planes
+
+    def freeze(self, value: Any, dims: Sequence[int], node: fx.Node, reason: str) -> None:
+        """No entry along these dimensions ever goes."""
+        for d in dims:
+            if value.planes[d]:
+                self.labels.freeze(value.planes[d], f"{reason} ({self.where(node)})")
+                value.planes[d] = []
+
+    def live(self, value: Value, dim: int) -> Planes:
+        """The planes of a dimension, resolved; empty when nothing of it can go."""
+        value.planes[dim] = self.labels.resolve(value.planes[dim])
+        return value.planes[dim]
+
+    def equal(self, parts: Sequence[tuple[Value, int]], node: fx.Node, reason: str) -> Planes:
+        """These dimensions must lose the same entries; size 1 beside larger ones is a broadcast and says nothing. The planes agreed on."""
+        size = max(value.shape[dim] for value, dim in parts)
+        full = [(value, dim) for value, dim in parts if value.shape[dim] == size]
+        first, first_dim = full[0]
+        for value, dim in full[1:]:
+            self.labels.equal(first.planes[first_dim], value.planes[dim], f"{reason} ({self.where(node)})")
+        return self.labels.resolve(first.planes[first_dim])
+
+    # ---- counting
+
+    def count(self, node: fx.Node, factors: Sequence[Factor], times: int = 1) -> None:
+        self.counts.append(Count(node.name, self.module_of(node), times, tuple(factors), node in self._depends))
+
+    def factor(self, value: Value, dim: int) -> Factor:
+        return Factor(value.planes[dim], value.shape[dim])
+
+    # ---- the walk
+
+    def run(self, rules: dict[Any, Rule]) -> None:
+        """Visit every node once, in order. Constraints are kept by joining labels, so nothing has to be visited twice."""
+        places = iter(self.captured.sources)
+        shared = overlapping(self.captured.tensors)
+        for node in self.captured.module.graph.nodes:
+            if node.op == "placeholder":
+                kind, name = next(places)
+                self.values[node] = self._source(node, kind, name, shared)
+                if kind in ("parameter", "buffer", "constant"):
+                    self.owner[node] = name
+                else:
+                    self._depends.add(node)
+            elif node.op == "output":
+                self._output(node)
+            elif node.op == "get_attr":
+                self.values[node] = None
+            elif node.op == "call_function":
+                if any(a in self._depends for a in node.all_input_nodes):
+                    self._depends.add(node)
+                self._call(node, rules)
+
+    def _source(self, node: fx.Node, kind: str, name: str, shared: set[str]) -> Any:
+        shape = shape_of(node)
+        if shape is None:
+            return None
+        if kind not in ("parameter", "buffer", "constant"):
+            return Value.plain(shape)
+        if name in self.tensors:
+            return self.tensors[name].like()
+        value = Value.plain(shape)
+        tensor = self.captured.tensors[name]
+        if kind == "constant" and not tensor.is_floating_point():
+            # indices made in the code: their entries matter, they are not units
+            value.known = tensor if tensor.device.type != "meta" else None
+        elif name in shared:
+            pass
+        else:
+            for d, size in enumerate(shape):
+                if size > 1:
+                    value.planes[d] = [self.labels.fresh(size)]
+                if kind == "parameter":
+                    value.zero[d] = frozenset({frozenset({(name, d)})})
+                if all(other == 1 for e, other in enumerate(shape) if e != d):
+                    value.constant[d] = ALWAYS  # a vector: its entries do not depend on the input
+        self.tensors[name] = value
+        result = value.like()
+        result.known = value.known
+        return result
+
+    def _output(self, node: fx.Node) -> None:
+        for argument in node.all_input_nodes:
+            for value in tensors_in(self.values.get(argument)):
+                self.freeze(value, range(len(value.shape)), node, "an output of the network")
+
+    def _call(self, node: fx.Node, rules: dict[Any, Rule]) -> None:
+        target: Any = node.target
+        if getattr(target, "__module__", "") == "_operator" or not isinstance(target, torch._ops.OpOverload):
+            self.values[node] = self._python(node)
+            return
+        bound = self.bind(node)
+        rule = rules.get(target.overloadpacket)
+        if rule is None and torch.Tag.pointwise in target.tags:
+            rule = rules["pointwise"]
+        if rule is None:
+            self.values[node] = self.opaque(node, "the operation has no rule")
+        else:
+            self.values[node] = rule(self, node, bound)
+        self._evaluate(node)
+        self._alias(node, bound)
+
+    def _evaluate(self, node: fx.Node, limit: int = 1 << 20) -> None:
+        """Integers computed from nothing but numbers in the code (the order of a channel shuffle) are computed here, so that they are known."""
+        value = self.values[node]
+        if not isinstance(value, Value) or value.known is not None or prod(value.shape) > limit:
+            return
+        meta = node.meta["val"]
+        inputs = [self.values.get(n) for n in node.all_input_nodes]
+        if meta.dtype not in (torch.int64, torch.int32, torch.bool) or any(
+            not isinstance(v, Value) or v.known is None for v in inputs
+        ):
+            return
+        if operation(node).endswith("_") or operation(node).startswith(("rand", "empty", "new_empty")):
+            return
+        known = {n: v.known for n, v in zip(node.all_input_nodes, inputs, strict=True) if isinstance(v, Value)}
+        args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), known.__getitem__)
+        target: Any = node.target
+        value.known = target(*args, **{name: v for name, v in kwargs.items() if name != "device"})
+
+    def _python(self, node: fx.Node) -> Any:
+        if getattr(node.target, "__name__", "") == "getitem":
+            container = self.values.get(node.args[0])
+            if isinstance(container, list) and isinstance(node.args[1], int):
+                return container[node.args[1]]
+            return None
+        if shape_of(node) is None and all(shape_of(a) is None for a in node.all_input_nodes):
+            return None  # arithmetic on sizes
+        return self.opaque(node, "the operation has no rule")
+
+    def opaque(self, node: fx.Node, reason: str) -> Any:
+        """An operation that is not understood: nothing that enters it ever goes; it is listed as not counted."""
+        for argument in node.all_input_nodes:
+            for value in tensors_in(self.values.get(argument)):
+                self.freeze(value, range(len(value.shape)), node, reason)
+        self.uncounted[operation(node)] = self.uncounted.get(operation(node), 0) + 1
+        return self.fresh_outputs(node)
+
+    def fresh_outputs(self, node: fx.Node) -> Any:
+        """Plain values of the shapes the node has."""
+        meta = node.meta.get("val")
+        if isinstance(meta, (list, tuple)):
+            return [Value.plain(ints(m.shape)) if isinstance(m, Tensor) else None for m in meta]
+        return Value.plain(ints(meta.shape)) if isinstance(meta, Tensor) else None
+
+    def bind(self, node: fx.Node) -> dict[str, Any]:
+        """Arguments by the names of the operation's schema, nodes replaced by values, sizes by numbers."""
+        target: Any = node.target
+        bound: dict[str, Any] = {}
+        for i, argument in enumerate(target._schema.arguments):
+            if i < len(node.args):
+                bound[argument.name] = self._value(node.args[i])
+            elif argument.name in node.kwargs:
+                bound[argument.name] = self._value(node.kwargs[argument.name])
+            else:
+                bound[argument.name] = argument.default_value if argument.has_default_value() else None
+        return bound
+
+    def _value(self, argument: Any) -> Any:
+        if isinstance(argument, fx.Node):
+            meta = argument.meta.get("val")
+            if isinstance(meta, (torch.SymInt, int)) and not isinstance(meta, bool):
+                return as_int(meta)
+            return self.values.get(argument)
+        if isinstance(argument, (list, tuple)):
+            return [self._value(a) for a in argument]
+        return argument
+
+    def _alias(self, node: fx.Node, bound: dict[str, Any]) -> None:
+        """Follow views; where an operation writes into a tensor, the proofs of everything that shares its memory are void."""
+        target: Any = node.target
+        arguments = target._schema.arguments
+        for i, argument in enumerate(arguments):
+            info = argument.alias_info
+            source = node.args[i] if i < len(node.args) else node.kwargs.get(argument.name)
+            if not isinstance(source, fx.Node) or shape_of(source) is None:
+                continue
+            root = self._root.get(source, source)
+            group = self._aliases.setdefault(root, [root])
+            if info is not None or target.overloadpacket.__name__ in ("dropout", "alpha_dropout", "feature_dropout"):
+                self._root[node] = root
+                group.append(node)
+            if info is not None and info.is_write:
+                whole = isinstance(self.values[node], Value) and len(group) == 2 and source is root
+                for member in group:
+                    value = self.values.get(member)
+                    if isinstance(value, Value) and member is not node:
+                        result = self.values[node]
+                        value.zero = list(result.zero) if whole else [NEVER] * len(value.shape)
+                        value.constant = list(result.constant) if whole else [NEVER] * len(value.shape)
+                    elif isinstance(value, Value) and not whole:
+                        value.zero, value.constant = [NEVER] * len(value.shape), [NEVER] * len(value.shape)
+
+
+def tensors_in(value: Any) -> list[Value]:
+    """The tensors in a value, which may be a list."""
+    if isinstance(value, Value):
+        return [value]
+    return [v for item in value for v in tensors_in(item)] if isinstance(value, list) else []
+
+
+def as_int(size: Any) -> int:
+    """A size as a number; a symbolic one by the example's value."""
+    if isinstance(size, torch.SymInt):
+        hint = size.node.hint
+        return int(hint) if hint is not None else int(size)
+    return int(size)
+
+
+def ints(shape: Sequence[Any]) -> tuple[int, ...]:
+    return tuple(as_int(s) for s in shape)
+
+
+def shape_of(node: fx.Node) -> tuple[int, ...] | None:
+    """The shape of a node that is a single tensor."""
+    meta = node.meta.get("val")
+    return ints(meta.shape) if isinstance(meta, Tensor) else None
+
+
+def operation(node: fx.Node) -> str:
+    """The operation's name as torch has it: `softmax`, `conv2d`; `output` for the end of the graph."""
+    target: Any = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        return str(target.overloadpacket.__name__)
+    return str(getattr(target, "__name__", target))
