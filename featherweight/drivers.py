@@ -192,9 +192,8 @@ class ADMM(Driver):
         return weight + state["U"]
 
     def project(self, state: State, weight: Tensor, target: Target, squares: Tensor | None) -> None:
-        Z, U = state["Z"], state["U"]
-        U.add_(weight)
-        Z.copy_(target.project(U, squares))
+        U = state["U"].add_(weight)
+        Z = state["Z"] = target.project(U, squares)
         U.sub_(Z)
         rho = state["rho"] * self.growth
         if self.rho_max is not None:

@@ -106,8 +106,7 @@ class TopK(Set):
 
     def encode(self, matrix: Tensor) -> codes.Sparse:
         count = _checked(self, self.count, matrix, matrix.numel(), "count")
-        index = matrix.reshape(-1).abs().topk(count, sorted=False).indices
-        return codes.Sparse(matrix.shape[0], matrix.shape[1], index.sort().values)
+        return codes.Sparse(matrix.shape[0], matrix.shape[1], _largest(matrix.reshape(-1).abs(), count))
 
     def violation(self, matrix: Tensor) -> float:
         count = _checked(self, self.count, matrix, matrix.numel(), "count")
@@ -370,7 +369,7 @@ class SparseCodebook(Set):
     def encode(self, matrix: Tensor) -> codes.SparseShared:
         count = _checked(self, self.count, matrix, matrix.numel(), "count")
         flat = matrix.reshape(-1)
-        position = flat.abs().topk(count, sorted=False).indices.sort().values
+        position = _largest(flat.abs(), count)
         chosen = flat[position]
         centers = kmeans.centroids(chosen, self.shared)
         return codes.SparseShared(matrix.shape[0], matrix.shape[1], position, kmeans.nearest(chosen, centers), self.shared)
@@ -402,6 +401,8 @@ class SparseCodebook(Set):
         return replace(self, count=int(matrix.count_nonzero()))
 
 
+SAMPLE = 1 << 16  # entries by which `_largest` guesses its bound
+
 SETS: tuple[type[Set], ...] = (TopK, TopRows, LowRank, Levels, Codebook, SparseCodebook)
 
 
@@ -418,11 +419,31 @@ def _checked(owner: Set, size: int | None, matrix: Tensor, most: int, name: str,
 
 
 def _finite(owner: Set, matrix: Tensor) -> Tensor:
-    if not bool(torch.isfinite(matrix).all()):
+    if matrix.numel() and not math.isfinite(float(torch.linalg.vector_norm(matrix, ord=math.inf))):  # one pass, NaN stays NaN
         raise SetError(
             f"{type(owner).__name__} was given a matrix with NaN or infinite entries: the training before has diverged"
         )
     return matrix
+
+
+def _largest(magnitudes: Tensor, count: int) -> Tensor:
+    """The indices, ascending, of the `count` largest entries of a vector; of equal ones, any.
+
+    Of a long vector only the entries above a bound guessed from a sample are ranked: exact, since a bound that lets too few
+    through is given up, and several times faster than ranking all.
+    """
+    n = magnitudes.numel()
+    if n > SAMPLE * 8 and count < n // 4:
+        sample = magnitudes[:: n // SAMPLE].sort(descending=True).values
+        place = count / n * sample.numel()
+        bound = sample[min(sample.numel() - 1, int(place + 4 * math.sqrt(place) + 8))]
+        candidates = (magnitudes >= bound).nonzero().squeeze(1)
+        if count <= candidates.numel() <= n // 2:
+            best = magnitudes[candidates].topk(count, sorted=False).indices
+            chosen = torch.zeros(candidates.numel(), dtype=torch.bool, device=magnitudes.device)
+            chosen[best] = True
+            return candidates[chosen]
+    return magnitudes.topk(count, sorted=False).indices.sort().values
 
 
 def _ratio(missed: Tensor, whole: Tensor) -> float:
