@@ -1,5 +1,6 @@
 """Makes trained PyTorch networks small and fast, and measures what came out."""
 
+from featherweight import recipes, structure
 from featherweight.artifact import load
 from featherweight.compress import Compressed, compress
 from featherweight.drivers import ADMM, Imposed, Periodic, Target
@@ -33,4 +34,6 @@ __all__ = [
     "__version__",
     "compress",
     "load",
+    "recipes",
+    "structure",
 ]

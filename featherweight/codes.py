@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import copy
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
@@ -348,9 +349,21 @@ def detach(model: nn.Module, name: str) -> None:
     module, attribute = owner(model, name)
     with torch.no_grad():
         weight = getattr(module, attribute).clone()
+    # a deep copy shares its class with the original, and removal deletes the property from that class: take a class of its own
+    shared = type(module)
+    body = {key: value for key, value in vars(shared).items() if key not in ("__dict__", "__weakref__")}
+    module.__class__ = type(shared.__name__, shared.__bases__, body)
     # `remove_parametrizations` would keep the first original's storage, whose shape differs from the weight's
     parametrize.remove_parametrizations(module, attribute, leave_parametrized=True)
     setattr(module, attribute, nn.Parameter(weight))
+
+
+def plain(model: nn.Module) -> nn.Module:
+    """A copy of `model` whose coded parameters are ordinary ones that hold the decoded weights."""
+    network = copy.deepcopy(model)
+    for name in list(coded(network)):
+        detach(network, name)
+    return network
 
 
 def coded(model: nn.Module) -> dict[str, Viewed]:

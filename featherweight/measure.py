@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from featherweight.codes import FLOAT_BITS, coded
+from featherweight.codes import FLOAT_BITS, coded, plain
+from featherweight.structure import trace
+from featherweight.structure.errors import StructureError
 
 
 @dataclass(frozen=True)
@@ -20,15 +21,15 @@ class Measurement:
     parameters   entries of all parameters at their dense shapes
     nonzeros     of those, entries that are not zero
     bits         what the codes hold, and 32 bits for each parameter without a code
-    macs         multiply-accumulates of one example, dense (zeros are multiplied too)
-    uncounted    modules with parameters whose MACs have no rule here and are not in `macs`
+    macs         multiply-accumulates of one example, dense (zeros are multiplied too); None if the network cannot be exported
+    uncounted    what `macs` leaves out: operations without a counting rule, or why there is no count
     """
 
     score: float
     parameters: int
     nonzeros: int
     bits: int
-    macs: int
+    macs: int | None
     uncounted: tuple[str, ...] = ()
 
 
@@ -59,45 +60,13 @@ def decoded(model: nn.Module) -> dict[str, Tensor]:
     return dict(sorted({**free, **held}.items()))
 
 
-def count_macs(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[int, tuple[str, ...]]:
-    """MACs of one example through convolutions and linear layers, and the names of other modules that hold parameters."""
-    total = 0
-    uncounted = []
-    handles = []
+def count_macs(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[int | None, tuple[str, ...]]:
+    """MACs of one example on the exported graph, and what they leave out: operations without a rule.
 
-    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal total
-        weight: Tensor = cast(Tensor, module.weight)
-        if isinstance(module, nn.Linear):
-            total += output.numel() * module.in_features
-        elif isinstance(module, nn.modules.conv._ConvTransposeNd):
-            total += inputs[0].numel() * weight.shape[1] * weight[0, 0].numel()
-        else:
-            total += output.numel() * weight[0].numel()
-
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
-            handles.append(module.register_forward_hook(count))
-        elif "parametrizations." not in name and _holds_weights(module):
-            uncounted.append(name or type(module).__name__)
-    was_training = [(module, module.training) for module in model.modules()]
+    None where the network cannot be exported; the reason stands in the second place.
+    """
     try:
-        model.eval()
-        with torch.inference_mode():
-            model(*example)
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, training in was_training:
-            module.training = training
-    return total // _batch(example), tuple(uncounted)
-
-
-def _holds_weights(module: nn.Module) -> bool:
-    """Has parameters of its own that multiply inputs; norms scale per channel and count no MACs by convention."""
-    norms = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.PReLU, nn.Embedding)
-    return any(True for _ in module.parameters(recurse=False)) and not isinstance(module, norms)
-
-
-def _batch(example: tuple[Any, ...]) -> int:
-    return example[0].shape[0]
+        graph = trace(plain(model), example)
+    except StructureError as error:
+        return None, (str(error),)
+    return graph.macs(), tuple(sorted(graph.uncounted))

@@ -52,7 +52,7 @@ def table(rows: Sequence[Row]) -> list[tuple[str, ...]]:
             "" if not row.kept else f"{1 / row.kept:.1f}x",
             f"{row.measured.nonzeros:,}",
             f"{row.measured.bits / 8000:,.1f}",
-            f"{row.measured.macs:,}" + ("*" if row.measured.uncounted else ""),
+            ("?" if row.measured.macs is None else f"{row.measured.macs:,}") + ("*" if row.measured.uncounted else ""),
             f"{max(row.residuals.values()):.3f}" if row.residuals else "",
             str(row.epochs),
             f"{row.seconds / 60:.1f}",
@@ -77,7 +77,7 @@ def notes(rows: Sequence[Row], health: float = 0.1) -> list[str]:
     found = []
     uncounted = sorted({name for row in rows for name in row.measured.uncounted})
     if uncounted:
-        found.append(f"* MACs leave out modules without a counting rule: {', '.join(uncounted)}")
+        found.append(f"* MACs are not, or not all, counted: {'; '.join(uncounted)}")
     for row in rows:
         open_targets = [name for name, residual in row.residuals.items() if residual > health]
         if open_targets:
