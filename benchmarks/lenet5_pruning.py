@@ -126,12 +126,16 @@ def train(name: str, run: Run) -> list[Row]:
     rows: list[Row] = []
     ends = [i + 1 for i, stage in enumerate(whole.stages) if stage.name in {f"{ratio:g}x" for ratio, _, _ in run.jumps}]
     for end in ends:
+        done = WORK / file_name(name) / f"{end} stages done"
+        if done.exists() and end != ends[-1]:
+            continue
         part = replace(whole, stages=whole.stages[:end])  # the same workdir takes each longer recipe up where the last ended
         result = compress(baseline.model, part, plain, workdir=WORK / file_name(name), checkpoint_seconds=60)
         rows = [*baseline.rows, *result.rows[1:]]
         print(f"{name}: {rows[-1].stage} {rows[-1].measured.score:.2f} at {1 / (rows[-1].kept or 1):.1f}x", flush=True)
         if run.keep_artifacts and end != ends[0]:
             result.save(ARTIFACTS / f"lenet5-{part.stages[-1].name}-{file_name(name)}", model="lenet5", data="mnist")
+        done.touch()
     return rows
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from featherweight import artifact, structure
-from featherweight.codes import coded, detach, layouts_kept
+from featherweight.codes import coded, detach, layouts_kept, plain
 from featherweight.drivers import Imposed, Target, freeze
 from featherweight.edits import Edit, Snapshot, structure_edit
 from featherweight.measure import decoded, measure
@@ -64,7 +63,7 @@ def compress(
     again and ends with bit-identical weights. `monitor` is told of every step; a KeyboardInterrupt it raises is saved first.
     Raises RecipeError before anything runs if a rule does not fit the network.
     """
-    original = copy.deepcopy(model)
+    original = plain(model)
     for stage in recipe.stages:
         resolve(stage, original)
     memory = Memory.open(Path(workdir) if workdir else None, recipe, Snapshot.of(original, []), checkpoint_seconds)

@@ -234,12 +234,20 @@ class Imposed:
         spread: Spread | None = None,
     ):
         parameters = dict(model.named_parameters())
+        names: dict[int, list[str]] = {}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            names.setdefault(id(parameter), []).append(name)
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         for name in targets:
             if name not in parameters:
                 raise InputError(f"no parameter is named {name!r}.{did_you_mean(name, parameters)}")
             if id(parameters[name]) not in held:
                 raise InputError(f"the optimizer does not hold parameter {name!r}: build it from the model as it is now")
+            if len(names[id(parameters[name])]) > 1:
+                tied = " and ".join(repr(one) for one in names[id(parameters[name])])
+                raise InputError(
+                    f"{tied} are one tied parameter: a code on one owner would untie them; leave it out of the targets"
+                )
         self.driver, self.model, self.optimizer, self.targets = driver, model, optimizer, dict(targets)
         self._weights = {name: parameters[name] for name in targets}
         self.spread = spread
@@ -271,7 +279,7 @@ class Imposed:
             return
         self._last = self.residuals()
         for name, target in self.targets.items():
-            if target.masked and target.set.selects:  # dead entries must not be chosen to fill a size that is too large
+            if target.masked and target.set.prunes:  # dead entries must not be chosen to fill a size that is too large
                 live = self.targets[name].set.shrunk(target.view.to_matrix(self._support[name])).size()
                 target = replace(target, set=target.set.sized(min(live, target.set.size())))
             freeze(self.model, name, target, self._squares.get(name))
@@ -304,6 +312,10 @@ class Imposed:
 
     @torch.no_grad()
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if (len(args) > 1 and args[1] is not None) or kwargs.get("closure") is not None:
+            raise InputError(
+                "optimizer.step(closure) fills the gradients behind the driver's pull: call backward first, then step()"
+            )
         for name, weight in self._weights.items():
             if weight.grad is None:
                 continue

@@ -69,4 +69,4 @@ def count_macs(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[int | Non
         graph = trace(plain(model), example)
     except StructureError as error:
         return None, (str(error),)
-    return graph.macs(), tuple(sorted(graph.uncounted))
+    return graph.macs() // example[0].shape[0], tuple(sorted(graph.uncounted))

@@ -40,6 +40,7 @@ class Set(abc.ABC):
     """A subset of the (rows, cols) matrices. Finals are frozen dataclasses; their first line is the problem they solve."""
 
     exact: ClassVar[bool]  # is `project` the true Euclidean projection?
+    prunes: ClassVar[bool] = False  # does it force entries to zero, by a size that `shrunk` can lower?
     selects: ClassVar[bool] = False  # does it only choose which entries stay, so that they may be weighed?
 
     @abc.abstractmethod
@@ -96,6 +97,7 @@ class TopK(Set):
     count: int | None = None
     kind: Literal["top_k"] = "top_k"
     exact: ClassVar[bool] = True
+    prunes: ClassVar[bool] = True
     selects: ClassVar[bool] = True
 
     def check(self, matrix: Tensor) -> None:
@@ -145,6 +147,7 @@ class TopRows(Set):
     count: int | None = None
     kind: Literal["top_rows"] = "top_rows"
     exact: ClassVar[bool] = True
+    prunes: ClassVar[bool] = True
     selects: ClassVar[bool] = True
 
     def check(self, matrix: Tensor) -> None:
@@ -355,6 +358,7 @@ class SparseCodebook(Set):
     shared: int = 16
     kind: Literal["sparse_codebook"] = "sparse_codebook"
     exact: ClassVar[bool] = False
+    prunes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.shared < 1:

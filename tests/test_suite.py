@@ -1,0 +1,141 @@
+"""The suite about itself and the shape of the package: tests assert, oracles stand alone, imports go strictly downward."""
+
+from __future__ import annotations
+
+import ast
+import functools
+from pathlib import Path
+
+import pytest
+
+import featherweight
+
+TESTS = Path(__file__).parent
+PACKAGE = Path(featherweight.__file__).parent
+TEST_FILES = sorted(TESTS.rglob("test_*.py"))
+
+ORDER = (  # each may import only what stands before it; `structure` and `recipes` are packages with an order of their own
+    *("version", "errors", "views", "svd", "scales", "kmeans", "codes", "sets", "allocate", "drivers"),  # weights
+    *("structure", "measure", "ranks", "factor", "edits", "checkpoint"),  # structure, and what was done as data
+    *("recipe", "recipes", "plan"),  # what to do
+    *("data", "zoo", "artifact", "packed", "report", "training", "export", "latency", "tasks"),
+    *("run", "compress", "__init__"),  # the program
+    *("given", "console", "job", "cli", "__main__"),  # its command line
+)
+ASSERTING = ("assert_close", "assert_array_equal", "assert_allclose", "raises", "gradcheck", "warns")  # calls that are assertions
+
+
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(), str(path))
+
+
+def asserts(node: ast.AST, helpers: set[str]) -> bool:
+    for inside in ast.walk(node):
+        if isinstance(inside, ast.Assert):
+            return True
+        if isinstance(inside, ast.Call):
+            name = inside.func.attr if isinstance(inside.func, ast.Attribute) else getattr(inside.func, "id", "")
+            if name in ASSERTING or name in helpers:
+                return True
+    return False
+
+
+def test_functions(path: Path) -> list[tuple[str, bool]]:
+    """(name, does it assert, itself or through a helper of its file that asserts) of each test."""
+    functions = {node.name: node for node in ast.walk(parsed(path)) if isinstance(node, ast.FunctionDef)}
+    helpers = {name for name, node in functions.items() if not name.startswith("test") and asserts(node, set())}
+    return [(name, asserts(node, helpers)) for name, node in functions.items() if name.startswith("test")]
+
+
+test_functions.__test__ = False  # a helper, whatever its name
+
+
+@pytest.mark.parametrize("path", TEST_FILES, ids=lambda path: str(path.relative_to(TESTS)))
+def test_every_test_asserts(path: Path) -> None:
+    silent = [name for name, speaks in test_functions(path) if not speaks and name != "test_functions"]
+    assert silent == []
+
+
+@pytest.mark.parametrize("path", TEST_FILES, ids=lambda path: str(path.relative_to(TESTS)))
+def test_no_two_tests_of_a_file_share_a_name(path: Path) -> None:
+    """The later of two functions of one name replaces the earlier, which then never runs."""
+    names = [node.name for node in parsed(path).body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    assert sorted(names) == sorted(set(names))
+
+
+def test_an_assertion_is_found_and_its_absence_too(tmp_path: Path) -> None:
+    source = "def check(x):\n    assert x\ndef test_a():\n    check(1)\ndef test_b():\n    x == 1\ndef test_c():\n    assert 1\n"
+    (tmp_path / "test_x.py").write_text(source)
+    assert test_functions(tmp_path / "test_x.py") == [("test_a", True), ("test_b", False), ("test_c", True)]
+
+
+def imported(path: Path) -> set[str]:
+    """The dotted names of all modules that a file imports, also inside functions."""
+    found = set()
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
+    return found
+
+
+def test_oracles_do_not_import_what_they_judge() -> None:
+    names = imported(TESTS / "oracles.py")
+    assert {name.split(".")[0] for name in names} <= {"__future__", "collections", "itertools", "math", "numpy"}
+    assert "featherweight" not in (TESTS / "oracles.py").read_text()
+
+
+def units() -> dict[str, list[Path]]:
+    """Unit -> its files; a subpackage is one unit."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        inside = path.relative_to(PACKAGE)
+        found.setdefault(inside.parts[0] if len(inside.parts) > 1 else inside.stem, []).append(path)
+    return found
+
+
+def graph() -> dict[str, set[str]]:
+    """Unit -> the other units that it imports. `from featherweight import x` is of unit x, or of the package's own names."""
+    files = units()
+    edges: dict[str, set[str]] = {}
+    for unit, paths in files.items():
+        edges[unit] = set()
+        for name in set().union(*(imported(path) for path in paths)):
+            parts = name.split(".")
+            if parts[0] == "featherweight" and len(parts) > 1:
+                edges[unit].add(parts[1] if parts[1] in files else "__init__")
+        edges[unit] -= {unit}
+    return edges
+
+
+def test_imports_have_no_cycle() -> None:
+    waiting, done = graph(), []
+    while waiting:
+        free = sorted(unit for unit, needs in waiting.items() if needs <= set(done))
+        assert free, f"a cycle among {sorted(waiting)}"
+        done += free
+        waiting = {unit: needs for unit, needs in waiting.items() if unit not in free}
+    assert set(done) == set(units())
+
+
+def test_imports_go_strictly_downward_in_the_order() -> None:
+    edges = graph()
+    assert set(edges) <= set(ORDER), f"say where these stand in ORDER: {sorted(set(edges) - set(ORDER))}"
+    upward = [(unit, need) for unit, needs in edges.items() for need in needs if ORDER.index(need) >= ORDER.index(unit)]
+    assert upward == []
+
+
+def test_the_order_names_each_unit_once() -> None:
+    assert len(set(ORDER)) == len(ORDER)
+
+
+def test_no_bare_except_and_no_print_in_the_library() -> None:
+    for unit, paths in units().items():
+        for path in paths:
+            for node in ast.walk(parsed(path)):
+                assert not (isinstance(node, ast.ExceptHandler) and node.type is None), f"{path}:{node.lineno}"
+                called = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id
+                assert called != "print" or unit == "cli", f"{path}:{node.lineno}"
