@@ -58,6 +58,7 @@ def save(folder: str | Path, snapshot: Snapshot, description: Description) -> di
         save_file({name: tensor.contiguous().cpu() for name, tensor in snapshot.state.items()}, part / WEIGHTS)
         (part / DESCRIPTION).write_text(description.model_dump_json(indent=1))
         for file in part.iterdir():
+            os.chmod(file, 0o644)
             with open(file, "rb") as handle:
                 os.fsync(handle.fileno())
         sizes = {file.name: file.stat().st_size for file in sorted(part.iterdir())}

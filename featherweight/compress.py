@@ -129,8 +129,12 @@ def _run(stage: Stage, start: Partial, original: nn.Module, task: Task, memory: 
     recalibrate(network, task, memory.epochs)
     measured = measure(network, task.example, task.score)
     epochs = stage.train.epochs + stage.retrain.epochs + (start.rows[-1]["epochs"] if start.rows else 0)
-    row = Row(stage.name, measured, stage.keep, _left(network, original), epochs, watch.seconds(), loss, watch.residuals)
+    row = Row(stage.name, measured, stage.keep, _left(network, original), epochs, watch.seconds(), _finite(loss), watch.residuals)
     return Partial(Snapshot.of(network, structural), [*start.rows, row.to_dict()], loss)
+
+
+def _finite(loss: float) -> float | None:
+    return loss if math.isfinite(loss) else None
 
 
 def _sweep(network: nn.Module, task: Task, targets: Mapping[str, Target]) -> list[Edit]:

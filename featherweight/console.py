@@ -244,22 +244,30 @@ def _count(size: int | None) -> str:
     return "later" if size is None else f"{size:,}"
 
 
+COMPARED = {
+    "score": "score",
+    "parameters": "parameters",
+    "nonzeros": "non-zeros",
+    "macs": "MACs",
+    "bits": "bits in codes",
+}
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "not counted"
+    return f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
+
+
 def compared(measured: Measurement, claimed: Measurement) -> tuple[Table, list[str]]:
     """What was measured beside what the report says, and the names of the numbers that differ."""
     rows, differ = [], []
-    for name, title in (
-        ("score", "score"),
-        ("parameters", "parameters"),
-        ("nonzeros", "non-zeros"),
-        ("macs", "MACs"),
-        ("bits", "bits in codes"),
-    ):
+    for name, title in COMPARED.items():
         ours, theirs = getattr(measured, name), getattr(claimed, name)
         same = math.isclose(ours, theirs, rel_tol=1e-9) if name == "score" else ours == theirs
         if not same:
             differ.append(title)
-        shown = [f"{value:.4f}" if name == "score" else f"{value:,}" for value in (ours, theirs)]
-        rows.append((title, *shown, "" if same else "DIFFERS"))
+        rows.append((title, _number(ours), _number(theirs), "" if same else "DIFFERS"))
     return table(("", "measured", "report says", ""), rows), differ
 
 

@@ -25,15 +25,17 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from featherweight.errors import DataError
+
 CLASSES = 10
 CONNECT_SECONDS = 15.0  # of a download, per read
 
 
-class DataMissing(Exception):
+class DataMissing(DataError):
     """Files of a data set are not there and could not be downloaded."""
 
 
-class DataDamaged(ValueError):
+class DataDamaged(DataError, ValueError):
     """A file of a data set is there, but it is not the file it should be."""
 
 

@@ -21,7 +21,6 @@ from safetensors.torch import load_file
 from torch import nn
 
 from featherweight import recipe as recipes_as_data
-from featherweight.data import DataDamaged, DataMissing
 from featherweight.errors import ArtifactError, DataError, InputError, RecipeError, did_you_mean
 from featherweight.recipe import Recipe
 from featherweight.recipes import RECIPES
@@ -54,17 +53,14 @@ def network(text: str, weights: Path | None = None) -> nn.Module:
 def task(text: str, seed: int) -> Task:
     """A built-in task, or the Task that `file.py:name` is, or gives for `seed`. Raises InputError, DataError."""
     file, name = _split(text)
-    try:
-        if file is None:
-            if text not in TASKS:
-                raise InputError(_unknown("data set", text, TASKS, "a Task, or def task(seed) -> Task"))
-            return TASKS[text](seed)
-        found = _named(text, file, name)
-        if isinstance(found, Task):
-            return found
-        found = _called(text, file, found, seed)
-    except (DataMissing, DataDamaged) as error:
-        raise DataError(str(error)) from error
+    if file is None:
+        if text not in TASKS:
+            raise InputError(_unknown("data set", text, TASKS, "a Task, or def task(seed) -> Task"))
+        return TASKS[text](seed)
+    found = _named(text, file, name)
+    if isinstance(found, Task):
+        return found
+    found = _called(text, file, found, seed)
     if not isinstance(found, Task):
         raise InputError(f"{text} must be a featherweight.Task or a function from a seed to one, it gave {type(found).__name__}")
     return found
@@ -163,7 +159,7 @@ def _called(text: str, file: Path, function: Any, *arguments: Any) -> Any:
         takes = {"of a builtin": None}  # type: ignore[assignment]
     try:
         return function(*arguments if takes else ())
-    except (DataMissing, DataDamaged):
+    except DataError:
         raise
     except (Exception, SystemExit) as error:
         raise InputError(f"{text} failed:\n{_tail(error, file.resolve())}") from error
@@ -190,10 +186,7 @@ def recipe(text: str, settings: Sequence[str] = ()) -> Recipe:
     if Path(text).suffix not in (".json", ".yaml", ".yml"):
         allowed = f"There are: {', '.join(RECIPES)}. For your own give a .yaml or .json file."
         raise InputError(f"no recipe is named {text!r}.{did_you_mean(text, RECIPES)} {allowed}")
-    try:
-        read = recipes_as_data.read(text)
-    except UnicodeDecodeError:
-        raise InputError(f"the recipe {text} is not a text file") from None
+    read = recipes_as_data.read(text)
     if not changes:
         return read
     data = read.to_dict()

@@ -19,7 +19,7 @@ class Row:
     targets: dict[str, tuple[int, int]]
     epochs: int  # of training on this path so far
     seconds: float  # of this stage
-    loss: float  # mean training loss of the last epoch
+    loss: float | None  # mean training loss of the last epoch, if there was one
     residuals: dict[str, float]  # primal residual of each target when it was frozen
 
     def to_dict(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from featherweight import checkpoint
 from featherweight.drivers import Imposed
 from featherweight.edits import Edit, Snapshot
-from featherweight.errors import InputError
+from featherweight.errors import ArtifactError, InputError
 from featherweight.recipe import Recipe, Stage
 from featherweight.training import Step
 
@@ -94,6 +94,8 @@ class Memory:
         saved = checkpoint.read(path) if path else None
         if saved is None:
             return cls(path, every, described, [Partial(original)])
+        if not isinstance(saved, dict) or not {"recipe", "pool", "stage"} <= saved.keys():
+            raise ArtifactError(f"{path} is not a checkpoint of featherweight: choose another --workdir")
         begun = saved["stage"] + bool(saved["work"] or saved["results"])
         if _begun(saved["recipe"], begun) != _begun(described, begun):
             raise InputError(

@@ -66,7 +66,8 @@ def fit(
     distill: Distillation | None = None,
     after_step: Callable[[Step], None] = lambda step: None,
 ) -> float:
-    """Train `model` in place for `training.epochs` of `task.batches(first_epoch + i)`; the mean loss of the last epoch.
+    """Train `model` in place for `training.epochs` of `task.batches(first_epoch + i)`; the mean loss of the last epoch, infinite
+    where there is none.
 
     `start`: steps already done, for a resumed run; the same batches are passed over and the same rates follow. With
     `distill`, the outputs of `teacher` on the same inputs are matched. Raises TrainingError at a loss that is not finite.
@@ -99,7 +100,7 @@ def fit(
             optimizer.step()
             losses.append(value)
             after_step(Step(done + 1, total, value))
-    return sum(losses) / len(losses) if losses else math.nan
+    return sum(losses) / len(losses) if losses else math.inf
 
 
 def _distilled(task: Task, model: nn.Module, batch: Batch, teacher: nn.Module, distill: Distillation) -> Tensor:

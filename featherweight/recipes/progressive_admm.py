@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Literal
 
 from featherweight.drivers import ADMM
+from featherweight.errors import InputError
 from featherweight.recipe import Distillation, Recipe, Rule, Stage, Training
 from featherweight.sets import TopK, TopRows
 from featherweight.views import View
@@ -48,6 +49,8 @@ def progressive_admm(
                    by which dense training gets fast early (the rows go physically)
     candidates     1, or 3 for the papers' schedule of three partial networks
     """
+    if not ratios or min(ratios) < 1:
+        raise InputError(f"ratios are weights before over weights left (1 / keep), each at least 1, given {ratios}")
     dense = Stage("dense", train=Training(dense_epochs))
     stages = [
         Stage(
