@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from featherweight import packed
 from featherweight.checkpoint import sync_folder
 from featherweight.edits import Snapshot, check_state, replay
 from featherweight.errors import ArtifactError, InputError, StorageError, did_you_mean
@@ -97,10 +98,13 @@ def describe(folder: str | Path) -> Description:
 
 
 def load(folder: str | Path, model: nn.Module) -> nn.Module:
-    """A copy of `model`, an instance of the class that was compressed, with the artifact's edits replayed and its state loaded.
+    """A copy of `model`, an instance of the class that was compressed, with the edits replayed and the state loaded.
 
+    `folder`: an artifact, or a packed file (.fwz).
     Nothing is unpickled, imported or executed; `model` itself is not changed. Raises ArtifactError.
     """
+    if Path(folder).suffix == ".fwz":
+        return packed.load(Path(folder), model)
     edits, state = describe(folder).edits, _state(Path(folder) / WEIGHTS)
     network = replay(copy.deepcopy(model), edits)
     expected = network.state_dict()
@@ -118,6 +122,11 @@ def load(folder: str | Path, model: nn.Module) -> nn.Module:
     network.load_state_dict(state)
     check_state(network)
     return network
+
+
+def snapshot(folder: str | Path) -> Snapshot:
+    """An artifact's edits and state, not yet tried on any network. Raises ArtifactError."""
+    return Snapshot(describe(folder).edits, _state(Path(folder) / WEIGHTS))
 
 
 def _state(path: Path) -> dict[str, Tensor]:

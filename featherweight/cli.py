@@ -1,4 +1,4 @@
-"""The command line: `featherweight compress`, `plan`, `inspect`, `recipes`, `demo` and `reproduce`."""
+"""The command line: `featherweight compress`, `plan`, `inspect`, `pack`, `recipes`, `demo` and `reproduce`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import typer
 from pydantic import TypeAdapter, ValidationError
 from rich.text import Text
 
-from featherweight import artifact, console, given, job
+from featherweight import artifact, console, given, job, outline, packed
 from featherweight.compress import Compressed
 from featherweight.errors import ArtifactError, FeatherweightError, InputError, did_you_mean
 from featherweight.job import Job
@@ -24,6 +24,7 @@ from featherweight.measure import Measurement, measure
 from featherweight.recipe import Recipe, to_yaml
 from featherweight.recipes import RECIPES
 from featherweight.run import CHECKPOINT
+from featherweight.structure import trace
 from featherweight.tasks import TASKS
 from featherweight.version import __version__
 from featherweight.zoo import NETWORKS
@@ -129,27 +130,48 @@ def compress_command(
 def plan_command(
     model: Model,
     data: Data,
-    recipe: RecipeName,
+    recipe: Annotated[str | None, typer.Option(help="A built-in name, or a .yaml or .json file.")] = None,
     settings: Settings = None,
     weights: Weights = None,
     seed: Seed = 0,
     as_json: AsJson = False,
+    budget: Annotated[str | None, typer.Option(help="In place of a recipe: macs=50% or parameters=50% to keep.")] = None,
 ) -> None:
-    """Show what `compress` would do, with exact names and sizes, and run nothing."""
+    """Show what `compress` would do, with exact names and sizes, or which units a budget would cut; and run nothing."""
+    if budget is not None:
+        what, share = outline.budget_of(budget)
+        subject = Job.load(model, data, weights, seed)
+        found = outline.cuts(trace(subject.network, subject.task.example), what, share)
+        console.json_object(found) if as_json else console.cuts(found)
+        return
+    if recipe is None:
+        raise InputError("plan needs --recipe NAME, or --budget macs=50% for units alone")
     chosen = given.recipe(recipe, settings or ())
     _show_plan(Job.load(model, data, weights, seed), chosen, as_json)
 
 
 @app.command("inspect", epilog=EPILOG)
 def inspect_command(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="An artifact.")],
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="An artifact, a packed file (.fwz), or a MODEL.")],
     model: Annotated[str | None, typer.Option(help="The network; default: the built-in one that the artifact names.")] = None,
     data: Annotated[str | None, typer.Option(help="The task; default: the built-in one that the artifact names.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="For a task whose score depends on its seed.")] = 0,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure an artifact anew, from its files alone, beside what its report says. Exits with 4 where they disagree."""
+    """Measure an artifact or packed file anew, from its files alone; or show a MODEL's structure: what can go, and why not.
+
+    Exits with 4 where an artifact's files disagree with its report.
+    """
+    folder = Path(target)
+    if folder.suffix == ".fwz":
+        _inspect_packed(folder, model, data, seed, threads, as_json)
+        return
+    if not folder.is_dir() and (target in NETWORKS or ".py:" in target):
+        subject = Job.load(target, data or _data_for(target), None, seed, threads)
+        found = outline.outline(trace(subject.network, subject.task.example))
+        console.json_object(found) if as_json else console.outline(target, found)
+        return
     described = artifact.describe(folder)
     # A path such as file.py:Net is code: it is taken from the command line only, whatever the artifact says.
     model = model or _recorded(described.model, NETWORKS, "--model", folder)
@@ -173,6 +195,25 @@ def inspect_command(
     if differ:
         console.note(f"error: the files disagree with their report: {', '.join(differ)}")
         raise typer.Exit(DISAGREES)
+
+
+@app.command("pack", epilog=EPILOG)
+def pack_command(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="An artifact.")],
+    out: Annotated[Path | None, typer.Option("-o", help="The file; default: DIR/model.fwz.")] = None,
+    model: Annotated[str | None, typer.Option(help="The network; default: the built-in one that the artifact names.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Pack an artifact's network into one entropy-coded file, every byte counted, bitwise the same when loaded."""
+    network = given.network(model or _recorded(artifact.describe(folder).model, NETWORKS, "--model", folder), None)
+    snapshot, path = artifact.snapshot(folder), out or folder / "model.fwz"
+    artifact.load(folder, network)  # a network of another class is refused with its first difference
+    packed.write(path, snapshot, network)
+    counted = packed.storage(snapshot, network)
+    if as_json:
+        console.json_object({"path": str(path), **asdict(counted)})
+    else:
+        console.storage(counted.table(), path)
 
 
 @app.command("recipes")
@@ -276,6 +317,25 @@ def _show_plan(subject: Job, recipe: Recipe, as_json: bool) -> None:
         console.json_object({"recipe": recipe.to_dict(), "model": subject.model, "data": subject.data, "stages": stages})
     else:
         console.plan(recipe, stages)
+
+
+def _inspect_packed(path: Path, model: str | None, data: str | None, seed: int, threads: int | None, as_json: bool) -> None:
+    """Score and sizes of a packed file, which names neither network nor data."""
+    if model is None or data is None:
+        raise InputError(f"{path} names no network and no data: give --model and --data")
+    subject = Job.load(model, data, None, seed, threads)
+    network = packed.load(path, subject.network)
+    measured, size = measure(network, subject.task.example, subject.task.score), path.stat().st_size
+    if as_json:
+        console.json_object({"path": str(path), "bytes": size, "measured": asdict(measured)})
+    else:
+        table, _ = console.compared(measured, measured)
+        console.inspection(table, job.weights_left(network, subject.network), {path.name: size})
+
+
+def _data_for(model: str) -> str:
+    """The built-in task whose images a built-in network takes."""
+    return "cifar10" if "res" in model or "vgg" in model else "digits"
 
 
 def _recorded(name: str | None, known: Collection[str], option: str, folder: Path) -> str:

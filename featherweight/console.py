@@ -283,3 +283,41 @@ def inspection(numbers: Table, left: dict[str, dict[str, Any]], files: dict[str,
     screen.print(table(("parameter", "code", "non-zeros", "of", "kept"), cells, left=2))
     screen.print()
     screen.print(table(("file", "bytes"), [(name, f"{size:,}") for name, size in files.items()]))
+
+
+def outline(title: str, found: dict[str, Any]) -> None:
+    """Print a network's structure as `outline.outline` gives it."""
+    screen = output()
+    screen.print(Text(f"{title}: {found['parameters']:,} parameters, {found['macs']:,} MACs", style="bold"))
+    cells = [
+        (site["site"], f"{site['units']:,}", f"{site['macs_a_unit']:,}", f"{site['parameters_a_unit']:,}", site["changes"])
+        for site in found["sites"]
+    ]
+    screen.print(table(("site", "units", "MACs a unit", "parameters a unit", "changes"), cells))
+    if found["blocks"]:
+        blocks = [(block["block"], f"{block['macs']:,}") for block in found["blocks"]]
+        screen.print(Text("\nblocks that can go whole", style="bold"))
+        screen.print(table(("block", "MACs"), blocks))
+    if found["frozen"]:
+        screen.print(Text("\nfrozen", style="bold"))
+        screen.print(table(("parameter", "why"), list(found["frozen"].items()), left=2))
+    for operation, count in found["uncounted"].items():
+        screen.print(Text(f"not in the MACs: {operation} ({count} times) has no counting rule"))
+
+
+def cuts(found: dict[str, Any]) -> None:
+    """Print what a budget would cut, as `outline.cuts` gives it."""
+    screen = output()
+    cells = [(name, f"{site['units']:,}", f"{site['of']:,}") for name, site in found["kept"].items()]
+    screen.print(table(("site", "keeps", "of"), cells))
+    for what in ("macs", "parameters"):
+        after, before = found[what]["after"], found[what]["before"]
+        asked = f", asked {100 * found['asked'][what]:g} %" if what in found["asked"] else ""
+        name = "MACs" if what == "macs" else what
+        screen.print(Text(f"{name}: {after:,} of {before:,}, {100 * after / max(before, 1):.2f} %{asked}"))
+
+
+def storage(rows: Sequence[tuple[str, int, float]], path: Path) -> None:
+    """Print what a packed file takes beside other means."""
+    output().print(table(("storage", "bytes", "smaller"), [(what, f"{size:,}", f"{times:,.1f}x") for what, size, times in rows]))
+    output().print(Text(f"\nwrote {path}"))

@@ -18,9 +18,9 @@ ORDER = (  # each may import only what stands before it; `structure` and `recipe
     *("version", "errors", "views", "svd", "scales", "kmeans", "codes", "sets", "allocate", "drivers"),  # weights
     *("structure", "measure", "ranks", "factor", "edits", "checkpoint"),  # structure, and what was done as data
     *("recipe", "recipes", "plan"),  # what to do
-    *("data", "zoo", "artifact", "packed", "report", "training", "export", "latency", "tasks"),
+    *("data", "zoo", "packed", "artifact", "report", "training", "export", "latency", "tasks"),
     *("run", "compress", "__init__"),  # the program
-    *("given", "console", "job", "cli", "__main__"),  # its command line
+    *("outline", "given", "console", "job", "cli", "__main__"),  # its command line
 )
 ASSERTING = ("assert_close", "assert_array_equal", "assert_allclose", "raises", "gradcheck", "warns")  # calls that are assertions
 

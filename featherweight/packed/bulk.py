@@ -1,0 +1,210 @@
+"""The coder of large things: constriction's range coder under tables of integers.
+
+constriction takes floating-point probabilities and quantises them itself: with `perfect=False` symbol i gets the interval that
+starts at floor(sum of the p before i * (2^24 - n) / sum of all p) + i. Given integers f - 1 that sum to exactly 2^24 - n, every
+step of that is exact in float64, whatever the order and the rounding: the interval is [sum of the f before i, + f_i) out of
+2^24. `tests/packed/oracles.py` reads such streams with an integer-only decoder of thirty lines.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import constriction  # type: ignore[import-untyped]
+import numpy as np
+from numpy.typing import NDArray
+
+from featherweight.errors import ArtifactError
+from featherweight.packed.coder import Coder, code_subset
+
+Ints = NDArray[np.int64]
+
+TOTAL = 1 << 24
+STORED = 1 << 16  # what stored frequencies sum to
+BLOCK = 1 << 20  # symbols decoded at a time
+LARGEST_ALPHABET = 1 << 12
+JOINT = 1 << 10  # symbols are coded several at a time while their tuples are no more than this
+LONGEST_GAP = 1023
+
+
+class Bulk:
+    """The bytes behind the coded part: written one block after the other, read in the same order."""
+
+    def __init__(self, data: bytes = b""):
+        self._data = memoryview(data)
+        self._parts: list[bytes] = []
+        self.spent: dict[str, int] = {}
+
+    def write(self, part: bytes) -> None:
+        self._parts.append(part)
+
+    def read(self, size: int, section: str) -> memoryview:
+        if size > len(self._data):
+            raise ArtifactError(f"the file ends too early: {size} bytes of {section} are missing or cut off")
+        part, self._data = self._data[:size], self._data[size:]
+        self.spent[section] = self.spent.get(section, 0) + size
+        return part
+
+    def finish(self) -> bytes:
+        return b"".join(self._parts)
+
+    def close(self) -> None:
+        if len(self._data):
+            raise ArtifactError(f"the file is damaged: {len(self._data)} bytes are left over at its end")
+
+
+def code_plain(coder: Coder, bulk: Bulk, values: NDArray[np.uint8] | None, count: int) -> NDArray[np.uint8]:
+    """`count` bytes as they are."""
+    if values is not None:
+        bulk.write(values.tobytes())
+        return values
+    return np.frombuffer(bulk.read(count, coder.section), np.uint8)
+
+
+def code_symbols(coder: Coder, bulk: Bulk, values: NDArray[Any] | None, count: int, alphabet: int) -> NDArray[Any]:
+    """`count` symbols below `alphabet` <= LARGEST_ALPHABET, under frequencies that are stored; equal symbols cost nothing."""
+    counts = np.zeros(alphabet, np.int64) if values is None else np.bincount(values, minlength=alphabet)
+    used_count = 1 + coder.uniform(int(np.count_nonzero(counts)) - 1, alphabet)
+    used = np.array(code_subset(coder, np.flatnonzero(counts).tolist(), alphabet, used_count), np.int64)
+    if used_count == 1:
+        return np.full(count, used[0], np.int64) if values is None else values
+    stored = _code_table(coder, counts[used] if values is not None else None, used_count)
+    group = 1
+    while used_count ** (2 * group) <= JOINT and count >= 64 * JOINT:
+        group *= 2
+    table = _joint(stored, group)
+    size = -(-count // group)
+    if values is None:
+        tuples = _read(coder, bulk, table, size)
+        return _apart(tuples, used, group)[:count]
+    ranks = np.zeros(size * group, np.int32)
+    ranks[:count] = _places(used, alphabet)[values]
+    together = np.zeros(size, np.int32)
+    for part in range(group):
+        together = together * np.int32(used_count) + ranks[part::group]
+    _write(coder, bulk, table, together)
+    return values
+
+
+def code_gaps(coder: Coder, bulk: Bulk, places: Ints | None, size: int, count: int) -> Ints:
+    """`count` ascending places below `size`, each place as likely as any other: their gaps under a geometric law."""
+    if count in (0, size):
+        return np.arange(count)
+    table = _geometric(size, count)
+    longest = len(table) - 1  # this symbol stands for `longest` empty places and no entry
+    if places is not None:
+        gaps = np.diff(places, prepend=-1) - 1
+        skips = gaps // longest
+        symbols = np.full(int(skips.sum()) + count, longest, np.int32)
+        symbols[np.cumsum(skips + 1) - 1] = gaps - skips * longest
+        coder.number(symbols.size - count, "skips")
+        _write(coder, bulk, table, symbols)
+        return places
+    skipped = coder.number(0, "skips")
+    if skipped > size // longest:
+        raise ArtifactError(f"the file is damaged: {skipped} skips of {longest} places in a tensor of {size}")
+    read = _read(coder, bulk, table, count + skipped)
+    entry = read < longest
+    ends = np.cumsum(read + entry, dtype=np.int64)
+    found: Ints = ends[entry] - 1
+    if found.size != count or int(ends[-1]) > size:
+        raise ArtifactError(f"the file is damaged: the places of {coder.section} do not fit the network")
+    return found
+
+
+def entropy_bits(counts: Ints) -> float:
+    """Empirical entropy of symbols that occur `counts` times, in bits."""
+    present = counts[counts > 0].astype(np.float64)
+    return float((present * np.log2(present.sum() / present)).sum()) if present.size > 1 else 0.0
+
+
+def gap_bits(size: int, count: int) -> float:
+    """What `code_gaps` needs, nearly."""
+    return entropy_bits(np.array([count, size - count]))
+
+
+def _code_table(coder: Coder, counts: Ints | None, size: int) -> Ints:
+    """Frequencies > 0 with the sum STORED, from counts."""
+    table = np.zeros(size, np.int64)
+    if counts is not None:
+        table = np.maximum(counts * STORED // counts.sum(), 1)
+        table[table.argmax()] += STORED - table.sum()
+    left = STORED - size
+    for place in range(size - 1):
+        table[place] = 1 + coder.number(int(table[place]) - 1, "frequency")
+        left -= int(table[place]) - 1
+        if left < 0:
+            raise ArtifactError(f"the file is damaged: the frequencies of {coder.section} sum to too much")
+    table[-1] = left + 1
+    return table
+
+
+def _leaky(table: Ints) -> Ints:
+    """Numbers >= 0 whose sum is at most TOTAL, as frequencies > 0 with the sum TOTAL."""
+    table = table * (TOTAL - table.size) // TOTAL + 1
+    table[table.argmax()] += TOTAL - int(table.sum())
+    return table
+
+
+def _joint(stored: Ints, group: int) -> Ints:
+    """Frequencies of tuples of `group` independent symbols."""
+    table = single = stored * (TOTAL // STORED)
+    for _ in range(group - 1):
+        table = (table[:, None] * single[None, :] >> 24).reshape(-1)
+    return _leaky(table)
+
+
+def _geometric(size: int, count: int) -> Ints:
+    """Frequencies of the gaps 0 .. longest - 1 and of `longest` or more, at a density of count / size."""
+    longest = min(LONGEST_GAP, max(1, 4 * size // count))
+    stay = (size - count << 32) // size
+    table, ahead = [], 1 << 32
+    for _ in range(longest):
+        after = ahead * stay >> 32
+        table.append(ahead - after >> 8)
+        ahead = after
+    return _leaky(np.array([*table, ahead >> 8], np.int64))
+
+
+def _model(table: Ints) -> Any:
+    return constriction.stream.model.Categorical((table - 1).astype(np.float64), lazy=False, perfect=False)
+
+
+def _write(coder: Coder, bulk: Bulk, table: Ints, symbols: NDArray[np.int32]) -> None:
+    encoder = constriction.stream.queue.RangeEncoder()
+    encoder.encode(symbols, _model(table))
+    words = encoder.get_compressed()
+    coder.number(words.size, "words")
+    bulk.write(words.astype("<u4").tobytes())
+
+
+def _read(coder: Coder, bulk: Bulk, table: Ints, count: int) -> NDArray[np.uint16]:
+    words = np.frombuffer(bulk.read(4 * coder.number(0, "words"), coder.section), "<u4").astype(np.uint32)
+    decoder, model = constriction.stream.queue.RangeDecoder(words), _model(table)
+    symbols = np.empty(count, np.uint16)
+    try:
+        for start in range(0, count, BLOCK):
+            stop = min(count, start + BLOCK)
+            symbols[start:stop] = decoder.decode(model, stop - start)
+    except AssertionError:  # constriction's own for a stream that no encoder wrote
+        raise ArtifactError(f"the file is damaged: the symbols of {coder.section} cannot be decoded") from None
+    if not decoder.maybe_exhausted():
+        raise ArtifactError(f"the file is damaged: the symbols of {coder.section} have bytes left over")
+    return symbols
+
+
+def _apart(tuples: NDArray[np.uint16], used: Ints, group: int) -> NDArray[Any]:
+    """(n,) tuples of ranks -> (n * group,) symbols."""
+    kind = np.uint8 if int(used[-1]) < 256 else np.uint16
+    parts = np.stack(np.unravel_index(np.arange(used.size**group), (used.size,) * group), 1)
+    lines = np.ascontiguousarray(used[parts].astype(kind))  # (tuples, group)
+    wide = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: None}[group * lines.itemsize]
+    if wide is None:
+        return lines[tuples].reshape(-1)
+    return lines.view(wide).reshape(-1)[tuples].view(kind)
+
+
+def _places(used: Ints, alphabet: int) -> NDArray[np.int32]:
+    places = np.zeros(alphabet, np.int32)
+    places[used] = np.arange(used.size)
+    return places

@@ -1,0 +1,439 @@
+"""The `.fwz` file: a whole compressed network as one stream. `docs/format.md` is the description, this is the order of things.
+
+One function, `_code_network`, both writes and reads; what it is given is what it gives back.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from featherweight.codes import Code, coded, owner
+from featherweight.edits import Edit, Snapshot, check_state, replay
+from featherweight.errors import ArtifactError, FeatherweightError, InputError
+from featherweight.packed.bulk import Bulk
+from featherweight.packed.coder import Coder, Decoder, Encoder
+from featherweight.packed.entries import Budget, Layout, code_dense, code_marks, code_places
+from featherweight.packed.floats import as_words, code_floats, code_planes
+from featherweight.packed.plain import Plain
+from featherweight.views import View
+
+MAGIC, VERSION = b"FZ", 1
+HAS_BULK = 0x80
+HEADER = 8  # magic, version, signature of the network, checksum
+KINDS = {  # kind of code -> its sizes; only ever appended to
+    "sparse": ("count",),
+    "rows": ("count",),
+    "factors": ("rank",),
+    "scaled": ("count",),
+    "shared": ("count",),
+    "sparse_shared": ("count", "shared"),
+}
+PATTERNS = (  # only ever appended to; others are written out
+    "... -> () (...)",
+    "o i h w -> o (i h w)",
+    "o i h w -> (i h) (o w)",
+    "o i h w -> i (o h w)",
+    "o i -> o i",
+    "o i -> i o",
+    "o i h w -> (o i) (h w)",
+    "o i -> () (o i)",
+)
+ORDERED = 1 << 22  # entries up to which a matrix is followed back to its parameter
+SMALL_INTEGERS = 4096
+
+
+def pack(snapshot: Snapshot, network: nn.Module) -> bytes:
+    """The bytes of a `.fwz` file. `network`: of the user's own class, as it was before any edit; its values do not matter.
+
+    Raises InputError for a snapshot that is not of such a network.
+    """
+    structural = snapshot.structural()
+    if any(edit["edit"] == "code" for edit in snapshot.edits[: len(structural)]):
+        raise InputError("a snapshot to be packed must have its structural edits before its codes")
+    coder, bulk = Encoder(), Bulk()
+    _code_network(coder, bulk, network, snapshot)
+    stream, large = coder.finish(), bulk.finish()
+    body = _length(len(stream)) + stream + large if large else stream
+    signature = _signature(network)
+    version = VERSION | (HAS_BULK if large else 0)
+    head = MAGIC + bytes([version, signature & 255])
+    return head + zlib.crc32(body, zlib.crc32(head, signature)).to_bytes(4, "little") + body
+
+
+def read(data: bytes, model: nn.Module) -> Snapshot:
+    """The snapshot that was packed; `model` is of the user's own class. Raises ArtifactError, before anything is built, if it
+    is damaged or of another network.
+    """
+    return _read(data, model)[0]
+
+
+def unpack(data: bytes, model: nn.Module) -> nn.Module:
+    """A copy of `model`, an instance of the class that was compressed, with the edits replayed and the state loaded. Bitwise."""
+    _, network = _read(data, model)
+    return network
+
+
+def sections(data: bytes, model: nn.Module) -> list[tuple[str, int]]:
+    """Where the bytes of a file go, in its order; they sum to its size. Fractions of bytes are shared out by largest rest."""
+    stream, large, overhead = _open(data, model)
+    coder, bulk = Decoder(stream), Bulk(large)
+    _code_network(coder, bulk, model, None)
+    spent = {name: bits / 8 for name, bits in coder.spent.items()}
+    for name, size in bulk.spent.items():
+        spent[name] = spent.get(name, 0.0) + size
+    rest = len(data) - overhead
+    whole = {name: int(size) for name, size in spent.items()}
+    order = sorted(spent, key=lambda name: whole[name] - spent[name])
+    for number in range(max(0, rest - sum(whole.values()))):
+        whole[order[number % len(order)]] += 1
+    for _ in range(sum(whole.values()) - rest):
+        whole[max(whole, key=lambda name: whole[name])] -= 1
+    return [("header", overhead), *whole.items()]
+
+
+def largest_file(model: nn.Module) -> int:
+    """Bytes that no file of this network exceeds."""
+    return (1 << 20) + sum(5 * tensor.numel() * tensor.element_size() for tensor in model.state_dict().values()) // 2
+
+
+def _open(data: bytes, model: nn.Module) -> tuple[bytes, bytes, int]:
+    """The coded part, the bulk, and the bytes before them; checksum and signature are right."""
+    if len(data) < HEADER or data[:2] != MAGIC:
+        raise ArtifactError("this is not a .fwz file: it does not begin with the letters FZ and eight bytes of header")
+    if data[2] & ~HAS_BULK != VERSION:
+        raise ArtifactError(f"the file is of format version {data[2] & ~HAS_BULK}; this featherweight reads version {VERSION}")
+    if len(data) > largest_file(model):
+        raise ArtifactError(f"the file has {len(data)} bytes, more than any of a {type(model).__name__} has")
+    signature = _signature(model)
+    if data[3] != signature & 255:
+        raise ArtifactError(f"the file is not of a {type(model).__name__}: names or shapes of its parameters differ")
+    body = data[HEADER:]
+    if zlib.crc32(body, zlib.crc32(data[:4], signature)) != int.from_bytes(data[4:8], "little"):
+        raise ArtifactError(f"the file is damaged, or not of a {type(model).__name__}: its checksum is wrong")
+    if not data[2] & HAS_BULK:
+        return body, b"", HEADER
+    length, place = 0, 0
+    while place < min(len(body), 8):
+        length |= (body[place] & 127) << 7 * place
+        place += 1
+        if body[place - 1] < 128:
+            break
+    if place + length > len(body):
+        raise ArtifactError(f"the file ends too early: its coded part of {length} bytes is cut off")
+    return body[place : place + length], body[place + length :], HEADER + place
+
+
+def _read(data: bytes, model: nn.Module) -> tuple[Snapshot, nn.Module]:
+    stream, large, _ = _open(data, model)
+    coder, bulk = Decoder(stream), Bulk(large)
+    snapshot, network = _code_network(coder, bulk, model, None)
+    coder.close()
+    bulk.close()
+    network.load_state_dict(snapshot.state)
+    check_state(network)
+    return snapshot, network
+
+
+def _length(size: int) -> bytes:
+    out = bytearray()
+    while size > 127:
+        out.append(size & 127 | 128)
+        size >>= 7
+    return bytes([*out, size])
+
+
+def _signature(model: nn.Module) -> int:
+    shapes = [(name, tuple(tensor.shape), str(tensor.dtype)) for name, tensor in model.state_dict().items()]
+    return zlib.crc32(repr(shapes).encode())
+
+
+# --- the network, one thing after the other -------------------------------------------------------------------------------
+
+
+@dataclass
+class _Known:
+    """What the tensors so far tell of those to come.
+
+    outputs  the units of the last weight: does each have any input; the next weight's inputs, and its own bias, follow them
+    modules  the same for one-dimensional tensors, by module: a batch norm's buffers follow its weight
+    """
+
+    outputs: NDArray[np.int64] | None = None
+    modules: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+
+
+def _code_network(coder: Coder, bulk: Bulk, original: nn.Module, snapshot: Snapshot | None) -> tuple[Snapshot, nn.Module]:
+    state = None if snapshot is None else {name: tensor.detach().cpu() for name, tensor in snapshot.state.items()}
+    names = [*original.state_dict(), *(name for name, _ in original.named_modules())]
+    dims = sum(sum(tensor.shape) for tensor in original.state_dict().values())
+    plain = Plain(coder, names, 4096 + 8 * dims)
+    coder.section = "structure"
+    structural = plain.code(None if snapshot is None or not snapshot.structural() else snapshot.structural())
+    network = _replayed(copy.deepcopy(original), structural or [])
+    shapes = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
+    given = {} if snapshot is None else {edit["parameter"]: edit for edit in snapshot.edits if edit["edit"] == "code"}
+    if unknown := sorted(given.keys() - shapes.keys()):
+        raise InputError(f"the snapshot has a code for {unknown[0]!r}, which {type(original).__name__} does not have")
+    found = {name: _code_layout(coder, plain, name, shape, given.get(name)) for name, shape in shapes.items()}
+    edits = [edit for _, edit in sorted(found.items()) if edit is not None]
+    if snapshot is not None and [*(structural or []), *edits] != snapshot.edits:
+        raise InputError("the snapshot's code edits are not as `Snapshot.of` writes them: one a parameter, in order of name")
+    network = _replayed(network, edits)
+    expected = network.state_dict(keep_vars=True)
+    if state is not None:
+        _check(state, expected, original)
+    known, budget = _Known(), Budget()
+    done: dict[str, Tensor] = {}
+    codes = coded(network)
+    for name, shape in shapes.items():
+        if name in codes:
+            done |= _code_coded(coder, bulk, budget, known, name, shape, network, state)
+        else:
+            value = None if state is None else state[name]
+            done[name] = _code_parameter(coder, bulk, budget, known, name, value, expected[name])
+    first: dict[int, str] = {id(expected[name]): name for name in done}
+    for name, tensor in expected.items():
+        if name in done:
+            continue
+        if id(tensor) in first:  # tied: under another name, the same tensor
+            done[name] = done[first[id(tensor)]]
+            if state is not None and not _same(state[name], done[name]):
+                raise InputError(f"{name!r} is tied to {first[id(tensor)]!r}, but the snapshot holds another value for it")
+            continue
+        coder.section = f"{name}: values"
+        value = None if state is None else state[name]
+        alive = known.modules.get(name.rpartition(".")[0])
+        done[name] = _code_tensor(coder, bulk, budget, value, tuple(tensor.shape), tensor.dtype, alive)
+        first[id(tensor)] = name
+    return Snapshot([*(structural or []), *edits], {name: done[name] for name in expected}), network
+
+
+def _replayed(network: nn.Module, edits: list[Edit]) -> nn.Module:
+    try:
+        return replay(network, edits)
+    except ArtifactError:
+        raise
+    except (FeatherweightError, AttributeError, TypeError, ValueError, KeyError, IndexError) as error:
+        raise ArtifactError(f"the file's edits do not fit a {type(network).__name__}: {error}") from None
+
+
+def _code_layout(coder: Coder, plain: Plain, name: str, shape: tuple[int, ...], edit: Edit | None) -> Edit | None:
+    """The code edit of one parameter, or None."""
+    kinds = ("", *KINDS)
+    if edit is not None and edit["code"]["kind"] not in KINDS:
+        raise InputError(f"{name!r} has a code of kind {edit['code']['kind']!r}; a packed file takes {', '.join(KINDS)}")
+    kind = kinds[coder.choice(kinds.index(edit["code"]["kind"]) if edit else 0, f"code {min(len(shape), 2)}", len(kinds))]
+    if not kind:
+        return None
+    pattern = edit["pattern"] if edit else ""
+    usual = pattern in PATTERNS and not (edit and edit["sizes"])
+    which = coder.choice(PATTERNS.index(pattern) if usual else len(PATTERNS), "pattern", len(PATTERNS) + 1)
+    axes: Any = []
+    if which < len(PATTERNS):
+        pattern = PATTERNS[which]
+    else:
+        pattern, axes = plain.text(pattern), plain.code(edit["sizes"] if edit else None)
+    sizes: dict[str, int] = {}
+    for key in KINDS[kind]:
+        sizes[key] = coder.number(edit["code"]["sizes"][key] if edit else 0, f"size {kind} {key}")
+    rows, cols = _matrix(name, shape, pattern, axes)
+    layout = {"kind": kind, "rows": rows, "cols": cols, "sizes": sizes}
+    return {"edit": "code", "parameter": name, "pattern": pattern, "sizes": axes, "code": layout}
+
+
+def _matrix(name: str, shape: tuple[int, ...], pattern: str, axes: Any) -> tuple[int, int]:
+    try:
+        return View(pattern, tuple((str(axis), int(size)) for axis, size in axes)).matrix_shape(shape)
+    except (InputError, TypeError, ValueError) as error:
+        raise ArtifactError(f"the file's view of {name!r} does not fit its shape {shape}: {error}") from None
+
+
+def _code_coded(
+    coder: Coder,
+    bulk: Bulk,
+    budget: Budget,
+    known: _Known,
+    name: str,
+    shape: tuple[int, ...],
+    network: nn.Module,
+    state: Mapping[str, Tensor] | None,
+) -> dict[str, Tensor]:
+    """All tensors of the code on parameter `name`, under their names in the state."""
+    module, attribute = owner(network, name)
+    path = f"{name.rpartition('.')[0]}.parametrizations.{attribute}".lstrip(".")
+    listed: parametrize.ParametrizationList = getattr(module.parametrizations, attribute)
+    viewed: Any = listed[0]
+    code: Code = viewed.code
+    layout = _layout(name, shape, viewed.view, (code.rows, code.cols), known)
+    done: dict[str, Tensor] = {}
+    places: NDArray[np.int64] | None = None  # of the entries in the matrix
+    symbols: NDArray[np.int64] | None = None  # of each of them
+    ranges = code.ranges()
+    for buffer, tensor in code.named_buffers():
+        key = f"{path}.0.code.{buffer}"
+        given = None if state is None else state[key]
+        if buffer not in ranges:
+            coder.section = f"{name}: values"
+            done[key] = _code_tensor(coder, bulk, budget, given, tuple(tensor.shape), tensor.dtype)
+            continue
+        limit, ascending = ranges[buffer]
+        numbers = None if given is None else _legal(key, given, limit, ascending)
+        count = tensor.numel()
+        if ascending:
+            coder.section = f"{name}: places"
+            if count > limit:
+                raise ArtifactError(f"the file is damaged: {count} entries of {name!r} in {limit} places")
+            whole = layout if limit == layout.size else Layout((1, limit, 1), (1, limit))
+            found = code_places(coder, bulk, budget, numbers, whole, count)
+            places = found if limit == layout.size else (found[:, None] * code.cols + np.arange(code.cols)).reshape(-1)
+        elif places is not None and count == places.size:
+            coder.section = f"{name}: symbols"
+            found = symbols = code_marks(coder, bulk, budget, numbers, places, layout, limit)
+        elif count == layout.size:
+            coder.section = f"{name}: symbols"
+            found = symbols = code_dense(coder, bulk, budget, numbers, layout, limit)
+        else:
+            raise InputError(f"the code of {name!r} has a buffer {buffer!r} that a packed file cannot hold")
+        done[key] = torch.from_numpy(np.require(found, requirements=["C", "W"])).to(tensor.dtype).reshape(tensor.shape)
+    coder.section = f"{name}: values"
+    for free, tensor in listed.named_parameters(recurse=False):
+        key = f"{path}.{free}"
+        given = None if state is None else state[key]
+        done[key] = _code_tensor(coder, bulk, budget, given, tuple(tensor.shape), tensor.dtype)
+    if places is None and symbols is not None and symbols.size <= ORDERED:  # dense symbols: entries that are not zero
+        tables = [tensor for key, tensor in done.items() if tensor.is_floating_point() and tensor.dim() == 1]
+        living = [table.numpy(force=True) != 0 for table in tables[:1]]
+        places = np.flatnonzero(living[0][symbols]) if living and not bool(living[0].all()) else None
+    _learn(known, name, shape, None if places is None else layout, places)
+    return done
+
+
+def _layout(name: str, shape: tuple[int, ...], view: View, matrix: tuple[int, int], known: _Known) -> Layout:
+    size = matrix[0] * matrix[1]
+    left, _, right = view.pattern.partition("->")
+    same = re.findall(r"[\w.]+", left) == re.findall(r"[\w.]+", right)
+    rows = shape[0] if shape else 1
+    if not same and size > ORDERED:
+        return Layout((matrix[0], matrix[1], 1), matrix)
+    order = None
+    if not same:
+        order = view.to_matrix(torch.arange(size).view(shape)).reshape(-1).numpy()
+    if len(shape) < 2:
+        alive = known.outputs if known.outputs is not None and known.outputs.size == size else None
+        return Layout((size, 1, 1), (1, size), order, (_hint(alive), None))
+    channels, cells = shape[1], size // (rows * shape[1]) if size else 1
+    inputs = known.outputs
+    if inputs is not None and inputs.size > 1 and channels % inputs.size == 0 and (cells == 1 or channels == inputs.size):
+        channels, cells = inputs.size, cells * (channels // inputs.size)
+    else:
+        inputs = None
+    return Layout((rows, channels, cells), (rows, size // rows) if same else matrix, order, (None, _hint(inputs)))
+
+
+def _hint(alive: NDArray[np.int64] | None) -> NDArray[np.int64] | None:
+    """None where nothing is dead, so that no contrast has to be stored."""
+    return alive if alive is not None and bool((alive == 0).any()) and bool((alive > 0).any()) else None
+
+
+def _learn(known: _Known, name: str, shape: tuple[int, ...], layout: Layout | None, places: NDArray[np.int64] | None) -> None:
+    """Note which outputs of a weight have any entry; all of them if `places` is None."""
+    if len(shape) < 2:
+        return
+    if places is None or layout is None or (layout.order is None and layout.matrix[0] != shape[0]):
+        known.outputs = np.ones(shape[0], np.int64)
+    else:
+        width = layout.size // shape[0]
+        known.outputs = np.bincount(layout.places(places) // width, minlength=shape[0])
+    known.modules[name.rpartition(".")[0]] = known.outputs
+
+
+def _code_parameter(
+    coder: Coder, bulk: Bulk, budget: Budget, known: _Known, name: str, given: Tensor | None, expected: Tensor
+) -> Tensor:
+    """A parameter without a code."""
+    coder.section = f"{name}: values"
+    shape = tuple(expected.shape)
+    alive = known.outputs if len(shape) == 1 else None
+    tensor = _code_tensor(coder, bulk, budget, given, shape, expected.dtype, alive)
+    if len(shape) == 1 and alive is not None and alive.size == shape[0]:
+        known.modules[name.rpartition(".")[0]] = alive
+    _learn(known, name, shape, None, None)
+    return tensor
+
+
+def _code_tensor(
+    coder: Coder,
+    bulk: Bulk,
+    budget: Budget,
+    given: Tensor | None,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    alive: NDArray[np.int64] | None = None,
+) -> Tensor:
+    """Any tensor, bitwise."""
+    count = int(np.prod(shape, dtype=np.int64))
+    flat = None if given is None else given.contiguous().reshape(-1)
+    live = None if alive is None else alive > 0
+    if dtype.is_floating_point and dtype.itemsize >= 2:
+        single = flat is not None and _same(flat, flat.float().to(dtype))
+        if coder.choice(int(not single), "double", 2) == 0:
+            words = None if flat is None else as_words(flat.float().numpy())
+            found = code_floats(coder, bulk, budget, words, count, live)
+            return torch.from_numpy(found.view(np.float32).copy()).to(dtype).reshape(shape)
+    elif not dtype.is_floating_point and not dtype.is_complex and count <= SMALL_INTEGERS:
+        if dtype == torch.uint64:
+            raise InputError("tensors of type uint64 cannot be packed")
+        numbers = [0] * count if flat is None else flat.tolist()
+        budget.spend(8 * count)
+        read = [coder.signed(int(number), "integer value") for number in numbers]
+        limits = (0, 1) if dtype == torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
+        if any(not limits[0] <= number <= limits[1] for number in read):
+            raise ArtifactError(f"the file is damaged: {coder.section} do not fit {dtype}")
+        return torch.tensor(read, dtype=torch.int64).to(dtype).reshape(shape)
+    planes = None if flat is None else _bytes(flat).numpy().reshape(count, dtype.itemsize)
+    raw = code_planes(coder, bulk, planes, count, dtype.itemsize)
+    return torch.from_numpy(np.ascontiguousarray(raw).reshape(-1)).view(dtype).reshape(shape).clone()
+
+
+def _legal(key: str, given: Tensor, limit: int, ascending: bool) -> NDArray[np.int64]:
+    numbers: NDArray[np.int64] = given.reshape(-1).numpy()
+    numbers = numbers.astype(np.int64) if ascending or numbers.size <= ORDERED else numbers
+    if numbers.size and not 0 <= int(numbers.min()) <= int(numbers.max()) < limit:
+        raise InputError(f"{key!r} has entries outside 0 .. {limit - 1}: the snapshot is damaged")
+    if ascending and bool((np.diff(numbers) <= 0).any()):
+        raise InputError(f"{key!r} is not strictly ascending: the snapshot is damaged")
+    return numbers
+
+
+def _check(state: Mapping[str, Any], expected: Mapping[str, Any], original: nn.Module) -> None:
+    """Raises InputError unless the state to be packed is that of the network with its edits."""
+    if differing := sorted(state.keys() ^ expected.keys()):
+        side = "lacks" if differing[0] in expected else "holds"
+        raise InputError(f"the snapshot is not of a {type(original).__name__} with its edits: it {side} {differing[0]!r}")
+    for name, tensor in state.items():
+        other = expected[name]
+        if not isinstance(other, Tensor):
+            raise InputError(f"{name!r} of the network is extra state, which a packed file cannot hold")
+        if tensor.shape != other.shape or tensor.dtype != other.dtype:
+            pair = (f"{tuple(t.shape)} {t.dtype}" for t in (tensor, other))
+            raise InputError("the snapshot is not of this network: {!r} is {}, the network has {}".format(name, *pair))
+
+
+def _same(one: Tensor, two: Tensor) -> bool:
+    """Equal bit for bit, NaNs included."""
+    return one.shape == two.shape and one.dtype == two.dtype and torch.equal(_bytes(one), _bytes(two))
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return torch.cat([tensor.reshape(-1)]).view(torch.uint8)  # cat: a fresh tensor whose stride is 1, empty ones too

@@ -1,0 +1,159 @@
+"""The two coders: what they write comes back, on any machine, in about as many bits as it is worth."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from streams import read_stream
+
+from featherweight.errors import ArtifactError
+from featherweight.packed import bulk as large
+from featherweight.packed import hazard
+from featherweight.packed.bulk import Bulk
+from featherweight.packed.coder import Coder, Decoder, Encoder, Meter, code_subset
+
+
+def program(coder: Coder, values: list[tuple[str, int, int]]) -> list[int]:
+    out = []
+    for kind, value, size in values:
+        if kind == "uniform":
+            out.append(coder.uniform(value % size, size))
+        elif kind == "choice":
+            out.append(coder.choice(value % 7, f"c{size % 3}", 7))
+        elif kind == "number":
+            out.append(coder.number(value, "n"))
+        else:
+            out.append(coder.signed(value - 2**40, "s"))
+    return out
+
+
+STEPS = st.tuples(
+    st.sampled_from(["uniform", "choice", "number", "signed"]), st.integers(0, 2**50), st.integers(1, 2**64 - 1) | st.just(1)
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(STEPS, max_size=60))
+def test_small_coder_gives_back_what_it_was_given(values: list[tuple[str, int, int]]) -> None:
+    encoder, meter = Encoder(), Meter()
+    written = program(encoder, values)
+    data = encoder.finish()
+    program(meter, values)
+    decoder = Decoder(data)
+    blank = [(kind, 0, size) for kind, _, size in values]
+    read = program(decoder, [(kind, 0 if kind != "signed" else 2**40, size) for kind, _, size in blank])
+    decoder.close()
+    assert read == written
+    assert len(data) <= meter.bits / 8 + 1.01
+    assert sum(decoder.spent.values()) <= meter.bits + 0.01 * len(values) + 1e-6  # the last of an interval takes what is over
+
+
+def test_carries_run_through_bytes_of_ones() -> None:
+    """The last of a very long interval, again and again, then a step up: the carry passes all bytes written so far."""
+    for last in range(3):
+        encoder = Encoder()
+        for _ in range(40):
+            encoder.code(254, 255, lambda v: (v, v + 1), lambda p: p)
+        encoder.code(last, 3, lambda v: (v, v + 1), lambda p: p)
+        decoder = Decoder(encoder.finish())
+        assert [decoder.uniform(0, 255) for _ in range(40)] == [254] * 40
+        assert decoder.uniform(0, 3) == last
+
+
+def test_a_stream_that_ends_too_early_is_named() -> None:
+    encoder = Encoder()
+    for value in range(200):
+        encoder.uniform(value * 7919 % 1000, 1000)
+    decoder = Decoder(encoder.finish()[:-20])
+    with pytest.raises(ArtifactError, match="ends too early"):
+        for _ in range(200):
+            decoder.uniform(0, 1000)
+
+
+@pytest.mark.parametrize(("size", "count"), [(1, 0), (1, 1), (5, 5), (40, 3), (300, 150)])
+def test_subsets_cost_the_logarithm_of_their_number(size: int, count: int) -> None:
+    places = sorted(np.random.default_rng(0).choice(size, count, replace=False).tolist())
+    encoder, meter = Encoder(), Meter()
+    code_subset(encoder, places, size, count)
+    code_subset(meter, places, size, count)
+    assert code_subset(Decoder(encoder.finish()), [], size, count) == places
+    assert meter.bits == pytest.approx(math.log2(math.comb(size, count)), abs=1e-6)
+
+
+@pytest.mark.parametrize("alphabet", [2, 3, 17, 32, 33, 200, 1000])
+def test_large_symbols_come_back_at_their_entropy_and_need_no_floating_point(alphabet: int) -> None:
+    random = np.random.default_rng(alphabet)
+    chances = random.dirichlet(np.ones(alphabet) * 0.3)
+    values = random.choice(alphabet, 70_001, p=chances)
+    coder, bulk = Encoder(), Bulk()
+    large.code_symbols(coder, bulk, values, values.size, alphabet)
+    data = bulk.finish()
+    back = large.code_symbols(Decoder(coder.finish()), Bulk(data), None, values.size, alphabet)
+    np.testing.assert_array_equal(back, values)
+    counts = np.bincount(values)
+    entropy = float(-(counts[counts > 0] * np.log2(counts[counts > 0] / counts.sum())).sum()) / 8
+    assert len(data) <= 1.003 * entropy + 8
+
+
+def test_constriction_codes_under_our_integer_tables_exactly() -> None:
+    random = np.random.default_rng(0)
+    for size in (2, 3, 40, 999):
+        table = large._leaky(np.floor(random.dirichlet(np.ones(size) * 0.2) * large.TOTAL).astype(np.int64))
+        assert int(table.sum()) == large.TOTAL
+        assert int(table.min()) >= 1
+        symbols = random.integers(0, size, 3000).astype(np.int32)
+        coder, bulk = Encoder(), Bulk()
+        large._write(coder, bulk, table, symbols)
+        words = np.frombuffer(bulk.finish(), "<u4").tolist()
+        assert read_stream(words, table.tolist(), symbols.size) == symbols.tolist()
+
+
+@pytest.mark.parametrize(("size", "count"), [(100_000, 1), (100_000, 300), (100_000, 9_000), (100_000, 60_000), (30, 29)])
+def test_gaps_come_back_at_the_entropy_of_their_density(size: int, count: int) -> None:
+    places = np.sort(np.random.default_rng(1).choice(size, count, replace=False))
+    coder, bulk = Encoder(), Bulk()
+    large.code_gaps(coder, bulk, places, size, count)
+    head, data = coder.finish(), bulk.finish()
+    np.testing.assert_array_equal(large.code_gaps(Decoder(head), Bulk(data), None, size, count), places)
+    share = count / size
+    entropy = -size * (share * math.log2(share) + (1 - share) * math.log2(1 - share)) / 8
+    assert len(head) + len(data) <= 1.01 * entropy + 16
+
+
+def test_integer_functions_are_monotone_and_near() -> None:
+    points = sorted({int(2**x) for x in np.linspace(0, 60, 5000)} | set(range(1, 3000)))
+    logs = [hazard._log2(point) for point in points]
+    assert all(a <= b for a, b in pairwise(logs))
+    assert max(abs(value / hazard.ONE - math.log2(point)) for value, point in zip(logs, points, strict=True)) < 1e-6
+    exponents = range(0, 40 * hazard.ONE, hazard.ONE // 77)
+    powers = [hazard._survival(exponent) for exponent in exponents]
+    assert all(a >= b for a, b in pairwise(powers))
+    assert max(abs(p / hazard.ONE - 2 ** (-e / hazard.ONE)) for p, e in zip(powers, exponents, strict=True)) < 1e-6
+    # frozen: if these change, files written before can no longer be read
+    assert (hazard._log2(3), hazard._log2(12345678901), hazard._survival(hazard.ONE // 3)) == FROZEN
+
+
+FROZEN = (6807362105, 143981421557, 3408917975)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 12), st.integers(1, 9), st.integers(1, 6), st.booleans(), st.booleans())
+def test_places_come_back_under_any_options(seed: int, rows: int, channels: int, cells: int, hinted: bool, full: bool) -> None:
+    random = np.random.default_rng(seed)
+    extent = (rows, channels, cells)
+    mask = random.random(extent) < random.random() ** 2
+    if full:
+        mask[:, random.integers(channels), random.integers(cells)] = True  # every row has an entry
+    places = np.flatnonzero(mask.reshape(-1))
+    alive = (random.integers(0, 2, rows), random.integers(0, 2, channels)) if hinted else (None, None)
+    menus = (len(hazard.SHAPES), len(hazard.URNS), len(hazard.URNS), len(hazard.CONTRASTS), len(hazard.CONTRASTS))
+    options = hazard.Options(*(int(random.integers(menu)) for menu in menus))
+    encoder = Encoder()
+    hazard.code_entries(encoder, places, extent, places.size, options, alive, full)
+    found = hazard.code_entries(Decoder(encoder.finish()), None, extent, places.size, options, alive, full)
+    np.testing.assert_array_equal(found, places)
