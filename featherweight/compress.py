@@ -78,6 +78,7 @@ def compress(
 
 def _run(stage: Stage, start: Partial, original: nn.Module, task: Task, memory: Memory, monitor: Monitor) -> Partial:
     """One stage from one partial network: plan, train under the driver, freeze, train on inside the sets, measure."""
+    torch.set_rng_state(memory.random)
     structural = start.snapshot.structural()
     network = start.snapshot.build(original)
     for name in _matched(stage, network) & coded(network).keys():
@@ -94,11 +95,10 @@ def _run(stage: Stage, start: Partial, original: nn.Module, task: Task, memory: 
         training, first_epoch = stage.train, memory.epochs
         if phase == "retrain":
             training, first_epoch = stage.retrain, memory.epochs + stage.train.epochs
-        steps = 0
+        steps, earlier, random = 0, list[float](), None
         if work is not None and work.phase == phase:
             optimizer.load_state_dict(work.optimizer)
-            torch.set_rng_state(work.random)
-            steps = work.steps
+            steps, earlier, random = work.steps, work.losses, work.random
         after_step = watch.over(phase, network, structural, optimizer, imposed)
         distill = stage.distill if teacher is not None else None
         return fit(
@@ -108,6 +108,8 @@ def _run(stage: Stage, start: Partial, original: nn.Module, task: Task, memory: 
             training,
             first_epoch=first_epoch,
             start=steps,
+            earlier=earlier,
+            random=random,
             teacher=teacher,
             distill=distill,
             after_step=after_step,

@@ -68,7 +68,10 @@ class Snapshot:
     def build(self, original: nn.Module) -> nn.Module:
         """A new network: a copy of the user's original one with the edits replayed and the state loaded."""
         model = replay(copy.deepcopy(original), self.edits)
-        model.load_state_dict(self.state)
+        try:
+            model.load_state_dict(self.state)
+        except RuntimeError as error:
+            raise ArtifactError(f"what was saved is not of this {type(original).__name__}: {error}") from None
         return model
 
 

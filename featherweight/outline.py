@@ -67,7 +67,7 @@ def cuts(graph: Graph, what: str, share: float) -> dict[str, Any]:
     limit = share * whole
     if cost(0.0) > limit:
         least = f"{what}={100 * cost(0.0) / whole:.1f}%"
-        raise InputError(f"{what}={100 * share:g}% cannot be met by cutting units: one unit a site is {least}, the least there is")
+        raise InputError(f"{what}={100 * share:g}% cannot be met by cutting units: one unit a site is {least}, the least")
     low, high = 0.0, 1.0
     for _ in range(40):  # finer than any whole number of units
         middle = (low + high) / 2

@@ -121,7 +121,7 @@ class Stage:
             (self.allocate in ALLOCATORS, f"stage {self.name!r}: {allocator}{did_you_mean(self.allocate, ALLOCATORS)}"),
             (self.driver is None or bool(self.rules), f"stage {self.name!r} has a driver but no rules for it to impose"),
             (self.keep is None or bool(self.rules), f"stage {self.name!r} has a budget but no rules to spend it on"),
-            (self.fisher >= 0, f"stage {self.name!r}: fisher is a power, at least 0, given {self.fisher}"),
+            (0 <= self.fisher < math.inf, f"stage {self.name!r}: fisher is a power, at least 0, given {self.fisher}"),
             (not self.respread or self.keep is not None, f"stage {self.name!r}: respread needs a budget (keep) to spread"),
         )
 

@@ -21,6 +21,7 @@ from featherweight.recipe import Recipe, Stage
 from featherweight.training import Step
 
 CHECKPOINT = "checkpoint.pt"
+KEYS = {"recipe", "stage", "newest", "epochs", "random", "pool", "results", "baseline", "work"}  # of a checkpoint
 SECONDS_BETWEEN_LOOKS = 1.0  # at the residuals: a look costs as much as a step of a small network
 
 
@@ -66,6 +67,7 @@ class Work:
     residuals: dict[str, float]
     seconds: float
     random: torch.Tensor
+    losses: list[float]  # of the epoch in progress
 
 
 @dataclass
@@ -82,6 +84,7 @@ class Memory:
     baseline: Snapshot | None = None  # the dense network, for distillation
     epochs: int = 0  # finished epochs on this path; batches are a function of it
     work: Work | None = None
+    random: torch.Tensor = field(default_factory=torch.get_rng_state)  # the generator where the stage in progress began
 
     @classmethod
     def open(cls, workdir: Path | None, recipe: Recipe, original: Snapshot, every: float) -> Memory:
@@ -94,8 +97,8 @@ class Memory:
         saved = checkpoint.read(path) if path else None
         if saved is None:
             return cls(path, every, described, [Partial(original)])
-        if not isinstance(saved, dict) or not {"recipe", "pool", "stage"} <= saved.keys():
-            raise ArtifactError(f"{path} is not a checkpoint of featherweight: choose another --workdir")
+        if not isinstance(saved, dict) or saved.keys() != KEYS:
+            raise ArtifactError(f"{path} is not a checkpoint of this version of featherweight; delete it to start over")
         begun = saved["stage"] + bool(saved["work"] or saved["results"])
         if _begun(saved["recipe"], begun) != _begun(described, begun):
             raise InputError(
@@ -107,12 +110,13 @@ class Memory:
             Snapshot(**saved["baseline"]) if saved["baseline"] else None,
             saved["epochs"],
             Work(**(saved["work"] | {"snapshot": Snapshot(**saved["work"]["snapshot"])})) if saved["work"] else None,
+            saved["random"],
         )  # fmt: skip
 
     def save(self) -> None:
         if self.path is None:
             return
-        payload = {name: getattr(self, name) for name in ("recipe", "stage", "newest", "epochs")}
+        payload = {name: getattr(self, name) for name in ("recipe", "stage", "newest", "epochs", "random")}
         payload |= {"pool": [vars(p) | {"snapshot": vars(p.snapshot)} for p in self.pool]}
         payload |= {"results": [vars(p) | {"snapshot": vars(p.snapshot)} for p in self.results]}
         payload |= {"baseline": vars(self.baseline) if self.baseline else None}
@@ -127,7 +131,7 @@ class Memory:
     def finish(self, result: Partial) -> None:
         """One start of this stage is done."""
         self.results.append(result)
-        self.work = None
+        self.work, self.random = None, torch.get_rng_state()
         self.save()
 
     def advance(self, imposed: bool, epochs: int, candidates: int) -> None:
@@ -172,6 +176,7 @@ class Watch:
             self.memory.work = Work(
                 phase, step.done, Snapshot.of(model, structural), optimizer.state_dict(),
                 imposed.state_dict() if imposed else None, self.residuals, self.seconds(), torch.get_rng_state(),
+                list(step.losses),
             )  # fmt: skip
             self.memory.save()
             self.saved = time.monotonic()

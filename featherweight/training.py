@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -52,6 +52,7 @@ class Step:
     done: int
     total: int
     loss: float
+    losses: Sequence[float]  # of this epoch so far
 
 
 def fit(
@@ -62,6 +63,8 @@ def fit(
     *,
     first_epoch: int = 0,
     start: int = 0,
+    earlier: Sequence[float] = (),
+    random: Tensor | None = None,
     teacher: nn.Module | None = None,
     distill: Distillation | None = None,
     after_step: Callable[[Step], None] = lambda step: None,
@@ -69,18 +72,26 @@ def fit(
     """Train `model` in place for `training.epochs` of `task.batches(first_epoch + i)`; the mean loss of the last epoch, infinite
     where there is none.
 
-    `start`: steps already done, for a resumed run; the same batches are passed over and the same rates follow. With
-    `distill`, the outputs of `teacher` on the same inputs are matched. Raises TrainingError at a loss that is not finite.
+    `start`: steps already done, for a resumed run; the same batches are passed over and the same rates follow. `earlier` and
+    `random`: the losses of that epoch so far, and the state of the global generator then. With `distill`, the outputs of
+    `teacher` on the same inputs are matched. Raises TrainingError at a loss that is not finite.
     """
     per_epoch = len(task.batches(first_epoch))
     total = training.epochs * per_epoch
     base = [group.setdefault("initial_lr", group["lr"]) for group in optimizer.param_groups]
     model.train()
-    losses: list[float] = []
+    losses = list(earlier)
+    if random is not None:
+        torch.set_rng_state(random)
     for epoch in range(start // per_epoch, training.epochs):
-        losses = []
         passed = start - epoch * per_epoch if epoch == start // per_epoch else 0
-        for index, batch in enumerate(itertools.islice(iter(task.batches(first_epoch + epoch)), passed, None)):
+        losses = losses if passed else []
+        batches = iter(task.batches(first_epoch + epoch))
+        for _ in range(passed):
+            next(batches)
+        if passed and random is not None:
+            torch.set_rng_state(random)  # making the batches again has drawn from the generator, as a DataLoader does
+        for index, batch in enumerate(batches):
             done = epoch * per_epoch + passed + index
             for group, rate in zip(optimizer.param_groups, base, strict=True):
                 group["lr"] = rate * training.factor(done / total)
@@ -99,7 +110,7 @@ def fit(
                 )
             optimizer.step()
             losses.append(value)
-            after_step(Step(done + 1, total, value))
+            after_step(Step(done + 1, total, value, losses))
     return sum(losses) / len(losses) if losses else math.inf
 
 
