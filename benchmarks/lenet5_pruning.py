@@ -47,14 +47,13 @@ class Run:
 
 
 FULL = ((40, 4, 3), (80, 8, 3), (247, 14, 4), (301, 10, 4))
-SHORT = ((40, 3, 2), (301, 12, 3))
+SHORT = ((40, 2, 1), (301, 10, 3))
 RUNS = {
     "seed 0": Run(0, FULL, keep_artifacts=True),
     "seed 1": Run(1, FULL, keep_artifacts=True),
     "seed 2": Run(2, FULL, keep_artifacts=True),
     "short": Run(0, SHORT),
     "short, no distillation": Run(0, SHORT, {"distill": 0.0}),
-    "short, magnitudes by LAMP": Run(0, SHORT, {"fisher": 0.0, "allocate": "lamp"}),
     "short, gradual magnitude by LAMP, no ADMM": Run(0, SHORT, {"fisher": 0.0, "allocate": "lamp"}, gradual=True),
 }
 

@@ -298,7 +298,7 @@ def test_help_documents_every_exit_code() -> None:
         ((*OURS, "--set", "stages"), "give key=value"),
         ((*OURS, "--set", "stages.1.rules.0.targets=fc"), "matches no parameter"),
         (("own.py:net", "--data", "own.py:task", "--recipe", "progressive_admm", "--set", "ratios=0"), "ratio"),
-        (("own.py:net", "--data", "own.py:task", "--recipe", "progressive_admm", "--set", "ratios=0.5"), "ratios are weights before"),
+        (("own.py:net", "--data", "own.py:task", "--recipe", "progressive_admm", "--set", "ratios=0.5"), "ratios are"),
     ],
 )  # fmt: skip
 def test_a_wrong_argument_is_named(place: Path, arguments: tuple[str, ...], told: str) -> None:

@@ -381,7 +381,7 @@ def test_affine_shears_horizontally() -> None:
 def test_affine_refuses_what_it_cannot_do() -> None:
     with pytest.raises(TypeError, match=r"given torch\.uint8.*images\.float"):
         data.affine(torch.zeros(1, 1, 4, 4, dtype=torch.uint8), Generator())
-    with pytest.raises(ValueError, match="scale is 1.0"):
+    with pytest.raises(ValueError, match=r"scale is 1\.0"):
         data.affine(torch.zeros(1, 1, 4, 4), Generator(), scale=1.0)
 
 

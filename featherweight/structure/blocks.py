@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from os.path import commonprefix
+from itertools import takewhile
 
 from torch import fx
 
@@ -47,7 +47,11 @@ def find_blocks(walk: Walk, macs_of: dict[str, int]) -> dict[str, Block]:
                 parameters = tuple(dict.fromkeys(walk.owner[n] for n in gone if n in walk.owner and _is_parameter(walk, n)))
                 if parameters:
                     stem = _path(parameters) or walk.module_of(node) or node.name
-                    name = stem if stem not in result else next(f"{stem}#{k}" for k in range(2, 10**6) if f"{stem}#{k}" not in result)
+                    name = (
+                        stem
+                        if stem not in result
+                        else next(f"{stem}#{k}" for k in range(2, 10**6) if f"{stem}#{k}" not in result)
+                    )
                     result[name] = Block(name, node.name, position, parameters, sum(macs_of.get(n.name, 0) for n in gone))
                 break
     return result
@@ -60,7 +64,8 @@ def _is_parameter(walk: Walk, node: fx.Node) -> bool:
 def _path(names: Sequence[str]) -> str:
     """The module that holds all of these parameters."""
     parts = [name.split(".")[:-1] for name in names]
-    return ".".join(commonprefix(parts))
+    shared = takewhile(lambda level: len(set(level)) == 1, zip(*parts, strict=False))
+    return ".".join(level[0] for level in shared)
 
 
 def _reaches(source: fx.Node, target: fx.Node, order: dict[fx.Node, int]) -> bool:
@@ -80,7 +85,9 @@ def needed(walk: Walk, graph: fx.Graph, replaced: dict[fx.Node, fx.Node]) -> set
     """What the outputs need when these nodes are replaced by others; writes into tensors that are needed are needed too."""
     needed: set[fx.Node] = set()
     stack = [node for node in graph.nodes if node.op == "output"]
-    writes = [node for node in graph.nodes if node.op == "call_function" and operation(node).endswith("_") and node not in replaced]
+    writes = [
+        node for node in graph.nodes if node.op == "call_function" and operation(node).endswith("_") and node not in replaced
+    ]
     while stack:
         node = stack.pop()
         if node in needed:
@@ -89,7 +96,11 @@ def needed(walk: Walk, graph: fx.Graph, replaced: dict[fx.Node, fx.Node]) -> set
         stack += [replaced.get(parent, parent) for parent in node.all_input_nodes]
         if not stack:
             roots = {walk.root_of(n) for n in needed}
-            stack = [w for w in writes if w not in needed and walk.root_of(w) in roots and not set(_inputs(w, replaced)) & set(replaced)]
+            stack = [
+                w
+                for w in writes
+                if w not in needed and walk.root_of(w) in roots and not set(_inputs(w, replaced)) & set(replaced)
+            ]
     return needed
 
 

@@ -1,8 +1,9 @@
 """The network as a graph of ATen operations: `torch.export` with the settings that keep it analysable.
 
-Eval mode, no gradients, `strict=False` and no decompositions (linear, lstm, batch_norm, scaled_dot_product_attention stay whole); the fast path
-of `nn.MultiheadAttention`, which hides the attention in one fused operation, is off while exporting. A batch of 1 becomes a batch of 2, since a
-size of 1 cannot be told from a broadcast.
+Eval mode, no gradients, `strict=False` and no decompositions (linear, lstm, batch_norm, scaled_dot_product_attention stay
+whole); the fast path
+of `nn.MultiheadAttention`, which hides the attention in one fused operation, is off while exporting. A batch of 1 becomes a
+batch of 2, since a size of 1 cannot be told from a broadcast.
 """
 
 from __future__ import annotations
@@ -78,7 +79,8 @@ def check_example(model: nn.Module, example: object) -> tuple[Any, ...]:
         example = (example,)
     if not isinstance(example, (tuple, list)):
         raise BadExample(
-            f"the example is a {type(example).__name__}; give the network's positional inputs as a tuple of tensors, for instance "
+            f"the example is a {type(example).__name__}; give the network's positional inputs as a tuple of tensors, for "
+            f"instance "
             "(torch.randn(1, 3, 224, 224),)"
         )
     if not any(isinstance(value, Tensor) for value in example):
@@ -87,7 +89,8 @@ def check_example(model: nn.Module, example: object) -> tuple[Any, ...]:
         inspect.signature(model.forward).bind(*example)
     except TypeError as error:
         raise BadExample(
-            f"the network's forward{inspect.signature(model.forward)} cannot be called with {len(example)} positional inputs: {error}"
+            f"the network's forward{inspect.signature(model.forward)} cannot be called with {len(example)} positional inputs: "
+            f"{error}"
         ) from error
     return tuple(example)
 
@@ -97,7 +100,7 @@ def describe(example: Sequence[Any]) -> str:
     return ", ".join(f"{tuple(v.shape)} {v.dtype}" if isinstance(v, Tensor) else repr(v) for v in example)
 
 
-def capture(model: nn.Module, example: Sequence[Any], *, dynamic_batch: bool = False) -> Captured:
+def capture(model: nn.Module, example: Sequence[Any] | Tensor, *, dynamic_batch: bool = False) -> Captured:
     """Export `model` on `example`; raises BadExample, DataDependentControlFlow or NotExportable."""
     given = check_example(model, example)
     inputs, copies = double_batch(given)
@@ -159,7 +162,8 @@ def _explain(model: nn.Module, example: tuple[Any, ...], error: Exception) -> No
             model(*example)
     except _EXPORT_FAILURES as plain:
         return BadExample(
-            f"the network does not run on the example ({describe(example)}): {plain}; give an example like the inputs the network was made for"
+            f"the network does not run on the example ({describe(example)}): {plain}; give an example like the inputs the "
+            f"network was made for"
         )
     names = {type(error).__name__, *(kind.__name__ for kind in type(error).__mro__)}
     if any(word in name for name in names for word in ("DataDependent", "GuardOnDataDependent", "UncapturedHigherOrder")) or any(
@@ -167,11 +171,13 @@ def _explain(model: nn.Module, example: tuple[Any, ...], error: Exception) -> No
         for word in ("data-dependent", "Could not guard", "Cannot extract unbacked", "aten._local_scalar_dense")
     ):
         return DataDependentControlFlow(
-            f"the network's code depends on the values of a tensor ({first}); torch.export cannot follow that. Replace `if tensor:` by "
+            f"the network's code depends on the values of a tensor ({first}); torch.export cannot follow that. Replace `if "
+            f"tensor:` by "
             "torch.where or torch.cond, sizes made with .item() by fixed sizes, or trace the submodule that has no such code"
         )
     return NotExportable(
-        f"torch.export cannot capture the network: {type(error).__name__}: {first}. Trace a submodule that can be exported, or see "
+        f"torch.export cannot capture the network: {type(error).__name__}: {first}. Trace a submodule that can be exported, or "
+        f"see "
         "the torch.export documentation for the construct named"
     )
 

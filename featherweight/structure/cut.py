@@ -12,13 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from featherweight.structure.capture import run_graph, to_float64
+from featherweight.structure.capture import capture, run_graph, to_float64
 from featherweight.structure.edit import Cut, Edit, Moved, all_tensors, apply
-from featherweight.structure.errors import BadSelection, NotExact, StaleGraph
-from featherweight.structure.gate import RUN_FAILURES, TOLERANCE, Check, difference, zero_slices
-from featherweight.structure.graph import Graph
+from featherweight.structure.errors import BadSelection, NotExact, StaleGraph, StructureError
+from featherweight.structure.gate import RUN_FAILURES, TOLERANCE, Check, difference, double_copy, run, zero_slices
+from featherweight.structure.graph import Graph, analyse
 from featherweight.structure.inplace import Masks, cuts_of, stock_attributes, trial
-from featherweight.structure.rewrite import Rewritten, module_of, rewrite
+from featherweight.structure.rewrite import Rewritten, rewrite
+from featherweight.structure.unlift import module_of
 from featherweight.structure.walk import Value, operation
 
 
@@ -27,7 +28,8 @@ class Result:
     """What a cut did.
 
     model      the smaller network: the user's own object, changed in place, or the exported module
-    where      "class" (in place), "graph" (the exported module: the class cannot express the cut; the user's object is untouched) or
+    where      "class" (in place), "graph" (the exported module: the class cannot express the cut; the user's object
+               is untouched) or
                "nothing" (no unit could go; the user's object is untouched)
     edit       data to replay on a fresh instance of the class; None unless `where` is "class"
     check      the exactness gate's findings
@@ -47,14 +49,19 @@ class Result:
 
 
 def check_fresh(model: nn.Module, graph: Graph) -> None:
-    """The graph must describe the network as it is now."""
-    tensors = all_tensors(model)
+    """The graph must describe the network's shapes as they are now; its tensors become those the network holds now."""
+    held = all_tensors(model)
     for name, shape in graph.tensors.items():
-        held = tensors.get(name)
-        if held is not None and tuple(held.shape) != shape:
-            raise StaleGraph(f"{name!r} has shape {tuple(held.shape)} but had {shape} when the graph was made; call trace again after each cut")
-        if held is None and graph.kinds[name] != "constant":
+        now = held.get(name)
+        if now is None and graph.kinds[name] != "constant":
             raise StaleGraph(f"the network has no tensor {name!r}, which it had when the graph was made; call trace again")
+        if now is None:
+            continue
+        if tuple(now.shape) != shape:
+            raise StaleGraph(
+                f"{name!r} has shape {tuple(now.shape)} but had {shape} when the graph was made; call trace again after each cut"
+            )
+        graph.captured.tensors[name] = now
 
 
 def prune(
@@ -65,14 +72,18 @@ def prune(
     *,
     where: Literal["any", "class", "graph"] = "any",
     check: bool = True,
+    any_batch: bool = True,
 ) -> Result:
     """Keep only these units of a site, or of several at once: `prune(model, graph, {"conv1": [0, 3], "conv2": [1]})`.
 
-    where  "any": in place if the class can express it, else the exported module; "class": in place or not at all; "graph": the exported module
+    where  "any": in place if the class can express it, else the exported module; "class": in place or not at all;
+           "graph": the exported module
     check  the exactness gate; without it a cut is believed (needed on the meta device, where nothing can be run)
+    any_batch  export again so that an exported module takes any batch size, where the network allows it; else it
+               takes the example's, doubled
 
-    A site whose cut is not exact is refused: it is frozen in `graph` with what differed, and the others are cut. Raises UnknownSite,
-    BadSelection, StaleGraph; NotExact when `where="class"` and the class cannot express the cut.
+    A site whose cut is not exact is refused: it is frozen in `graph` with what differed, and the others are cut. Raises
+    UnknownSite, BadSelection, StaleGraph; NotExact when `where="class"` and the class cannot express the cut.
     """
     selection: dict[str, Sequence[int]] = dict(site) if not isinstance(site, str) else {site: keep if keep is not None else []}
     check_fresh(model, graph)
@@ -88,7 +99,9 @@ def prune(
         rewritten = rewrite(graph, gone)
         if not check or on_meta:
             return _unchecked(model, graph, masks, kept, rewritten, where)
-        result = _attempt(model, graph, masks, kept, rewritten, where, soft=any(graph.site(n).soft for n in selection))
+        result = _attempt(model, graph, masks, selection, rewritten, where, soft=any(graph.site(n).soft for n in selection))
+        if any_batch and isinstance(result, Result) and result.where == "graph":
+            result = _any_batch(model, graph, selection, result) or result
         if isinstance(result, Check):
             found = result
         else:
@@ -119,22 +132,57 @@ def check_nodes(graph: Graph, gone: NDArray[np.bool_]) -> None:
                     raise BadSelection(f"nothing would be left of {node.name} ({operation(node)}); keep more units")
 
 
-def _attempt(model: nn.Module, graph: Graph, masks: Masks, kept: tuple[tuple[str, int], ...], rewritten: Rewritten, where: str, soft: bool) -> Result | Check:
+def _attempt(
+    model: nn.Module,
+    graph: Graph,
+    masks: Masks,
+    selection: Mapping[str, Sequence[int]],
+    rewritten: Rewritten,
+    where: str,
+    soft: bool,
+) -> Result | Check:
     """Cut in place, else as the graph; what the check of the graph found where neither is exact."""
     reason = "the exported module was asked for"
     if where != "graph":
+        kept = tuple((name, len(units)) for name, units in selection.items())
         edit, found = trial(model, graph, masks, kept, rewritten.changes, soft)
         if edit is not None:
             return Result(model, "class", edit, found, apply(model, edit), masks, {})
         reason = found.reason
         if where == "class":
             raise NotExact(
-                f"the network's own class cannot express this cut ({reason}); cut other units, or let the exported module be made (where='any')"
+                f"the network's own class cannot express this cut ({reason}); cut other units, or let the exported module be "
+                f"made (where='any')"
             )
-    check = _check_graph(graph, masks, rewritten, soft)
+    check = _check_graph(graph, masks, rewritten)
     if not check.passed and not (soft and check.error is not None):
         return check
     return as_module(model, graph, masks, rewritten, check, reason)
+
+
+def _any_batch(model: nn.Module, graph: Graph, selection: Mapping[str, Sequence[int]], fixed: Result) -> Result | None:
+    """The same cut of an export that takes any batch size; None where the network cannot be exported so or the cut comes out
+    differently.
+    """
+    if graph.captured.copies == 1:
+        return None
+    try:
+        again = analyse(capture(model, graph.captured.inputs, dynamic_batch=True), model, graph.walk.soft)
+        gone = again.gone(selection)
+        masks = again.keep_masks(gone)
+        if {k: m.tobytes() for k, m in masks.items()} != {
+            k: m.tobytes() for k, m in fixed.masks.items() if graph.kinds[k[0]] != "constant"
+        }:
+            return None
+        result = as_module(model, again, masks, rewrite(again, gone), fixed.check, fixed.reason)
+        same = difference(
+            run(double_copy(fixed.model), graph.captured.inputs), run(double_copy(result.model), graph.captured.inputs)
+        )
+        larger = [torch.cat([v, v[:1]]) if isinstance(v, Tensor) else v for v in graph.captured.inputs]
+        run(double_copy(result.model), larger)
+    except (StructureError, *RUN_FAILURES):
+        return None
+    return result if same <= TOLERANCE else None
 
 
 def as_module(model: nn.Module, graph: Graph, masks: Masks, rewritten: Rewritten, check: Check, reason: str = "") -> Result:
@@ -159,17 +207,21 @@ def sliced(tensors: Mapping[str, Tensor], masks: Masks) -> dict[str, Tensor]:
 
 def placed(graph: Graph, tensors: Mapping[str, Tensor]) -> list[object]:
     inputs = iter(torch.utils._pytree.tree_leaves((graph.captured.inputs, {})))
-    return [tensors[name] if kind in ("parameter", "buffer", "constant") else next(inputs) for kind, name in graph.captured.sources]
+    return [
+        tensors[name] if kind in ("parameter", "buffer", "constant") else next(inputs) for kind, name in graph.captured.sources
+    ]
 
 
-def _check_graph(graph: Graph, masks: Masks, rewritten: Rewritten, soft: bool) -> Check:
+def _check_graph(graph: Graph, masks: Masks, rewritten: Rewritten) -> Check:
     """The same comparison on the exported graph: zeroed and whole against cut."""
     start = time.perf_counter()
     whole = {name: to_float64(t.detach()) for name, t in graph.captured.tensors.items()}
     whole = {name: t.clone() if t is graph.captured.tensors[name] else t for name, t in whole.items()}
     zero_slices(whole, masks, [n for n, kind in graph.kinds.items() if kind == "parameter"])
     try:
-        reference = [t for t in run_graph(graph.captured.module, placed(graph, whole)) if isinstance(t, Tensor) and t.is_floating_point()]
+        reference = [
+            t for t in run_graph(graph.captured.module, placed(graph, whole)) if isinstance(t, Tensor) and t.is_floating_point()
+        ]
     except RUN_FAILURES as error:
         return Check(None, time.perf_counter() - start, f"the network cannot be checked in float64: {error}")
     try:
@@ -187,7 +239,8 @@ def expressible(
 
     sites  site -> units to keep, to ask about a plan; or names (default: all), to ask about a random half of their units
 
-    Found by cutting float64 copies and comparing, first all sites together, then halves of those that fail. Whether a class can express a cut
+    Found by cutting float64 copies and comparing, first all sites together, then halves of those that fail. Whether a class can
+    express a cut
     may depend on which units go (every second channel of a slice `[:, ::2]`), so ask about the plan where there is one.
     """
     check_fresh(model, graph)
@@ -217,7 +270,9 @@ def expressible(
     return tuple(solve(names))
 
 
-def _unchecked(model: nn.Module, graph: Graph, masks: Masks, kept: tuple[tuple[str, int], ...], rewritten: Rewritten, where: str) -> Result:
+def _unchecked(
+    model: nn.Module, graph: Graph, masks: Masks, kept: tuple[tuple[str, int], ...], rewritten: Rewritten, where: str
+) -> Result:
     unchecked = Check(None, 0.0, "not checked")
     if where == "graph":
         return as_module(model, graph, masks, rewritten, unchecked)
@@ -232,6 +287,6 @@ def _blame(model: nn.Module, graph: Graph, selection: Mapping[str, Sequence[int]
     for name, units in selection.items():
         gone = graph.gone({name: units})
         masks = graph.keep_masks(gone)
-        if masks and not _check_graph(graph, masks, rewrite(graph, gone), False).passed:
+        if masks and not _check_graph(graph, masks, rewrite(graph, gone)).passed:
             wrong.append(name)
     return wrong or list(selection)

@@ -1,7 +1,10 @@
-"""Sweep: remove units that already do nothing, which pruning weight by weight leaves behind, without changing what the network computes.
+"""Sweep: remove units that already do nothing, which pruning weight by weight leaves behind, without changing what the network
+computes.
 
-A unit is dead when at every sum that reads it one of these holds: what it gives is proved 0 (the slices that make it are 0), the weights that
-read it are 0, or what it gives is proved constant and the reader has a bias to take the constant (a filter of zeros leaves its bias).
+A unit is dead when at every sum that reads it one of these holds: what it gives is proved 0 (the slices that make it are 0),
+the weights that
+read it are 0, or what it gives is proved constant and the reader has a bias to take the constant (a filter of zeros leaves its
+bias).
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from featherweight.structure.capture import float64, to_float64
-from featherweight.structure.cut import Result, placed, check_fresh, prune
+from featherweight.structure.cut import Result, check_fresh, placed, prune, sliced
 from featherweight.structure.edit import all_tensors, apply
 from featherweight.structure.gate import TOLERANCE, Check, difference, double_copy, run
 from featherweight.structure.graph import Graph
@@ -28,10 +31,12 @@ from featherweight.structure.walk import Proof, Reading
 def sweep(model: nn.Module, graph: Graph, *, fold: bool = True) -> Result:
     """Cut every unit that is dead, in place if the class can express it.
 
-    fold  also cut units that are constant, adding the constant to the bias of the layer that reads them (linear layers, and convolutions
+    fold  also cut units that are constant, adding the constant to the bias of the layer that reads them (linear layers,
+          and convolutions
           without padding or groups)
 
-    The result's `masks` say what went; `where` is "nothing" where no unit is dead. A site keeps at least one unit. What the whole network
+    The result's `masks` say what went; `where` is "nothing" where no unit is dead. A site keeps at least one unit. What the
+    whole network
     computes is compared in float64 before and after. Dead units of sites that are soft stay: their cut would change a statistic.
     """
     check_fresh(model, graph)
@@ -56,16 +61,17 @@ def sweep(model: nn.Module, graph: Graph, *, fold: bool = True) -> Result:
     return _carry_out(model, graph, keep, biases)
 
 
-def _dead(graph: Graph, tensors: dict[str, Tensor], gone: NDArray[np.bool_], fold: bool) -> tuple[NDArray[np.bool_], list[tuple[Reading, NDArray[np.int64]]]]:
+def _dead(
+    graph: Graph, tensors: dict[str, Tensor], gone: NDArray[np.bool_], fold: bool
+) -> tuple[NDArray[np.bool_], list[tuple[Reading, NDArray[np.int64]]]]:
     """Which labels are dead, and the (reading, labels) whose constants must be folded."""
     zero_entries: dict[tuple[str, int], NDArray[np.bool_]] = {}
 
     def zeros(name: str, dim: int) -> NDArray[np.bool_]:
         """Per entry along dim: is all of the slice 0?"""
         if (name, dim) not in zero_entries:
-            tensor = tensors[name]
-            others = [d for d in range(tensor.dim()) if d != dim]
-            live = (tensor != 0).any(dim=tuple(others)[0]) if len(others) == 1 else (tensor != 0).movedim(dim, 0).flatten(1).any(1) if others else tensor != 0
+            rows = tensors[name].movedim(dim, 0)
+            live = (rows.reshape(rows.shape[0], -1) != 0).any(1)
             zero_entries[name, dim] = ~live.cpu().numpy()
         return zero_entries[name, dim]
 
@@ -125,7 +131,13 @@ def _dead(graph: Graph, tensors: dict[str, Tensor], gone: NDArray[np.bool_], fol
     return dead, wanted
 
 
-def _fold(graph: Graph, tensors: dict[str, Tensor], new: NDArray[np.bool_], folds: list[tuple[Reading, NDArray[np.int64]]], biases: dict[str, Tensor]) -> None:
+def _fold(
+    graph: Graph,
+    tensors: dict[str, Tensor],
+    new: NDArray[np.bool_],
+    folds: list[tuple[Reading, NDArray[np.int64]]],
+    biases: dict[str, Tensor],
+) -> None:
     """Add to each reader's bias what the units that go now give it."""
     work = [(reading, labels[new[labels]]) for reading, labels in folds]
     work = [(reading, labels) for reading, labels in work if len(labels)]
@@ -182,12 +194,15 @@ def _carry_out(model: nn.Module, graph: Graph, keep: dict[str, Sequence[int]], b
         apply(exact, result.edit)
         error = difference(before, run(exact, graph.captured.inputs))
     else:
-        # the exported module holds the float values of the biases already
+        # the exported module was made of the tensors as they were
+        _set(result.model, sliced(biases, {key: mask for key, mask in result.masks.items() if key[0] in biases}))
         error = difference(before, run(double_copy(result.model), graph.captured.inputs))
     limit = TOLERANCE if result.where == "class" or not biases else 1e-5
-    check = Check(error, result.check.seconds, "" if error <= limit else f"its output differs by {error:.1e} of the largest output")
+    check = Check(
+        error, result.check.seconds, "" if error <= limit else f"its output differs by {error:.1e} of the largest output"
+    )
     if error > limit:
-        return Result(model, "nothing", None, check, (), {}, {name: check.reason for name in keep})
+        return Result(model, "nothing", None, check, (), {}, dict.fromkeys(keep, check.reason))
     if result.where == "graph":
         return replace(result, check=check)
     assert result.edit is not None

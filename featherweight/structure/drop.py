@@ -20,10 +20,11 @@ from featherweight.structure.rewrite import Rewritten
 
 
 def drop(model: nn.Module, graph: Graph, block: str) -> Result:
-    """Remove a residual branch whole: the module around it becomes `nn.Identity` if that computes the same, else the exported module is given.
+    """Remove a residual branch whole: the module around it becomes `nn.Identity` if that computes the same, else the exported
+    module is given.
 
-    The branch is taken to give 0, and what the cut network computes is compared with that, in float64. Unlike `prune` this changes what the
-    network computes unless the branch gave 0. Raises UnknownSite, StaleGraph.
+    The branch is taken to give 0, and what the cut network computes is compared with that, in float64. Unlike `prune` this
+    changes what the network computes unless the branch gave 0. Raises UnknownSite, StaleGraph.
     """
     if block not in graph.blocks:
         raise unknown("block", block, graph.blocks)
@@ -79,7 +80,7 @@ def _dropped(graph: Graph, addition: fx.Node, branch: int) -> Rewritten:
     values: dict[fx.Node, fx.Node] = {}
     for node in source.graph.nodes:
         if node is addition:
-            values[node] = values[addition.args[1 - branch]]  # type: ignore[index]
+            values[node] = values[addition.args[1 - branch]]
         elif node.op == "placeholder" or node in kept:
             values[node] = new.node_copy(node, values.__getitem__)
     module = fx.GraphModule(copy.copy(source), new)

@@ -1,7 +1,7 @@
 """What was done to a network, as data that can be written to JSON and replayed on a fresh instance of the same class.
 
-An edit holds names, numbers and lists of numbers: no code, no paths that are imported, no pickle. Replaying sets tensors and whole-number
-attributes that the network already has, and replaces named modules by `nn.Identity`; anything else is refused.
+An edit holds names, numbers and lists of numbers: no code, no paths that are imported, no pickle. Replaying sets tensors and
+whole-number attributes that the network already has, and replaces named modules by `nn.Identity`; anything else is refused.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Edit:
         cuts = [[c.tensor, c.dim, c.size, keeps.setdefault(c.keep, len(keeps))] for c in self.cuts]
         return {
             "kind": self.kind,
-            "sites": {name: number for name, number in self.sites},
+            "sites": dict(self.sites),
             "keeps": [list(keep) for keep in keeps],
             "cuts": cuts,
             "attributes": [[a.module, a.name, _plain(a.before), _plain(a.after)] for a in self.attributes],
@@ -153,7 +153,9 @@ def attribute_tensor(model: nn.Module, name: str) -> Tensor | None:
 
 
 def apply(model: nn.Module, edit: Edit) -> tuple[Moved, ...]:
-    """Carry out an edit on `model` itself. Returns what became of its tensors. Everything is checked before anything is changed."""
+    """Carry out an edit on `model` itself. Returns what became of its tensors. Everything is checked before anything is
+    changed.
+    """
     tensors = all_tensors(model)
     names: dict[int, list[str]] = {}
     for name, tensor in tensors.items():
@@ -168,7 +170,8 @@ def apply(model: nn.Module, edit: Edit) -> tuple[Moved, ...]:
             problems.append(f"the network has no tensor {cut.tensor!r}")
         elif found.dim() <= cut.dim or found.shape[cut.dim] != cut.size:
             problems.append(
-                f"{cut.tensor!r} has shape {tuple(found.shape)}; the edit was made for {cut.size} entries along dimension {cut.dim}"
+                f"{cut.tensor!r} has shape {tuple(found.shape)}; the edit was made for {cut.size} entries along dimension "
+                f"{cut.dim}"
             )
         else:
             work.setdefault(cut.tensor, []).append(cut)
@@ -180,7 +183,8 @@ def apply(model: nn.Module, edit: Edit) -> tuple[Moved, ...]:
         elif _read(owner, attribute.name) != attribute.before:
             held = _read(owner, attribute.name)
             problems.append(
-                f"{attribute.module + '.' if attribute.module else ''}{attribute.name} is {held}; the edit was made for {attribute.before}"
+                f"{attribute.module + '.' if attribute.module else ''}{attribute.name} is {held}; the edit was made for "
+                f"{attribute.before}"
             )
     problems += [f"the network has no module {name!r}" for name in edit.identities if name not in modules]
     if problems:
@@ -229,8 +233,8 @@ def as_number(value: Any) -> Number | None:
 def replay(model: nn.Module, edits: Iterable[Edit | Mapping[str, Any]]) -> nn.Module:
     """Give a fresh `model` the structure that these edits made, in order; afterwards `load_state_dict(strict=True)` works.
 
-    Nothing is traced and no data is needed. Raises EditMismatch, naming the first difference, when the network is not the one the edits were
-    made for; what was applied before the error stays applied.
+    Nothing is traced and no data is needed. Raises EditMismatch, naming the first difference, when the network is not the one
+    the edits were made for; what was applied before the error stays applied.
     """
     for edit in edits:
         apply(model, edit if isinstance(edit, Edit) else Edit.from_dict(edit))

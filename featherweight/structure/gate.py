@@ -1,7 +1,9 @@
 """The exactness gate: a cut must compute what the original computes when the removed slices are 0, in float64.
 
-The comparison knows nothing of how the cut was found: producers' rows, biases, affine parameters and consumers' columns of the removed units are
-set to 0 in a copy, the copy is run, then cut, then run again. Cost: one copy of the network in float64 and two runs on the example.
+The comparison knows nothing of how the cut was found: producers' rows, biases, affine parameters and consumers' columns of the
+removed units are
+set to 0 in a copy, the copy is run, then cut, then run again. Cost: one copy of the network in float64 and two runs on the
+example.
 """
 
 from __future__ import annotations
@@ -21,7 +23,17 @@ from featherweight.structure.capture import evaluation, float64, outputs_of, to_
 from featherweight.structure.edit import all_tensors
 
 TOLERANCE = 1e-9
-RUN_FAILURES = (RuntimeError, ValueError, TypeError, AssertionError, AttributeError, IndexError, KeyError, ZeroDivisionError, NotImplementedError)
+RUN_FAILURES = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    AssertionError,
+    AttributeError,
+    IndexError,
+    KeyError,
+    ZeroDivisionError,
+    NotImplementedError,
+)
 
 
 @dataclass(frozen=True)
@@ -44,7 +56,9 @@ class Check:
 
 
 def double_copy(model: nn.Module) -> nn.Module:
-    """A float64 copy. Tensors that were computed and not given (old weight norm keeps one) cannot be copied with their history: detached."""
+    """A float64 copy. Tensors that were computed and not given (old weight norm keeps one) cannot be copied with their history:
+    detached.
+    """
     memo: dict[int, Any] = {}
     for module in model.modules():
         for value in vars(module).values():
@@ -64,7 +78,9 @@ def run(model: nn.Module, inputs: Sequence[Any]) -> list[Tensor]:
         return [o.detach().clone() for o in outputs_of(model(*(to_float64(v) for v in inputs)))]
 
 
-def zero_slices(tensors: Mapping[str, Tensor], masks: Mapping[tuple[str, int], NDArray[np.bool_]], parameters: Sequence[str]) -> None:
+def zero_slices(
+    tensors: Mapping[str, Tensor], masks: Mapping[tuple[str, int], NDArray[np.bool_]], parameters: Sequence[str]
+) -> None:
     """Set to 0 what goes, in place, for the parameters named (statistics in buffers go with their channel but are not zeroed)."""
     with torch.no_grad():
         for (name, dim), mask in masks.items():
@@ -93,7 +109,13 @@ def difference(reference: Sequence[Tensor], result: Sequence[Tensor]) -> float:
 class Reference:
     """A float64 copy of a network whose removed slices are 0, what it computes, and cuts of it to compare."""
 
-    def __init__(self, model: nn.Module, masks: Mapping[tuple[str, int], NDArray[np.bool_]], parameters: Sequence[str], inputs: Sequence[Any]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        masks: Mapping[tuple[str, int], NDArray[np.bool_]],
+        parameters: Sequence[str],
+        inputs: Sequence[Any],
+    ) -> None:
         start = time.perf_counter()
         self.inputs = inputs
         self.model = double_copy(model)

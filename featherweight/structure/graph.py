@@ -13,7 +13,7 @@ from featherweight.structure.blocks import Block, find_blocks
 from featherweight.structure.capture import Captured, capture
 from featherweight.structure.errors import BadSelection, unknown
 from featherweight.structure.labels import FIRST, Planes, Vector
-from featherweight.structure.macs import Size, size_of
+from featherweight.structure.macs import Size, Term, size_of
 from featherweight.structure.rules import RULES
 from featherweight.structure.walk import Value, Walk
 
@@ -110,27 +110,29 @@ class Graph:
         start, stop = np.searchsorted(self._label, [label, label + 1])
         slots, positions = self._slot[start:stop], self._position[start:stop]
         return tuple(
-            Slice(*self._slots[slot], tuple(int(i) for i in np.unique(positions[slots == slot])))
+            Slice(self._slots[slot][0], self._slots[slot][1], tuple(int(i) for i in np.unique(positions[slots == slot])))
             for slot in dict.fromkeys(slots.tolist())
         )
 
     def _make_sites(self) -> dict[str, Site]:
         """Labels that occur together and own the same number of entries of the same dimensions are one site."""
         # the sizes of products that are not parameters (heads of an attention) must be even over a site too
-        others = [
-            plane
-            for planes, _ in {
-                id(f.planes): (self.walk.labels.resolve(f.planes), 0) for c in self.walk.counts for f in c.factors if f.planes
-            }.values()
-            for plane in planes
-        ]
+        seen = {plane.tobytes() for plane in self._vectors}
+        others = []
+        for planes in {id(f.planes): f.planes for c in self.walk.counts for f in c.factors if f.planes}.values():
+            for plane in self.walk.labels.resolve(planes):
+                if plane.tobytes() not in seen:
+                    seen.add(plane.tobytes())
+                    others.append(plane)
         weights = np.random.default_rng(0).integers(1, 1 << 62, size=len(self._slots) + len(others) + 1)
         signature = np.zeros(len(self._units), dtype=np.int64)
-        unit_of = np.searchsorted(self._units, self._label)
+        number = np.full(self.walk.labels.used, -1, dtype=np.int64)
+        number[self._units] = np.arange(len(self._units))
+        unit_of = number[self._label]
         np.add.at(signature, unit_of, weights[self._slot] if len(self._slot) else np.zeros(0, dtype=np.int64))
         for k, plane in enumerate(others):
-            live = plane[np.isin(plane, self._units)]
-            np.add.at(signature, np.searchsorted(self._units, live), weights[len(self._slots) + k])
+            live = number[plane][number[plane] >= 0]
+            np.add.at(signature, live, weights[len(self._slots) + k])
         component = self.walk.labels.components(self._vectors)[self._units] if len(self._units) else self._units
         first_slot = self._slot[self._starts] if len(self._units) else self._units
         _, group = np.unique(np.stack([component, signature]), axis=1, return_inverse=True)
@@ -164,7 +166,9 @@ class Graph:
         tensor, dim = next((slot for slot in slots if slot[1] == 0 and self.kinds.get(slot[0]) == "parameter"), slots[0])
         head, _, last = tensor.rpartition(".")
         name = head if head and last == "weight" else tensor
-        if dim != 0:
+        if head and last == "bias" and any(other == f"{head}.weight" for other, _ in slots):
+            name = head  # a layer that keeps its outputs in dimension 1
+        elif dim != 0:
             name = f"{name}[{dim}]"
         if name not in taken:
             return name
@@ -206,16 +210,16 @@ class Graph:
 
     def _count(self) -> None:
         units = self._unit_counts = [site.size for site in self.sites.values()]
-        resolved: dict[tuple[int, ...], Size] = {}
+        known: dict[tuple[bytes, ...], Size] = {}
 
         def size(planes: Planes, number: int) -> Size:
-            key = tuple(id(p) for p in planes)
-            if key not in resolved or not planes:
-                found = size_of(self.walk.labels.resolve(planes), number, self.site_of, units)
-                if not planes:
-                    return found
-                resolved[key] = found
-            return resolved[key]
+            resolved = self.walk.labels.resolve(planes)
+            if not resolved:
+                return Size((Term(number, ()),))
+            key = tuple(p.tobytes() for p in resolved)
+            if key not in known:
+                known[key] = size_of(resolved, number, self.site_of, units)
+            return known[key]
 
         self._operations = [
             (c.module, c.times, tuple(size(f.planes, f.size) for f in c.factors), (c.per_batch and self.captured.copies) or 1)
@@ -275,7 +279,9 @@ class Graph:
     # ---- selection
 
     def freeze_site(self, name: str, reason: str) -> str:
-        """Take a site out of the graph, with the reason; its parameters are frozen unless another site holds them. Returns the reason."""
+        """Take a site out of the graph, with the reason; its parameters are frozen unless another site holds them. Returns the
+        reason.
+        """
         site = self.sites.pop(name)
         elsewhere = {tensor for other in self.sites.values() for tensor, _ in other.parameters}
         for tensor, _ in site.parameters:
@@ -343,12 +349,12 @@ def trace(model: nn.Module, example: Sequence[Tensor] | Tensor, *, soft: bool = 
 
     model    any module that torch.export can capture; it is not changed and may be on the meta device
     example  the positional inputs, batch size 1 (a batch of 1 is doubled for the analysis; MACs are those of the example)
-    soft     also offer sites whose removal changes the statistic of a layer, group or root-mean-square norm, or a mean; `Site.soft` says so
+    soft     also offer sites whose removal changes the statistic of a layer, group or root-mean-square norm, or a
+             mean; `Site.soft` says so
 
     Raises BadExample, DataDependentControlFlow, NotExportable.
     """
-    return analyse(capture(model, example if isinstance(example, tuple) else tuple(example) if isinstance(example, list) else example,
-                           dynamic_batch=dynamic_batch), model, soft)  # fmt: skip
+    return analyse(capture(model, example, dynamic_batch=dynamic_batch), model, soft)
 
 
 def analyse(captured: Captured, model: nn.Module, soft: bool = False) -> Graph:

@@ -1,8 +1,9 @@
 """Surgery in place: which numbers the user's modules hold must change so that their own code computes the cut network.
 
-The tensors are sliced and the numbers of torch's own layers corrected; if that does not run or is not exact, whole-number attributes that equal a
-number the cut changes, in the modules where it changes, are tried. Nothing is believed without the comparison: a network can run and be silently
-wrong.
+The tensors are sliced and the numbers of torch's own layers corrected; if that does not run or is not exact, whole-number
+attributes that equal a
+number the cut changes, in the modules where it changes, are tried. Nothing is believed without the comparison: a network can
+run and be silently wrong.
 """
 
 from __future__ import annotations
@@ -87,7 +88,11 @@ def stock_attributes(model: nn.Module, cuts: Iterable[Cut], graph: Graph, change
 
     def size(module: str, leaf: str, dim: int) -> int | None:
         """The size after the cut; under a parametrization the tensor is the original behind it."""
-        for name in (f"{module}.{leaf}" if module else leaf, f"{module}.parametrizations.{leaf}.original".lstrip("."), f"{module}.{leaf}_v".lstrip(".")):
+        for name in (
+            f"{module}.{leaf}" if module else leaf,
+            f"{module}.parametrizations.{leaf}.original".lstrip("."),
+            f"{module}.{leaf}_v".lstrip("."),
+        ):
             first = graph.captured.tied.get(name, name)
             if first in shapes:
                 return left.get((first, dim), shapes[first][dim])
@@ -101,7 +106,11 @@ def stock_attributes(model: nn.Module, cuts: Iterable[Cut], graph: Graph, change
             a, b = size(path, "weight", 0), size(path, "weight", 1)
             if a is not None and b is not None:
                 transposed = isinstance(module, _ConvTransposeNd)
-                numbers = {"groups": groups, "in_channels": a if transposed else b * groups, "out_channels": b * groups if transposed else a}
+                numbers = {
+                    "groups": groups,
+                    "in_channels": a if transposed else b * groups,
+                    "out_channels": b * groups if transposed else a,
+                }
         elif isinstance(module, nn.Linear):
             numbers = {"out_features": size(path, "weight", 0), "in_features": size(path, "weight", 1)}
         elif isinstance(module, nn.Embedding):
@@ -129,7 +138,9 @@ def stock_attributes(model: nn.Module, cuts: Iterable[Cut], graph: Graph, change
 
 
 def guesses(model: nn.Module, stock: tuple[Attribute, ...], changes: Sequence[Change]) -> list[list[Attribute]]:
-    """Attributes equal to a number that changes, in a module around the change, as families: the same attribute of all like layers together."""
+    """Attributes equal to a number that changes, in a module around the change, as families: the same attribute of all like
+    layers together.
+    """
     modules = dict(model.named_modules(remove_duplicate=False))
     taken = {(a.module, a.name) for a in stock}
     found: dict[tuple[str, str], dict[int, int]] = {}

@@ -1,11 +1,12 @@
 """Integer labels for the entries of a dimension: union-find, substitution, and the two rules `equal` and `normal`.
 
-An entry that carries label l goes when l goes; label 0 never goes. A *plane* is one label vector over a dimension, and a dimension has a short
-list of planes: an entry goes if **any** of its labels goes. Since planes belong to dimensions and not to positions, what is kept of a tensor is
-always a box, and every operation can be cut to it.
+An entry that carries label l goes when l goes; label 0 never goes. A *plane* is one label vector over a dimension, and a
+dimension has a short
+list of planes: an entry goes if **any** of its labels goes. Since planes belong to dimensions and not to positions, what is
+kept of a tensor is always a box, and every operation can be cut to it.
 
-Labels below `FIRST` are reasons: to freeze a label is to join it to the reason why it can never go. Joining and freezing are always sound: they
-lose units that could have gone, never correctness.
+Labels below `FIRST` are reasons: to freeze a label is to join it to the reason why it can never go. Joining and freezing are
+always sound: they lose units that could have gone, never correctness.
 """
 
 from __future__ import annotations
@@ -103,7 +104,9 @@ class Labels:
                 self._parent[roots] = self._reason_label(reason)
 
     def substitute(self, label: Vector, left: Vector, right: Vector, reason: str) -> None:
-        """Each entry of `label` (resolved) from now on means "left or right"; labels given several times tie their meanings together."""
+        """Each entry of `label` (resolved) from now on means "left or right"; labels given several times tie their meanings
+        together.
+        """
         roots = self.find(label)
         frozen = roots < FIRST
         if frozen.any():
@@ -143,8 +146,10 @@ class Labels:
     def equal(self, a: Planes, b: Planes, reason: str) -> None:
         """Two lists of planes over one dimension must remove the same entries.
 
-        In this order: common planes say nothing; what stands alone is frozen; one against one is joined; planes of the same equality
-        pattern are joined; one against several is substituted ("goes if its head or its place in the head goes"); a plane that refines
+        In this order: common planes say nothing; what stands alone is frozen; one against one is joined; planes of the same
+        equality
+        pattern are joined; one against several is substituted ("goes if its head or its place in the head goes"); a plane that
+        refines
         another is joined to it; everything else is frozen. Repeats until nothing is left, since each step can merge others.
         """
         while True:
@@ -177,10 +182,7 @@ class Labels:
     def _split(self, label: Vector, planes: Planes, reason: str) -> None:
         """Substitute label -> any of planes, by halves, since a substitution has two sides."""
         left = planes[0]
-        if len(planes) == 2:
-            right = planes[1]
-        else:
-            right = self.fresh(len(label))
+        right = planes[1] if len(planes) == 2 else self.fresh(len(label))
         self.substitute(label, left, right, reason)
         if len(planes) > 2:
             self.equal([right], planes[1:], reason)
@@ -188,9 +190,10 @@ class Labels:
     def normal(self, tensor: NDArray[np.int64], reason: str) -> list[Planes]:
         """Planes per dimension for a tensor of labels, one label a position (an executed movement).
 
-        A label that is the same everywhere is frozen (without it nothing would be left); one that varies along a single dimension is a plane
-        there; one that varies along several is factorised into fresh labels per dimension, of which any removes it. That is how channels
-        reshaped to (heads, places) give removable heads and removable places.
+        A label that is the same everywhere is frozen (without it nothing would be left); one that varies along a single
+        dimension is a plane
+        there; one that varies along several is factorised into fresh labels per dimension, of which any removes it. That is how
+        channels reshaped to (heads, places) give removable heads and removable places.
         """
         shape = tensor.shape
         result: list[Planes] = [[] for _ in shape]

@@ -1,6 +1,8 @@
-"""Sizes as polynomials: how many entries of a dimension, parameters or multiply-accumulates are left when each site keeps so many units.
+"""Sizes as polynomials: how many entries of a dimension, parameters or multiply-accumulates are left when each site keeps so
+many units.
 
-Nothing is built: a dimension with one plane keeps (entries per unit) * (units kept); one with two (heads and places) keeps the product.
+Nothing is built: a dimension with one plane keeps (entries per unit) * (units kept); one with two (heads and places) keeps the
+product.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ class Size:
 
 
 def size_of(planes: Planes, size: int, site_of: NDArray[np.int64], units: Sequence[int]) -> Size:
-    """The size of a dimension with these resolved planes. `site_of[label]`: its site, or -1; `units[site]`: how many units it has."""
+    """The size of a dimension with these resolved planes. `site_of[label]`: its site, or -1; `units[site]`: how many units it
+    has.
+    """
     if not planes:
         return Size((Term(size, ()),))
     stack = np.stack(planes)
@@ -50,7 +54,7 @@ def size_of(planes: Planes, size: int, site_of: NDArray[np.int64], units: Sequen
         if not involved:
             terms.append(Term(len(members), ()))
             continue
-        combinations, counts = np.unique(stack[np.ix_(live, members)], axis=1, return_counts=True)
+        combinations, counts = np.unique(stack[live][:, members], axis=1, return_counts=True)
         full = prod(units[s] for s in involved)
         if combinations.shape[1] == full and (counts == counts[0]).all() and len(set(involved)) == len(involved):
             terms.append(Term(int(counts[0]), involved))

@@ -1,7 +1,8 @@
-"""Surgery on the exported graph: only the numbers that name a labelled size are rewritten; everything else follows from the shapes.
+"""Surgery on the exported graph: only the numbers that name a labelled size are rewritten; everything else follows from the
+shapes.
 
-This always works, since every operation with a rule can be cut to a box. It also says which numbers changed at which operation: that is what
-surgery in place looks for among the attributes of the user's modules.
+This always works, since every operation with a rule can be cut to a box. It also says which numbers changed at which operation:
+that is what surgery in place looks for among the attributes of the user's modules.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
-from featherweight.structure.capture import Captured
 from featherweight.structure.graph import Graph
 from featherweight.structure.walk import Value, operation, shape_of
 
@@ -25,7 +25,9 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Change:
-    """A number in the code that a cut changes: `before` -> `after` at an operation made by the modules of `modules` (outermost first)."""
+    """A number in the code that a cut changes: `before` -> `after` at an operation made by the modules of `modules` (outermost
+    first).
+    """
 
     operation: str
     modules: tuple[str, ...]
@@ -35,7 +37,9 @@ class Change:
 
 @dataclass(frozen=True)
 class Rewritten:
-    """The graph after a cut. `module` has the placeholders of the original; `constants` are index tensors that the cut brought in."""
+    """The graph after a cut. `module` has the placeholders of the original; `constants` are index tensors that the cut brought
+    in.
+    """
 
     module: fx.GraphModule
     changes: tuple[Change, ...]
@@ -357,18 +361,18 @@ def _channel_shuffle(r: _Rewriter, node: fx.Node) -> fx.Node | None:
 
 
 _REWRITERS: dict[str, Callable[[_Rewriter, fx.Node], fx.Node | None]] = {
-    **dict.fromkeys(("view", "zeros", "ones", "full", "expand", "broadcast_to", "new_zeros", "new_ones", "new_full", "empty", "new_empty",
-                     "_unsafe_view", "_reshape_alias"), _resize("size")),
+    **dict.fromkeys(("view", "zeros", "ones", "full", "expand", "broadcast_to", "new_zeros", "new_ones", "new_full", "empty",
+    "new_empty", "_unsafe_view", "_reshape_alias"), _resize("size")),
     "reshape": _resize("shape"),
     "unflatten": _unflatten,
     **dict.fromkeys(("repeat", "tile"), _repeat),
     "repeat_interleave": _repeat_interleave,
     **dict.fromkeys(("slice", "narrow"), _slice),
     "select": _select,
-    **dict.fromkeys(("split", "chunk", "split_with_sizes", "unsafe_split", "unsafe_chunk", "unsafe_split_with_sizes", "tensor_split"), _split),
-    **dict.fromkeys(("index", "index_select"), _index),
-    **dict.fromkeys(("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution"), _conv),
-    "group_norm": _group_norm,
+    **dict.fromkeys(("split", "chunk", "split_with_sizes", "unsafe_split", "unsafe_chunk", "unsafe_split_with_sizes",
+    "tensor_split"), _split), **dict.fromkeys(("index", "index_select"), _index),
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution"),
+    _conv), "group_norm": _group_norm,
     **dict.fromkeys(("layer_norm", "rms_norm"), _norm),
     "scaled_dot_product_attention": _attention,
     **dict.fromkeys(("pad", "constant_pad_nd"), _pad),
@@ -380,55 +384,3 @@ _REWRITERS: dict[str, Callable[[_Rewriter, fx.Node], fx.Node | None]] = {
 def rewrite(graph: Graph, gone: Mask) -> Rewritten:
     """The exported graph after the labels in `gone` went. The tensors are not touched: slice them with `Graph.keep_masks`."""
     return _Rewriter(graph, gone).run()
-
-
-def module_of(captured: Captured, rewritten: fx.GraphModule, tensors: dict[str, Tensor]) -> fx.GraphModule:
-    """The rewritten graph as a module of its own: parameters and buffers under the names they had in the user's network."""
-    root = nn.Module()
-    graph = fx.Graph()
-    replaced: dict[fx.Node, fx.Node] = {}
-    sources = iter(captured.sources)
-    for name, part in rewritten.named_children():
-        root.add_module(name, part)
-    for name, buffer in rewritten._buffers.items():
-        root.register_buffer(name, buffer)
-    made: dict[str, str] = {}
-    inputs = []
-    pending = []
-    for node in rewritten.graph.nodes:
-        if node.op == "placeholder":
-            kind, name = next(sources)
-            if kind in ("input", "other"):
-                replaced[node] = graph.node_copy(node, replaced.__getitem__)
-                replaced[node].meta = dict(node.meta)
-                inputs.append(node)
-            else:
-                if node.users:
-                    pending.append((node, kind, name))
-    for node, kind, name in pending:
-        if name not in made:
-            made[name] = _register(root, name, tensors[name], kind == "parameter")
-        replaced[node] = graph.get_attr(made[name])
-        replaced[node].meta = dict(node.meta)
-    for node in rewritten.graph.nodes:
-        if node.op == "output":
-            results = node.args[0]
-            graph.output(fx.node.map_arg(results[0] if len(results) == 1 else tuple(results), replaced.__getitem__))
-        elif node.op != "placeholder":  # tensors that nothing reads are left out
-            replaced[node] = graph.node_copy(node, replaced.__getitem__)
-            replaced[node].meta = dict(node.meta)
-    return fx.GraphModule(root, graph)
-
-
-def _register(root: nn.Module, name: str, tensor: Tensor, trainable: bool) -> str:
-    *path, leaf = name.split(".")
-    module = root
-    for part in path:
-        if part not in module._modules:
-            module.add_module(part, nn.Module())
-        module = module.get_submodule(part)
-    if trainable:
-        module.register_parameter(leaf, nn.Parameter(tensor.detach(), requires_grad=tensor.requires_grad))
-    else:
-        module.register_buffer(leaf, tensor.detach())
-    return name

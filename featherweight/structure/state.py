@@ -18,7 +18,8 @@ from featherweight.structure.edit import Cut, Edit, Moved
 def carry(optimizer: Optimizer, result: Result) -> None:
     """Let `optimizer` hold the parameters of the smaller network, with momentum and moments of the entries that stay.
 
-    Tensors of its state that have the parameter's shape (SGD's momentum, Adam's moments) are cut alike; all else (step counts) is kept.
+    Tensors of its state that have the parameter's shape (SGD's momentum, Adam's moments) are cut alike; all else (step counts)
+    is kept.
     Parameters that went whole leave their group. Changes the optimizer in place; parameters it does not hold are ignored.
     """
     moved = {id(m.old): m for m in result.moved}
@@ -45,7 +46,9 @@ def _carried(value: object, change: Moved) -> object:
 
 
 def carry_average(average: Mapping[str, Tensor], edits: Iterable[Edit]) -> dict[str, Tensor]:
-    """An exponential moving average kept as name -> tensor, cut by these edits. (One kept as a module is another instance: `replay` it.)"""
+    """An exponential moving average kept as name -> tensor, cut by these edits. (One kept as a module is another instance:
+    `replay` it.)
+    """
     result = dict(average)
     for edit in edits:
         cuts: dict[str, list[Cut]] = {}

@@ -1,8 +1,10 @@
-"""One walk over the exported graph that gives every tensor its planes (see `labels`), by a table of rules, one per kind of operation.
+"""One walk over the exported graph that gives every tensor its planes (see `labels`), by a table of rules, one per kind of
+operation.
 
-Beside planes a value carries two *proofs* per dimension. `zero`: the removed entries are 0 once these slices of the network are 0; a sum over
-removed entries is only dropped where one factor has such a proof. `constant`: the removed entries do not depend on the input once these slices
-are 0 (a filter of zeros leaves its bias).
+Beside planes a value carries two *proofs* per dimension. `zero`: the removed entries are 0 once these slices of the network are
+0; a sum over
+removed entries is only dropped where one factor has such a proof. `constant`: the removed entries do not depend on the input
+once these slices are 0 (a filter of zeros leaves its bias).
 """
 
 from __future__ import annotations
@@ -135,25 +137,34 @@ class Walk:
     # ---- planes
 
     def freeze(self, value: Any, dims: Sequence[int], node: fx.Node, reason: str) -> None:
-        """No entry along these dimensions ever goes."""
+        """No entry along these dimensions ever goes. The frozen planes stay, for what is tied to them inherits the reason."""
         for d in dims:
             if value.planes[d]:
                 self.labels.freeze(value.planes[d], f"{reason} ({self.where(node)})")
-                value.planes[d] = []
 
     def live(self, value: Value, dim: int) -> Planes:
         """The planes of a dimension, resolved; empty when nothing of it can go."""
-        value.planes[dim] = self.labels.resolve(value.planes[dim])
-        return value.planes[dim]
+        resolved = self.labels.resolve(value.planes[dim])
+        if resolved:
+            value.planes[dim] = resolved
+        return resolved
 
     def equal(self, parts: Sequence[tuple[Value, int]], node: fx.Node, reason: str) -> Planes:
-        """These dimensions must lose the same entries; size 1 beside larger ones is a broadcast and says nothing. The planes agreed on."""
+        """These dimensions must lose the same entries; size 1 beside larger ones is a broadcast and says nothing. The planes
+        agreed on.
+        """
         size = max(value.shape[dim] for value, dim in parts)
         full = [(value, dim) for value, dim in parts if value.shape[dim] == size]
-        first, first_dim = full[0]
+        first = full[0][0].planes[full[0][1]]
         for value, dim in full[1:]:
-            self.labels.equal(first.planes[first_dim], value.planes[dim], f"{reason} ({self.where(node)})")
-        return self.labels.resolve(first.planes[first_dim])
+            other = value.planes[dim]
+            a, b = self.labels.resolve(first), self.labels.resolve(other)
+            if a or b:
+                # where nothing of one can go, the other is frozen for the same reason
+                inherited = self.labels.reasons(other if a else first) if not (a and b) else []
+                self.labels.equal(a, b, inherited[0] if inherited else f"{reason} ({self.where(node)})")
+            first = first or other
+        return self.labels.resolve(first) or first
 
     # ---- counting
 
@@ -169,10 +180,15 @@ class Walk:
         """Visit every node once, in order. Constraints are kept by joining labels, so nothing has to be visited twice."""
         places = iter(self.captured.sources)
         shared = overlapping(self.captured.tensors)
+        # tied tensors have a placeholder each, of which only one may be read
+        unread = set(self.captured.tensors) - {
+            name for node, (_, name) in zip(self.captured.placeholders(), self.captured.sources, strict=True) if node.users
+        }
+        whole = shared | unread
         for node in self.captured.module.graph.nodes:
             if node.op == "placeholder":
                 kind, name = next(places)
-                self.values[node] = self._source(node, kind, name, shared)
+                self.values[node] = self._source(node, kind, name, whole)
                 if kind in ("parameter", "buffer", "constant"):
                     self.owner[node] = name
                 else:
@@ -186,7 +202,8 @@ class Walk:
                     self._depends.add(node)
                 self._call(node, rules)
 
-    def _source(self, node: fx.Node, kind: str, name: str, shared: set[str]) -> Any:
+    def _source(self, node: fx.Node, kind: str, name: str, whole: set[str]) -> Any:
+        """The value of a placeholder; tensors in `whole` have no units."""
         shape = shape_of(node)
         if shape is None:
             return None
@@ -199,7 +216,7 @@ class Walk:
         if kind == "constant" and not tensor.is_floating_point():
             # indices made in the code: their entries matter, they are not units
             value.known = tensor if tensor.device.type != "meta" else None
-        elif name in shared:
+        elif name in whole:
             pass
         else:
             for d, size in enumerate(shape):
@@ -236,7 +253,9 @@ class Walk:
         self._alias(node, bound)
 
     def _evaluate(self, node: fx.Node, limit: int = 1 << 20) -> None:
-        """Integers computed from nothing but numbers in the code (the order of a channel shuffle) are computed here, so that they are known."""
+        """Integers computed from nothing but numbers in the code (the order of a channel shuffle) are computed here, so that
+        they are known.
+        """
         value = self.values[node]
         if not isinstance(value, Value) or value.known is not None or prod(value.shape) > limit:
             return
@@ -255,7 +274,7 @@ class Walk:
 
     def _python(self, node: fx.Node) -> Any:
         if getattr(node.target, "__name__", "") == "getitem":
-            container = self.values.get(node.args[0])
+            container = self.values.get(node.args[0])  # type: ignore[arg-type]
             if isinstance(container, list) and isinstance(node.args[1], int):
                 return container[node.args[1]]
             return None

@@ -1,4 +1,6 @@
-"""Fifteen small ordinary networks, each with a construct that tools for structured pruning are known to get wrong, and a few more."""
+"""Fifteen small ordinary networks, each with a construct that tools for structured pruning are known to get wrong, and a few
+more.
+"""
 
 from __future__ import annotations
 
@@ -283,7 +285,12 @@ class Tied(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.embed, self.fc1, self.fc2, self.out = nn.Embedding(11, 12), nn.Linear(12, 16), nn.Linear(16, 12), nn.Linear(12, 11, bias=False)
+        self.embed, self.fc1, self.fc2, self.out = (
+            nn.Embedding(11, 12),
+            nn.Linear(12, 16),
+            nn.Linear(16, 12),
+            nn.Linear(12, 11, bias=False),
+        )
         self.out.weight = self.embed.weight
 
     def forward(self, x: Tensor) -> Tensor:
@@ -346,7 +353,7 @@ MORE: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Tensor, ...]]]
 }
 
 
-def build(name: str, seed: int = 0) -> tuple[nn.Module, tuple[Tensor, ...]]:
+def build(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, tuple[Tensor, ...]]:
     """A probe with random weights and statistics (fresh batch norms would hide mistakes), eval mode, and its example."""
     network, example = (PROBES | MORE)[name]
     torch.manual_seed(seed)
@@ -359,4 +366,4 @@ def build(name: str, seed: int = 0) -> tuple[nn.Module, tuple[Tensor, ...]]:
             nn.init.uniform_(module.weight, 0.5, 1.5)
             if getattr(module, "bias", None) is not None:
                 nn.init.normal_(module.bias)
-    return model, example()
+    return model.to(dtype), tuple(t.to(dtype) if t.is_floating_point() else t for t in example())

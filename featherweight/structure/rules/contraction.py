@@ -1,7 +1,7 @@
 """Sums of products, written as einsum letters: linear, convolutions, matrix products, attention.
 
-A letter names a dimension of every operand that has it, and these lose the same entries. A letter that is summed over may only lose entries
-where one factor is proved 0 there. The network's own tensors are ordinary operands.
+A letter names a dimension of every operand that has it, and these lose the same entries. A letter that is summed over may only
+lose entries where one factor is proved 0 there. The network's own tensors are ordinary operands.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ _TIE = "dimensions that are multiplied with each other, where nothing of one can
 def contract(
     walk: Walk, node: fx.Node, operands: list[Value], letters: list[str], out: str, bias: Value | None = None, times: int = 1
 ) -> Value:
-    """Apply the rule for einsum `letters -> out`, count the products, record what is summed. `bias` lies along the last letter of out."""
+    """Apply the rule for einsum `letters -> out`, count the products, record what is summed. `bias` lies along the last letter
+    of out.
+    """
     order = list(dict.fromkeys("".join(letters)))
     sizes = {
         letter: max(v.shape[s.index(letter)] for v, s in zip(operands, letters, strict=True) if letter in s) for letter in order
@@ -41,7 +43,7 @@ def contract(
             if len(full) == 1 and len(holders) == 1:
                 # nothing but this factor depends on the letter: its entries give constants where all of it is 0
                 result.constant[e] = proof
-        elif planes:
+        elif walk.labels.resolve(planes):
             if not proof:
                 walk.freeze(full[0][0], [full[0][1]], node, "it is summed over and its entries are not proved to be 0")
             else:
@@ -110,6 +112,7 @@ def _letters(n: int) -> str:
 def _matmul(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Value:
     a = bound["self"]
     b = bound.get("other") or bound.get("mat2") or bound.get("vec") or bound.get("tensor")
+    assert isinstance(b, Value)
     return product(walk, node, a, b)
 
 
@@ -126,7 +129,7 @@ def product(walk: Walk, node: fx.Node, a: Value, b: Value, bias: Value | None = 
 def _addmm(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Any:
     a, b = bound.get("mat1") or bound.get("batch1"), bound.get("mat2") or bound.get("batch2")
     added: Value = bound["self"]
-    assert a is not None and b is not None
+    assert isinstance(a, Value) and isinstance(b, Value)
     if len(added.shape) == 1:
         return product(walk, node, a, b, added)
     result = product(walk, node, a, b)
@@ -217,7 +220,7 @@ def _grouped(walk: Walk, planes: Any, groups: int, size: int, why: str) -> tuple
 
 def _summed(walk: Walk, node: fx.Node, x: Value, weight: Value, inner: int, planes: Any, padded: bool) -> None:
     """The channels of a convolution's input are summed: one factor must be 0 where they go."""
-    if not planes:
+    if not walk.labels.resolve(planes):
         return
     if not either(x.zero[1], weight.zero[inner]):
         walk.freeze(x, [1], node, "it is summed over and its entries are not proved to be 0")
@@ -258,7 +261,7 @@ def _attention(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Any:
         else:
             result.planes[d] = walk.equal(parts, node, why)
             result.zero[d] = value.zero[d]
-    summed = walk.equal([(query, n - 1), (key, n - 1)], node, _TIE)
+    summed = walk.labels.resolve(walk.equal([(query, n - 1), (key, n - 1)], node, _TIE))
     if summed and not either(query.zero[n - 1], key.zero[n - 1]):
         walk.freeze(query, [n - 1], node, "it is summed over and its entries are not proved to be 0")
         summed = []

@@ -1,6 +1,7 @@
 """Operations that only move entries: the same operation is run on the labels.
 
-Reshapes look only at the smallest group of dimensions that holds the labelled one; operations along one dimension look only at that one.
+Reshapes look only at the smallest group of dimensions that holds the labelled one; operations along one dimension look only at
+that one.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor, fx
 
 from featherweight.structure.labels import Vector
 from featherweight.structure.rules.names import table
-from featherweight.structure.walk import ALWAYS, NEVER, Proof, Value, Walk, both, shape_of
+from featherweight.structure.walk import ALWAYS, NEVER, Proof, Value, Walk, as_int, both, shape_of
 
 
 def segments(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
@@ -96,7 +97,7 @@ def _replay(node: fx.Node, tensor: Tensor) -> Any:
     def plain(argument: Any) -> Any:
         if isinstance(argument, fx.Node):
             meta = argument.meta.get("val")
-            return meta if isinstance(meta, int) else int(meta.node.hint)
+            return as_int(meta)
         return argument
 
     rest = fx.node.map_aggregate(node.args[1:], plain)
@@ -109,6 +110,49 @@ def _generic(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Any:
     """Any movement: run it on a label tensor per plane."""
     value: Value = bound["self"] if "self" in bound else bound["input"]
     return moved(walk, node, value, lambda labels: _replay(node, labels))
+
+
+def _flip(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Any:
+    """What is left of a flipped box is the flipped rest of the box."""
+    return _generic(walk, node, bound)
+
+
+def _spatial(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Any:
+    """pixel_shuffle, pixel_unshuffle, im2col: channels may go, positions not, on either side."""
+    value: Value = bound["self"]
+    channel = max(0, len(value.shape) - 3)
+    walk.freeze(value, [d for d in range(len(value.shape)) if d > channel], node, "positions that are rearranged")
+    result = _generic(walk, node, bound)
+    walk.freeze(result, [d for d in range(len(result.shape)) if d > channel], node, "positions that are rearranged")
+    return result
+
+
+def _shifted(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Any:
+    """roll, unfold, diagonal: the dimensions they work along stay, since the amount they shift by is a number of entries."""
+    value: Value = bound["self"]
+    n = len(value.shape)
+    given = bound.get("dims") or bound.get("dimension")
+    dims = [int(d) % n for d in (given if isinstance(given, list) else [given])] if given is not None else list(range(n))
+    if "dim1" in bound:
+        dims = [int(bound["dim1"]) % n, int(bound["dim2"]) % n]
+    walk.freeze(value, dims, node, "entries are shifted by a number of entries")
+    return _generic(walk, node, bound)
+
+
+def _channel_shuffle(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Any:
+    """(groups, places) become (places, groups): whole groups and the same place of every group may go."""
+    value: Value = bound["self"]
+    groups = int(bound["groups"])
+    split = (value.shape[0], groups, value.shape[1] // groups, *value.shape[2:])
+    wide = reshaped(walk, node, value, split)
+    order = [0, 2, 1, *range(3, len(split))]
+    turned = Value(
+        tuple(split[d] for d in order),
+        [wide.planes[d] for d in order],
+        [wide.zero[d] for d in order],
+        [wide.constant[d] for d in order],
+    )
+    return reshaped(walk, node, turned, value.shape)
 
 
 def moved(walk: Walk, node: fx.Node, value: Value, move: Any) -> Any:
@@ -254,8 +298,15 @@ def _stack(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Value:
     """The parts of a stack stay; their other dimensions lose the same entries."""
     values: list[Value] = bound["tensors"]
     dim = int(bound.get("dim") or 0) % (len(values[0].shape) + 1)
-    wide = [Value((*v.shape[:dim], 1, *v.shape[dim:]), [*v.planes[:dim], [], *v.planes[dim:]],
-                  [*v.zero[:dim], NEVER, *v.zero[dim:]], [*v.constant[:dim], NEVER, *v.constant[dim:]]) for v in values]  # fmt: skip
+    wide = [
+        Value(
+            (*v.shape[:dim], 1, *v.shape[dim:]),
+            [*v.planes[:dim], [], *v.planes[dim:]],
+            [*v.zero[:dim], NEVER, *v.zero[dim:]],
+            [*v.constant[:dim], NEVER, *v.constant[dim:]],
+        )
+        for v in values
+    ]
     return joined(walk, node, wide, dim)
 
 
@@ -292,70 +343,6 @@ def _pad(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Value:
     return result
 
 
-def _index(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Any:
-    """`x[..., index, ...]`: a movement where the index is known from the code, else the indexed dimensions stay."""
-    value: Value = bound["self"]
-    indices: list[Any] = bound["indices"]
-    used = [d for d, index in enumerate(indices) if index is not None]
-    known = all(isinstance(indices[d], Value) and indices[d].known is not None for d in used)
-    labelled = any(walk.live(value, d) for d in used)
-    for d in used:
-        walk.freeze(indices[d], range(len(indices[d].shape)), node, "its entries are used as numbers of entries")
-    if known and labelled and len(used) == 1:
-        d = used[0]
-        index = indices[d].known.cpu()
-        if index.dim() == 1 and index.dtype == torch.int64:
-            return _taken(walk, value, d, index, shape_of(node))
-    walk.freeze(value, used, node, "entries are picked by number")
-    outputs = walk.fresh_outputs(node)
-    if not isinstance(outputs, Value):
-        return outputs
-    consecutive = used == list(range(used[0], used[-1] + 1)) if used else True
-    rank = len(outputs.shape) - (len(value.shape) - len(used))
-    start = used[0] if consecutive and used else 0
-    rest = [d for d in range(len(value.shape)) if d not in used]
-    places = [e for e in range(len(outputs.shape)) if not start <= e < start + rank]
-    for e, d in zip(places, rest, strict=True):
-        if outputs.shape[e] == value.shape[d]:
-            outputs.planes[e], outputs.zero[e] = value.planes[d], value.zero[d]
-        else:
-            walk.freeze(value, [d], node, "entries are picked by number")
-    return outputs
-
-
-def _taken(walk: Walk, value: Value, dim: int, index: Tensor, shape: tuple[int, ...] | None) -> Value:
-    assert shape is not None
-    result = value.like()
-    result.shape = shape
-    result.planes[dim] = [plane[index.numpy()] for plane in walk.live(value, dim)]
-    return result
-
-
-def _index_select(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Any:
-    value: Value = bound["self"]
-    dim = int(bound["dim"]) % len(value.shape)
-    index = bound["index"]
-    if isinstance(index, Value) and index.known is not None and index.known.dtype == torch.int64:
-        return _taken(walk, value, dim, index.known.cpu().reshape(-1), shape_of(node))
-    walk.freeze(value, [dim], node, "entries are picked by number")
-    if isinstance(index, Value):
-        walk.freeze(index, range(len(index.shape)), node, "its entries are used as numbers of entries")
-    result = value.like()
-    shape = shape_of(node)
-    assert shape is not None
-    result.shape = shape
-    return result
-
-
-def _embedding(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Value:
-    weight, indices = bound["weight"], bound["indices"]
-    walk.freeze(weight, [0], node, "rows of an embedding are picked by number")
-    walk.freeze(indices, range(len(indices.shape)), node, "its entries are used as numbers of entries")
-    result = Value.plain((*indices.shape, weight.shape[1]))
-    result.planes[-1], result.zero[-1] = weight.planes[1], weight.zero[1]
-    return result
-
-
 def _same(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Any:
     """Copies, casts and operations that do nothing at inference."""
     value = next((v for v in bound.values() if isinstance(v, Value)), None)
@@ -363,21 +350,6 @@ def _same(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Any:
         return walk.fresh_outputs(node)
     result = value.like()
     result.known = value.known
-    return result
-
-
-def _copy_(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Value:
-    """Writing `src` into `self`: what is left of both must fit."""
-    target, source = bound["self"], bound["src"]
-    result = target.like()
-    lead = len(target.shape) - len(source.shape)
-    for d in range(len(target.shape)):
-        if d - lead >= 0 and source.shape[d - lead] == target.shape[d]:
-            result.planes[d] = walk.equal([(target, d), (source, d - lead)], node, "one tensor is written into another")
-            result.zero[d] = source.zero[d - lead]
-        else:
-            result.zero[d] = NEVER
-        result.constant[d] = NEVER
     return result
 
 
@@ -397,23 +369,24 @@ RULES = {
     **table(_permute, "permute transpose t movedim moveaxis swapaxes swapdims numpy_T mT transpose_ t_"),
     **table(
         _along,
-        "slice narrow select split split_with_sizes chunk unbind unsafe_split unsafe_chunk unsafe_split_with_sizes slice_copy select_copy",
+        "slice narrow select split split_with_sizes chunk unbind unsafe_split unsafe_chunk unsafe_split_with_sizes slice_copy "
+        "select_copy",
     ),
     **table(_tensor_split, "tensor_split"),
-    **table(_generic, "flip roll pixel_shuffle pixel_unshuffle channel_shuffle unfold im2col diagonal rot90 fliplr flipud"),
+    **table(_flip, "flip fliplr flipud"),
+    **table(_spatial, "pixel_shuffle pixel_unshuffle im2col"),
+    **table(_shifted, "roll unfold diagonal"),
+    **table(_channel_shuffle, "channel_shuffle native_channel_shuffle"),
     **table(_expand, "expand expand_as broadcast_to"),
     **table(_repeat, "repeat tile"),
     **table(_repeat_interleave, "repeat_interleave"),
     **table(_cat, "cat concat concatenate"),
     **table(_stack, "stack"),
     **table(_pad, "pad constant_pad_nd"),
-    **table(_index, "index"),
-    **table(_index_select, "index_select"),
-    **table(_embedding, "embedding"),
     **table(
         _same,
-        "contiguous clone detach detach_ alias lift_fresh lift_fresh_copy to _to_copy type_as dropout dropout_ feature_dropout alpha_dropout "
+        "contiguous clone detach detach_ alias lift_fresh lift_fresh_copy to _to_copy type_as dropout dropout_ feature_dropout "
+        "alpha_dropout "
         "feature_alpha_dropout requires_grad_ float double half positive resolve_conj resolve_neg identity",
     ),
-    **table(_copy_, "copy_"),
 }

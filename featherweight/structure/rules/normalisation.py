@@ -1,7 +1,7 @@
 """Batch, instance, group, layer and root-mean-square norms.
 
-Batch and instance norms look at each channel alone. The others take a statistic over channels, which changes when one goes: such channels are
-frozen unless the user asked for them (`soft`), whole groups of a group norm excepted, which are exact.
+Batch and instance norms look at each channel alone. The others take a statistic over channels, which changes when one goes:
+such channels are frozen unless the user asked for them (`soft`), whole groups of a group norm excepted, which are exact.
 """
 
 from __future__ import annotations

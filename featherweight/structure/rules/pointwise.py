@@ -123,12 +123,18 @@ def _glu(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Value:
 
 
 _UNTAGGED = (
-    "hardswish hardswish_ hardsigmoid hardsigmoid_ hardtanh hardtanh_ relu6 relu6_ relu relu_ leaky_relu leaky_relu_ elu elu_ selu selu_ celu "
-    "celu_ gelu gelu_ silu silu_ mish mish_ softplus logsigmoid log_sigmoid threshold threshold_ rrelu sigmoid sigmoid_ tanh tanh_ "
-    "add add_ sub sub_ mul mul_ div div_ pow pow_ where clamp clamp_ clamp_min clamp_max masked_fill masked_fill_ lerp addcmul addcdiv exp sqrt "
-    "rsqrt abs neg square reciprocal erf sin cos floor_divide remainder __and__ __or__ logical_not bitwise_not bitwise_and eq ne lt le gt ge "
-    "maximum minimum true_divide multiply subtract divide rsub softshrink hardshrink tanhshrink softsign nan_to_num clip isnan logical_and "
-    "logical_or __rsub__ atan2 fmod floor ceil round trunc sign log log2 log10 log1p expm1 sinh cosh tan asin acos atan isinf log_sigmoid_forward"
+    "hardswish hardswish_ hardsigmoid hardsigmoid_ hardtanh hardtanh_ relu6 relu6_ relu relu_ leaky_relu leaky_relu_ elu elu_ "
+    "selu selu_ celu "
+    "celu_ gelu gelu_ silu silu_ mish mish_ softplus logsigmoid log_sigmoid threshold threshold_ rrelu sigmoid sigmoid_ tanh "
+    "tanh_ "
+    "add add_ sub sub_ mul mul_ div div_ pow pow_ where clamp clamp_ clamp_min clamp_max masked_fill masked_fill_ lerp addcmul "
+    "addcdiv exp sqrt "
+    "rsqrt abs neg square reciprocal erf sin cos floor_divide remainder __and__ __or__ logical_not bitwise_not bitwise_and eq ne "
+    "lt le gt ge "
+    "maximum minimum true_divide multiply subtract divide rsub softshrink hardshrink tanhshrink softsign nan_to_num clip isnan "
+    "logical_and "
+    "logical_or __rsub__ atan2 fmod floor ceil round trunc sign log log2 log10 log1p expm1 sinh cosh tan asin acos atan isinf "
+    "log_sigmoid_forward"
 )
 
 RULES: dict[Any, Any] = {

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from torch import fx
 
+from featherweight.structure.labels import Planes
 from featherweight.structure.rules.movement import joined
 from featherweight.structure.rules.names import table
-from featherweight.structure.labels import Planes
 from featherweight.structure.walk import NEVER, Proof, Reading, Value, Walk, both, operation
 
 _TIE = "units of a recurrent layer, where nothing of one can go"
@@ -34,7 +34,7 @@ def _recurrent(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Any:
     projected = per == (5 if biases else 3)
     hidden = parameters[0].shape[0] // gates
     steps = int(np.prod(x.shape[:-1]))
-    walk.freeze(x, [d for d in range(len(x.shape) - 1)], node, "steps and sequences of a recurrent layer")
+    walk.freeze(x, range(len(x.shape) - 1), node, "steps and sequences of a recurrent layer")
     for state in states:
         walk.freeze(state, range(len(state.shape) - 1), node, "layers and sequences of a recurrent layer")
     why = f"{_TIE} ({walk.where(node)})"
@@ -73,7 +73,9 @@ def _recurrent(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Any:
             walk.readings.append(_reading(walk, node, current.planes[-1], current.zero[-1], w_ih))
             walk.readings.append(_reading(walk, node, seen, proof, w_hh))
             if projected:
-                walk.readings.append(_reading(walk, node, unit, both(w_ih.zero[0], w_hh.zero[0]) if not biases else NEVER, rest[-1]))
+                walk.readings.append(
+                    _reading(walk, node, unit, both(w_ih.zero[0], w_hh.zero[0]) if not biases else NEVER, rest[-1])
+                )
             outputs.append(out)
         current = outputs[0] if directions == 1 else joined(walk, node, outputs, len(x.shape) - 1)
     finals = []

@@ -1,4 +1,6 @@
-"""Reductions, softmax and pooling: what is reduced over stays, unless the removed entries add nothing to a sum; all else passes."""
+"""Reductions, softmax and pooling: what is reduced over stays, unless the removed entries add nothing to a sum; all else
+passes.
+"""
 
 from __future__ import annotations
 
@@ -113,14 +115,18 @@ def _normalize_scalar(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Any:
 RULES = {
     **table(
         _reduce,
-        "mean sum amax amin max min var std norm linalg_vector_norm argmax argmin var_mean std_mean prod logsumexp median nanmean any all",
+        "mean sum amax amin max min var std norm linalg_vector_norm argmax argmin var_mean std_mean prod logsumexp median "
+        "nanmean any all",
     ),
     **table(_along, "softmax log_softmax _softmax cumsum cumprod sort argsort softmin msort cummax logcumsumexp topk kthvalue"),
     **table(
         _pool,
-        "max_pool1d max_pool2d max_pool3d max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d "
-        "avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d "
-        "upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_bilinear2d upsample_bicubic2d upsample_linear1d upsample_trilinear3d "
+        "max_pool1d max_pool2d max_pool3d max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices avg_pool1d "
+        "avg_pool2d "
+        "avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d "
+        "adaptive_max_pool3d "
+        "upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_bilinear2d upsample_bicubic2d upsample_linear1d "
+        "upsample_trilinear3d "
         "_upsample_bilinear2d_aa _upsample_bicubic2d_aa _upsample_nearest_exact1d _upsample_nearest_exact2d lp_pool2d lp_pool1d",
     ),
     **table(_grid_sample, "grid_sampler grid_sampler_2d grid_sampler_3d"),

@@ -1,0 +1,102 @@
+"""Entries picked by number, and tensors written into others.
+
+Numbers that the code fixes (the order of a channel shuffle) make a movement; numbers that depend on the input keep the
+dimension they index.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from featherweight.structure.rules.names import table
+from featherweight.structure.walk import NEVER, Value, Walk, shape_of
+
+
+def _index(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Any:
+    """`x[..., index, ...]`: a movement where the index is known from the code, else the indexed dimensions stay."""
+    value: Value = bound["self"]
+    indices: list[Any] = bound["indices"]
+    used = [d for d, index in enumerate(indices) if index is not None]
+    known = all(isinstance(indices[d], Value) and indices[d].known is not None for d in used)
+    labelled = any(walk.live(value, d) for d in used)
+    for d in used:
+        walk.freeze(indices[d], range(len(indices[d].shape)), node, "its entries are used as numbers of entries")
+    if known and labelled and len(used) == 1:
+        d = used[0]
+        index = indices[d].known.cpu()
+        if index.dim() == 1 and index.dtype == torch.int64:
+            return _taken(walk, value, d, index, shape_of(node))
+    walk.freeze(value, used, node, "entries are picked by number")
+    outputs = walk.fresh_outputs(node)
+    if not isinstance(outputs, Value):
+        return outputs
+    consecutive = used == list(range(used[0], used[-1] + 1)) if used else True
+    rank = len(outputs.shape) - (len(value.shape) - len(used))
+    start = used[0] if consecutive and used else 0
+    rest = [d for d in range(len(value.shape)) if d not in used]
+    places = [e for e in range(len(outputs.shape)) if not start <= e < start + rank]
+    for e, d in zip(places, rest, strict=True):
+        if outputs.shape[e] == value.shape[d]:
+            outputs.planes[e], outputs.zero[e] = value.planes[d], value.zero[d]
+        else:
+            walk.freeze(value, [d], node, "entries are picked by number")
+    return outputs
+
+
+def _taken(walk: Walk, value: Value, dim: int, index: Tensor, shape: tuple[int, ...] | None) -> Value:
+    assert shape is not None
+    result = value.like()
+    result.shape = shape
+    result.planes[dim] = [plane[index.numpy()] for plane in walk.live(value, dim)]
+    return result
+
+
+def _index_select(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Any:
+    value: Value = bound["self"]
+    dim = int(bound["dim"]) % len(value.shape)
+    index = bound["index"]
+    if isinstance(index, Value) and index.known is not None and index.known.dtype == torch.int64:
+        return _taken(walk, value, dim, index.known.cpu().reshape(-1), shape_of(node))
+    walk.freeze(value, [dim], node, "entries are picked by number")
+    if isinstance(index, Value):
+        walk.freeze(index, range(len(index.shape)), node, "its entries are used as numbers of entries")
+    result = value.like()
+    shape = shape_of(node)
+    assert shape is not None
+    result.shape = shape
+    return result
+
+
+def _embedding(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Value:
+    weight, indices = bound["weight"], bound["indices"]
+    walk.freeze(weight, [0], node, "rows of an embedding are picked by number")
+    walk.freeze(indices, range(len(indices.shape)), node, "its entries are used as numbers of entries")
+    result = Value.plain((*indices.shape, weight.shape[1]))
+    result.planes[-1], result.zero[-1] = weight.planes[1], weight.zero[1]
+    return result
+
+
+def _copy_(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Value:
+    """Writing `src` into `self`: what is left of both must fit."""
+    target, source = bound["self"], bound["src"]
+    result = target.like()
+    lead = len(target.shape) - len(source.shape)
+    for d in range(len(target.shape)):
+        if d - lead >= 0 and source.shape[d - lead] == target.shape[d]:
+            result.planes[d] = walk.equal([(target, d), (source, d - lead)], node, "one tensor is written into another")
+            result.zero[d] = source.zero[d - lead]
+        else:
+            result.zero[d] = NEVER
+        result.constant[d] = NEVER
+    return result
+
+
+RULES = {
+    **table(_index, "index"),
+    **table(_index_select, "index_select"),
+    **table(_embedding, "embedding"),
+    **table(_copy_, "copy_"),
+}
