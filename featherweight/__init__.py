@@ -1,7 +1,7 @@
 """Makes trained PyTorch networks small and fast, and measures what came out."""
 
 from featherweight import recipes, structure
-from featherweight.artifact import load
+from featherweight.artifact import load, save_cut
 from featherweight.compress import Compressed, compress
 from featherweight.drivers import ADMM, Imposed, Periodic, Target
 from featherweight.errors import FeatherweightError
@@ -35,5 +35,6 @@ __all__ = [
     "compress",
     "load",
     "recipes",
+    "save_cut",
     "structure",
 ]

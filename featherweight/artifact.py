@@ -10,18 +10,22 @@ import copy
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from featherweight import packed
+from featherweight import packed, structure
 from featherweight.checkpoint import sync_folder
-from featherweight.edits import Snapshot, check_state, replay
+from featherweight.edits import Snapshot, check_state, replay, structure_edit
 from featherweight.errors import ArtifactError, InputError, StorageError, did_you_mean
+from featherweight.structure import exported
+from featherweight.structure.errors import StructureError
+from featherweight.version import __version__
 
 FORMAT: Literal[1] = 1
 WEIGHTS, DESCRIPTION = "model.safetensors", "compression.json"
@@ -29,7 +33,11 @@ LARGEST_DESCRIPTION = 64 * 2**20  # bytes; a bound on what a hostile file can ma
 
 
 class Description(BaseModel):
-    """What compression.json holds. `model` and `data` are the built-in names, if such were used; they are never imported."""
+    """What compression.json holds.
+
+    model, data    the built-in names, if such were used; they are never imported
+    exported       the network itself, as `structure.exported` writes it, where its class cannot express what was cut
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -38,6 +46,7 @@ class Description(BaseModel):
     model: str | None = None
     data: str | None = None
     edits: list[dict[str, Any]]
+    exported: dict[str, Any] | None = None
     recipe: dict[str, Any]
     report: list[dict[str, Any]]
 
@@ -97,12 +106,29 @@ def describe(folder: str | Path) -> Description:
         raise ArtifactError(f"{path} is nested too deeply to be an artifact") from None
 
 
-def load(folder: str | Path, model: nn.Module) -> nn.Module:
+def save_cut(folder: str | Path, network: nn.Module, edits: Iterable[structure.Edit] = ()) -> dict[str, int]:
+    """Write a network that `prune`, `drop` or `sweep` made: `edits` in order, or the exported module itself (no edits needed).
+
+    Returns the files' sizes in bytes. Raises as `save`, and NotStorable for an exported module with operations of its own.
+    """
+    if isinstance(network, fx.GraphModule):
+        state = {name: value.detach().clone() for name, value in network.state_dict().items()}
+        described = Description(featherweight=__version__, edits=[], exported=exported.to_dict(network), recipe={}, report=[])
+        return save(folder, Snapshot([], state), described)
+    snapshot = Snapshot.of(network, [structure_edit(edit) for edit in edits])
+    return save(folder, snapshot, Description(featherweight=__version__, edits=snapshot.edits, recipe={}, report=[]))
+
+
+def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
     """A copy of `model`, an instance of the class that was compressed, with the edits replayed and the state loaded.
 
-    `folder`: an artifact, or a packed file (.fwz).
-    Nothing is unpickled, imported or executed; `model` itself is not changed. Raises ArtifactError.
+    `folder`: an artifact, or a packed file (.fwz). An artifact of an exported module needs no `model`. Nothing is unpickled,
+    imported or executed; `model` itself is not changed. Raises ArtifactError.
     """
+    if Path(folder).suffix != ".fwz" and (written := describe(folder).exported) is not None:
+        return _load_exported(written, _state(Path(folder) / WEIGHTS), folder)
+    if model is None:
+        raise InputError(f"{folder} holds weights and edits, not code: give it an instance of the class that was compressed")
     if Path(folder).suffix == ".fwz":
         return packed.load(Path(folder), model)
     edits, state = describe(folder).edits, _state(Path(folder) / WEIGHTS)
@@ -121,6 +147,24 @@ def load(folder: str | Path, model: nn.Module) -> nn.Module:
             raise ArtifactError(f"{folder} is not of a {type(model).__name__}: {name!r} is {given}, the network has {wanted}")
     network.load_state_dict(state)
     check_state(network)
+    return network
+
+
+def _load_exported(written: dict[str, Any], state: dict[str, Tensor], folder: str | Path) -> nn.Module:
+    """Build an exported module after checking that it claims no tensor that the file does not hold."""
+    try:
+        claimed = {name: tuple(shape) for name, (_, shape, *_) in written["tensors"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ArtifactError(f"{folder} holds no exported module: {error!r}") from None
+    held = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    if claimed != held:
+        name = sorted(claimed.items() ^ held.items())[0][0]
+        raise ArtifactError(f"{folder}: the module and its weights disagree about {name!r}")
+    try:
+        network = exported.from_dict(written)
+        network.load_state_dict(state)
+    except (StructureError, RuntimeError) as error:
+        raise ArtifactError(f"{folder}: {error}") from None
     return network
 
 
