@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from featherweight.svd import truncated
 from featherweight.views import View
 
 FLOAT_BITS = 32
@@ -154,9 +155,8 @@ class Factors(Code):
         return left @ right
 
     def right_inverse(self, matrix: Tensor) -> tuple[Tensor, ...]:
-        left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-        root = values[: self.rank].sqrt()
-        return left[:, : self.rank] * root, root[:, None] * right[: self.rank]
+        left, right = truncated(matrix, rank=self.rank).factors()
+        return left.to(matrix.dtype), right.to(matrix.dtype)
 
     def bits(self) -> int:
         return self.rank * (self.rows + self.cols) * FLOAT_BITS

@@ -16,6 +16,7 @@ from featherweight import artifact, structure
 from featherweight.codes import coded, detach, layouts_kept, plain
 from featherweight.drivers import Imposed, Target, freeze
 from featherweight.edits import Edit, Snapshot, structure_edit
+from featherweight.factor import materialise
 from featherweight.measure import decoded, measure
 from featherweight.plan import matches, resolve
 from featherweight.recipe import Recipe, Stage
@@ -73,7 +74,10 @@ def compress(
             memory.finish(_run(stage, start, original, task, memory, monitor))
         memory.advance(bool(stage.rules), stage.train.epochs + stage.retrain.epochs, recipe.candidates)
     final = memory.pool[memory.newest]
-    return Compressed(final.snapshot.build(original), final.snapshot, recipe, [Row.from_dict(row) for row in final.rows])
+    network = final.snapshot.build(original)
+    thin = materialise(network, example=task.example)
+    snapshot = Snapshot.of(network, final.snapshot.structural() + thin.edits)
+    return Compressed(network, snapshot, recipe, [Row.from_dict(row) for row in final.rows])
 
 
 def _run(stage: Stage, start: Partial, original: nn.Module, task: Task, memory: Memory, monitor: Monitor) -> Partial:
@@ -129,7 +133,9 @@ def _run(stage: Stage, start: Partial, original: nn.Module, task: Task, memory: 
     if stage.retrain.epochs:
         loss = train("retrain", task.optimizer(_ordered(network)))
     recalibrate(network, task, memory.epochs)
-    measured = measure(network, task.example, task.score)
+    thin = Snapshot.of(network, structural).build(original)
+    materialise(thin, example=task.example)  # what this stage would be shipped as: thin factors are two plain layers
+    measured = measure(thin, task.example, task.score)
     epochs = stage.train.epochs + stage.retrain.epochs + (start.rows[-1]["epochs"] if start.rows else 0)
     row = Row(stage.name, measured, stage.keep, _left(network, original), epochs, watch.seconds(), _finite(loss), watch.residuals)
     return Partial(Snapshot.of(network, structural), [*start.rows, row.to_dict()], loss)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from featherweight import structure
 from featherweight.codes import attach, blank, coded, layouts_kept
 from featherweight.errors import ArtifactError, InputError
+from featherweight.factor import replay_factor
 from featherweight.structure.errors import StructureError
 from featherweight.views import View
 
@@ -42,6 +43,8 @@ def replay(model: nn.Module, edits: Iterable[Mapping[str, Any]]) -> nn.Module:
         kind = edit.get("edit")
         if kind == "code":
             _attach_blank(model, edit, f"edit {number}")
+        elif kind == "factor":
+            replay_factor(model, edit, f"edit {number}")
         elif kind == "structure":
             _replay_structure(model, edit, f"edit {number}")
         else:

@@ -14,6 +14,7 @@ from torch import Tensor
 from featherweight import codes, kmeans
 from featherweight.errors import InputError
 from featherweight.scales import best_scale
+from featherweight.svd import truncated
 
 
 class SetError(InputError):
@@ -232,9 +233,9 @@ class LowRank(Set):
         return _ratio(squares[rank:].sum(), squares.sum())
 
     def pull(self, matrix: Tensor) -> Tensor:
-        left, _, right = torch.linalg.svd(matrix, full_matrices=False)
-        rank = self.rank_of(matrix)
-        return left[:, :rank] @ right[:rank]
+        # at a weight that the energy rule has projected, what is left of the energy is kept whole: rounding alone is dropped
+        kept = truncated(matrix, energy=1e-12) if self.energy is not None else truncated(matrix, rank=self.rank_of(matrix))
+        return kept.pull().to(matrix.dtype)
 
     def menu(self, matrix: Tensor) -> Menu:
         squares = torch.linalg.svdvals(_finite(self, matrix).double()).square()

@@ -6,4 +6,6 @@ import torch
 
 torch.set_num_threads(1)
 # torch logs every step of an export; pytest would format and keep all of it, which makes exporting twenty times slower
-logging.getLogger("torch.__trace").propagate = False
+trace = logging.getLogger("torch.__trace")
+trace.propagate = False
+trace.setLevel(logging.CRITICAL)

@@ -14,6 +14,7 @@ from torch.optim import SGD, Adam, Optimizer
 
 from featherweight import allocate, codes, recipes, tasks, zoo
 from featherweight.drivers import ADMM, Driver, Periodic
+from featherweight.recipes.decompose import low_rank_from_scratch
 from featherweight.sets import Codebook, Levels, LowRank, Set, SparseCodebook, TopK, TopRows
 
 ROWS, COLS = 6, 8  # of the matrices that the instances below fit
@@ -157,7 +158,13 @@ NETWORKS: dict[str, tuple[tuple[int, ...], Callable[[], nn.Module]]] = {  # name
     "vgg16_cifar10": ((3, 32, 32), zoo.vgg16_cifar10),
 }
 TASKS = {"digits": tasks.digits, "mnist": tasks.mnist, "cifar10": tasks.cifar10}
-RECIPES = {"progressive_admm": (recipes.progressive_admm, ("lenet5", "lenet_300_100"))}  # and the networks it is meant for
+RECIPES = {  # and the networks each is meant for
+    "progressive_admm": (recipes.progressive_admm, ("lenet5", "lenet_300_100")),
+    "trained_rank_pruning": (recipes.trained_rank_pruning, ("lenet5", "resnet20")),
+    "decompose": (recipes.decompose, ("lenet5", "resnet20")),
+    "low_rank_from_scratch": (lambda: low_rank_from_scratch({"conv2.weight": 5}), ("lenet5",)),
+}
+NEED_ARGUMENTS = {"low_rank_from_scratch"}  # cannot be shown by `featherweight recipes` without
 
 
 # --- matrices and toys ---------------------------------------------------------------------------------------------------
