@@ -132,7 +132,7 @@ def train(name: str, run: Run) -> list[Row]:
         result = compress(baseline.model, part, plain, workdir=WORK / file_name(name), checkpoint_seconds=60)
         rows = [*baseline.rows, *result.rows[1:]]
         print(f"{name}: {rows[-1].stage} {rows[-1].measured.score:.2f} at {1 / (rows[-1].kept or 1):.1f}x", flush=True)
-        if run.keep_artifacts and end != ends[0]:
+        if run.keep_artifacts and end in ends[-2:]:
             result.save(ARTIFACTS / f"lenet5-{part.stages[-1].name}-{file_name(name)}", model="lenet5", data="mnist")
         done.touch()
     return rows
@@ -167,7 +167,7 @@ def read() -> list[dict[str, Any]]:
 def table() -> str:
     """The whole of lenet5-pruning.md from the rows there are."""
     lines = read()
-    full = {line["run"]: line for line in lines if line["run"].startswith("seed")}
+    full = dict(sorted((line["run"], line) for line in lines if line["run"].startswith("seed")))
     text = [INTRODUCTION.format(full=_epochs(FULL))]
     text += ["| seed | dense | " + " | ".join(f"{ratio:g}x" for ratio, _, _ in FULL) + " | minutes |"]
     text += ["|---|---|" + "---|" * (len(FULL) + 1)]
