@@ -23,7 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "packed")
 import networks
 
 from featherweight import packed, zoo
-from featherweight.codes import Scaled, Shared, SparseShared, attach
+from featherweight.codes import Scaled, Shared, SparseShared
+from featherweight.coding import attach
 from featherweight.edits import Snapshot
 from featherweight.errors import ArtifactError
 from featherweight.packed import container

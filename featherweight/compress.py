@@ -13,7 +13,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from featherweight import artifact, structure
-from featherweight.codes import coded, detach, layouts_kept, plain
+from featherweight.coding import coded, detach, layouts_kept, plain
 from featherweight.drivers import Imposed, Target, freeze
 from featherweight.edits import Edit, Snapshot, structure_edit
 from featherweight.factor import materialise

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from featherweight.allocate import Allocator
-from featherweight.codes import Code, attach, owner
+from featherweight.codes import Code
+from featherweight.coding import attach, owner
 from featherweight.errors import InputError, did_you_mean
 from featherweight.sets import Set
 from featherweight.views import WHOLE, View

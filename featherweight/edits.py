@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, StrictInt, ValidationError
 from torch import Tensor, nn
 
 from featherweight import structure
-from featherweight.codes import attach, blank, coded, layouts_kept
+from featherweight.codes import blank
+from featherweight.coding import attach, coded, layouts_kept
 from featherweight.errors import ArtifactError, InputError
 from featherweight.factor import replay_factor
 from featherweight.structure.errors import StructureError

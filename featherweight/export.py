@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from featherweight.codes import coded, detach
+from featherweight.coding import coded, detach
 from featherweight.errors import FeatherweightError, InputError, StorageError
 from featherweight.factor import materialise
 

@@ -24,7 +24,8 @@ from torch.nn import Parameter
 from torch.nn.utils import parametrize, skip_init
 from torch.nn.utils.rnn import PackedSequence
 
-from featherweight.codes import Factors, attach, coded, detach, is_channels_last, owner
+from featherweight.codes import Factors
+from featherweight.coding import attach, coded, detach, is_channels_last, owner
 from featherweight.errors import ArtifactError, InputError, did_you_mean
 from featherweight.ranks import Conv, FactorError, Split, break_even, input_shapes, kind_of, split, split_of, weight_of
 from featherweight.svd import truncated

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from featherweight import artifact, checkpoint, console, given
-from featherweight.codes import coded
+from featherweight.coding import coded
 from featherweight.compress import Compressed, compress
 from featherweight.errors import ArtifactError, InputError, StorageError
 from featherweight.measure import decoded

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from featherweight.codes import FLOAT_BITS, coded, plain
+from featherweight.codes import FLOAT_BITS
+from featherweight.coding import coded, plain
 from featherweight.structure import trace
 from featherweight.structure.errors import StructureError
 

@@ -387,7 +387,7 @@ def test_damaged_artifacts(place: Path) -> None:
 
 def test_an_artifact_of_another_network(place: Path) -> None:
     compressed()
-    call("inspect", "out", "--model", "lenet5", "--data", "digits", code=4)
+    assert "LeNet5" in message(call("inspect", "out", "--model", "lenet5", "--data", "digits", code=4))
 
 
 def test_control_characters_of_a_foreign_artifact_stay_out_of_the_terminal(place: Path) -> None:

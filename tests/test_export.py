@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from featherweight import codes, export, sets
+from featherweight import codes, coding, export, sets
 from featherweight.errors import FeatherweightError, InputError, StorageError
 from featherweight.export import ExportError, RuntimeMissing, compare, resized, shippable
 from featherweight.views import WHOLE, View
@@ -45,9 +45,9 @@ def coded() -> nn.Module:
     model = Small()
     model(torch.randn(16, 3, 6, 6))
     view = View("o i h w -> (i h) (o w)")
-    codes.attach(model, "conv.weight", view, codes.Factors(9, 24, 3))
-    codes.attach(model, "fc.weight", WHOLE, sets.TopK(90).encode(model.fc.weight.detach().reshape(1, -1)))
-    codes.attach(model, "norm.weight", WHOLE, sets.Codebook(3).encode(model.norm.weight.detach().reshape(1, -1)))
+    coding.attach(model, "conv.weight", view, codes.Factors(9, 24, 3))
+    coding.attach(model, "fc.weight", WHOLE, sets.TopK(90).encode(model.fc.weight.detach().reshape(1, -1)))
+    coding.attach(model, "norm.weight", WHOLE, sets.Codebook(3).encode(model.norm.weight.detach().reshape(1, -1)))
     return model
 
 
@@ -64,7 +64,7 @@ def test_onnx_computes_what_the_coded_network_computes_at_any_batch_size(coded: 
 
     before = {name: value.clone() for name, value in coded.state_dict().items()}
     done = export.export(coded, EXAMPLE, tmp_path / "sub" / "model.onnx")
-    assert coded.training and set(codes.coded(coded)) == {"conv.weight", "fc.weight", "norm.weight"}  # itself not changed
+    assert coded.training and set(coding.coded(coded)) == {"conv.weight", "fc.weight", "norm.weight"}  # itself not changed
     assert all(torch.equal(value, before[name]) for name, value in coded.state_dict().items())
     reference = copy.deepcopy(coded).eval()
     for batch in (1, 4, 7):
@@ -121,7 +121,7 @@ def nested_example() -> tuple[Tensor, Tensor]:
 def test_several_inputs_and_nested_outputs(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = Nested()
-    codes.attach(model, "cell.weight_hh_l0", View("o i -> o i"), codes.Factors(18, 6, 2))
+    coding.attach(model, "cell.weight_hh_l0", View("o i -> o i"), codes.Factors(18, 6, 2))
     model(*nested_example())["states"].sum().backward()  # type: ignore[attr-defined]  # a used recurrent layer is harder to copy
     done = export.export(model, nested_example(), tmp_path / "nested.pt2", "pt2")
     assert done.relative < 1e-5
@@ -209,7 +209,7 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
 
 def test_shippable_networks_are_decoded_copies(coded: nn.Module) -> None:
     network = shippable(coded, EXAMPLE)
-    assert not codes.coded(network) and len(codes.coded(coded)) == 3 and not network.training and coded.training
+    assert not coding.coded(network) and len(coding.coded(coded)) == 3 and not network.training and coded.training
     assert isinstance(network.conv, nn.Sequential)
     images = torch.randn(4, 3, 6, 6)
     assert float((network(images) - coded.eval()(images)).detach().abs().max()) < 1e-5

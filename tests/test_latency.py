@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from featherweight import codes, latency
+from featherweight import codes, coding, latency
 from featherweight.errors import InputError
 from featherweight.export import RuntimeMissing
 from featherweight.latency import Bench, Comparison, Timing, bench, interleaved, judge, text
@@ -143,7 +143,7 @@ def test_threads_are_given_back_after_an_error() -> None:
 
 def test_codes_are_decoded_before_the_clock_starts() -> None:
     model = nn.Sequential(nn.Linear(8, 8))
-    codes.attach(model, "0.weight", View("o i -> o i"), codes.Factors(8, 8, 2))
+    coding.attach(model, "0.weight", View("o i -> o i"), codes.Factors(8, 8, 2))
     seen = []
 
     def decoding(module: nn.Module, inputs: object, output: object) -> None:
@@ -156,7 +156,7 @@ def test_codes_are_decoded_before_the_clock_starts() -> None:
         counts.append(len(seen))
         seen.clear()
     assert counts[0] == counts[1]  # not once a call
-    assert list(codes.coded(model)) == ["0.weight"]
+    assert list(coding.coded(model)) == ["0.weight"]
 
 
 @pytest.mark.skipif(not HAS_ONNX, reason="onnx, onnxscript and onnxruntime are not installed")

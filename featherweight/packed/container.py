@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from featherweight.codes import Code, coded, owner
+from featherweight.codes import Code
+from featherweight.coding import coded, owner
 from featherweight.edits import Edit, Snapshot, check_state, replay
 from featherweight.errors import ArtifactError, FeatherweightError, InputError
 from featherweight.packed.bulk import Bulk

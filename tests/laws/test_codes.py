@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from featherweight import codes
-from featherweight.codes import Code, attach, coded, detach
+from featherweight.codes import Code
+from featherweight.coding import attach, coded, detach
 from featherweight.sets import Codebook, Levels, LowRank, Set, SparseCodebook, TopK, TopRows
 from featherweight.views import View
 

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 from torch.optim import SGD, Optimizer
 
-from featherweight.codes import coded
+from featherweight.coding import coded
 from featherweight.drivers import ADMM, Driver, Imposed, Periodic, Spread, Target, freeze
 from featherweight.errors import InputError
 from featherweight.sets import LowRank, Set, SparseCodebook, TopK, TopRows

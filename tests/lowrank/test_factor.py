@@ -14,7 +14,7 @@ from counting import counted
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from featherweight import codes, zoo
+from featherweight import codes, coding, zoo
 from featherweight.errors import ArtifactError
 from featherweight.factor import ReducedGRU, ReducedLSTM, factor, materialise, replay_factor, why_not
 from featherweight.measure import decoded
@@ -40,7 +40,7 @@ def projected(weight: Tensor, axes: str, rank: int) -> Tensor:
     return best.reshape(turned.shape).permute([order.index(i) for i in range(len(order))])
 
 
-def two_layers_equal(layer: nn.Module, view: View, axes: str, rank: int, *inputs: Tensor) -> None:
+def check_two_layers_equal(layer: nn.Module, view: View, axes: str, rank: int, *inputs: Tensor) -> None:
     model = nn.Sequential(layer)
     expected = copy.deepcopy(layer)
     with torch.no_grad():
@@ -72,7 +72,7 @@ def test_conv2d_over_the_grid(view: View, axes: str, kernel: tuple[int, int]) ->
             continue
         layer = nn.Conv2d(5, 8, kernel, stride, padding, dilation, bias=bias, dtype=torch.float64)
         if break_even(layer, view) > 2:
-            two_layers_equal(layer, view, axes, 2, images)
+            check_two_layers_equal(layer, view, axes, 2, images)
             done += 1
     assert done >= 26
 
@@ -84,7 +84,7 @@ def test_conv2d_over_the_grid(view: View, axes: str, kernel: tuple[int, int]) ->
 def test_conv2d_in_every_padding_mode(view: View, axes: str, mode: str, padding: tuple[int, int] | str) -> None:
     torch.manual_seed(0)
     layer = nn.Conv2d(4, 6, (3, 4), padding=padding, padding_mode=mode, dtype=torch.float64)
-    two_layers_equal(layer, view, axes, 3, torch.randn(2, 4, 9, 8, dtype=torch.float64), torch.randn(1, 4, 7, 10).double())
+    check_two_layers_equal(layer, view, axes, 3, torch.randn(2, 4, 9, 8, dtype=torch.float64), torch.randn(1, 4, 7, 10).double())
 
 
 @pytest.mark.parametrize(("view", "axes"), [(LINE_CHANNEL, "o|iw"), (LINE_INPUT, "i|ow")])
@@ -93,7 +93,7 @@ def test_conv1d(view: View, axes: str, mode: str) -> None:
     torch.manual_seed(0)
     for stride, padding, dilation in itertools.product([1, 2], [0, 2], [1, 2]):
         layer = nn.Conv1d(6, 7, 3, stride, padding, dilation, padding_mode=mode, dtype=torch.float64)
-        two_layers_equal(layer, view, axes, 2, torch.randn(3, 6, 15, dtype=torch.float64))
+        check_two_layers_equal(layer, view, axes, 2, torch.randn(3, 6, 15, dtype=torch.float64))
 
 
 @pytest.mark.parametrize(("view", "axes"), [(PLAIN, "o|i"), (TRANSPOSED, "i|o")])
@@ -101,7 +101,9 @@ def test_conv1d(view: View, axes: str, mode: str) -> None:
 def test_linear(view: View, axes: str, bias: bool) -> None:
     torch.manual_seed(0)
     layer = nn.Linear(9, 12, bias=bias, dtype=torch.float64)
-    two_layers_equal(layer, view, axes, 4, torch.randn(5, 9).double(), torch.randn(2, 3, 9).double(), torch.randn(9).double())
+    check_two_layers_equal(
+        layer, view, axes, 4, torch.randn(5, 9).double(), torch.randn(2, 3, 9).double(), torch.randn(9).double()
+    )
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
@@ -260,7 +262,7 @@ def coded_model() -> Mixed:
     model = Mixed().double()
     for name, (view, rank) in TARGETS.items():
         weight = model.get_parameter(name)
-        codes.attach(model, name, view, codes.Factors(*view.matrix_shape(tuple(weight.shape)), rank))
+        coding.attach(model, name, view, codes.Factors(*view.matrix_shape(tuple(weight.shape)), rank))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "original" in name:
@@ -281,7 +283,7 @@ def test_materialise_keeps_the_function_and_says_what_it_left() -> None:
     assert done.whole.keys() == {"cell.weight_hh_l0", "fc.weight"}
     assert "saves bytes and no time" in done.whole["cell.weight_hh_l0"]
     assert "rank 5 is not below 5" in done.whole["fc.weight"]  # 10 * 9 / (10 + 9) = 4.7
-    assert list(codes.coded(model)) == ["cell.weight_hh_l0"]  # it moved into the new layer, as it was
+    assert list(coding.coded(model)) == ["cell.weight_hh_l0"]  # it moved into the new layer, as it was
     assert torch.equal(decoded(model)["cell.weight_hh_l0"], recurrent)
     assert type(model.fc) is nn.Linear and torch.equal(model.fc.weight.detach(), dense)
     assert torch.equal(model.conv[0].weight.detach().reshape(3, 9), left.T)
@@ -294,7 +296,7 @@ def test_materialised_networks_replay_from_json_by_shape_alone() -> None:
     images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
     done = materialise(model, ["conv.weight", "cell.weight_ih_l0"], (images,))
     for name in ("cell.weight_hh_l0", "fc.weight"):
-        codes.detach(model, name)
+        coding.detach(model, name)
     fresh = Mixed().double()
     for edit in json.loads(json.dumps(done.edits)):
         replay_factor(fresh, edit)
@@ -309,7 +311,7 @@ def test_materialise_refuses_names_without_a_low_rank_code() -> None:
 
 def test_rank_zero_stays_a_code() -> None:
     model = nn.Sequential(nn.Linear(8, 8))
-    codes.attach(model, "0.weight", PLAIN, codes.Factors(8, 8, 0))
+    coding.attach(model, "0.weight", PLAIN, codes.Factors(8, 8, 0))
     done = materialise(model)
     assert "rank is 0" in done.whole["0.weight"] and not done.edits
 

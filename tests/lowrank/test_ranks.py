@@ -116,9 +116,6 @@ def test_layers_that_already_have_low_rank_are_not_given_more(noise: float) -> N
     assert found.ranks["0.weight"] == 3 and "1.weight" in found.whole
 
 
-
-
-
 @pytest.mark.parametrize(
     ("targets", "keep", "says"),
     [

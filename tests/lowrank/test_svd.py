@@ -151,5 +151,3 @@ def test_only_matrices_are_taken() -> None:
         truncated(torch.randn(3, 5, 2), rank=1)
     with pytest.raises(InputError, match="empty"):
         truncated(torch.randn(0, 5), rank=0)
-
-

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from featherweight import zoo
-from featherweight.codes import Code, Factors, Rows, Scaled, Shared, Sparse, SparseShared, attach
+from featherweight.codes import Code, Factors, Rows, Scaled, Shared, Sparse, SparseShared
+from featherweight.coding import attach
 from featherweight.edits import Snapshot
 from featherweight.views import WHOLE, View
 

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from featherweight import packed, structure, zoo
-from featherweight.codes import CODES, SparseShared, attach
+from featherweight.codes import CODES, SparseShared
+from featherweight.coding import attach
 from featherweight.edits import Snapshot, replay, structure_edit
 from featherweight.errors import ArtifactError, InputError, StorageError
 from featherweight.packed import container

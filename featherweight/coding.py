@@ -1,0 +1,97 @@
+"""Coding: codes put on a network's parameters, found there, and taken off again."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from featherweight.codes import Code
+from featherweight.views import View
+
+
+class Viewed(nn.Module):
+    """A code seen through a view: the parametrization that stands on a parameter of `shape`.
+
+    `channels_last`: decode into that memory layout, without which a convolution runs at half its speed on some processors.
+    """
+
+    def __init__(self, view: View, shape: tuple[int, ...], code: Code, channels_last: bool = False):
+        super().__init__()
+        self.view, self.shape, self.code, self.channels_last = view, tuple(shape), code, channels_last
+
+    def forward(self, *free: Tensor) -> Tensor:
+        # under autocast a product of factors would be rounded to bfloat16 in training and not in scoring
+        with torch.autocast(free[0].device.type, enabled=False):
+            weight = self.view.to_weight(self.code(*free), self.shape)
+            return weight.clone(memory_format=torch.channels_last) if self.channels_last else weight
+
+    def right_inverse(self, weight: Tensor) -> Tensor | tuple[Tensor, ...]:
+        return self.code.right_inverse(self.view.to_matrix(weight))
+
+
+def attach(model: nn.Module, name: str, view: View, code: Code) -> None:
+    """Put `code` on parameter `name`, refitted to its present value; the parameter becomes the code's free part."""
+    module, attribute = owner(model, name)
+    weight = getattr(module, attribute)
+    viewed = Viewed(view, tuple(weight.shape), code, is_channels_last(weight))
+    parametrize.register_parametrization(module, attribute, viewed)
+
+
+def detach(model: nn.Module, name: str) -> None:
+    """Turn a coded parameter back into a plain one that holds the decoded weight; its gradient history is dropped."""
+    module, attribute = owner(model, name)
+    with torch.no_grad():
+        weight = getattr(module, attribute).clone()
+    # a deep copy shares its class with the original, and removal deletes the property from that class: take a class of its own
+    shared = type(module)
+    body = {key: value for key, value in vars(shared).items() if key not in ("__dict__", "__weakref__")}
+    module.__class__ = type(shared.__name__, shared.__bases__, body)
+    # `remove_parametrizations` would keep the first original's storage, whose shape differs from the weight's
+    parametrize.remove_parametrizations(module, attribute, leave_parametrized=True)
+    setattr(module, attribute, nn.Parameter(weight))
+
+
+def plain(model: nn.Module) -> nn.Module:
+    """A copy of `model` whose coded parameters are ordinary ones that hold the decoded weights."""
+    network = copy.deepcopy(model)
+    for name in list(coded(network)):
+        detach(network, name)
+    return network
+
+
+def coded(model: nn.Module) -> dict[str, Viewed]:
+    """Parameter name -> the code that stands on it."""
+    found: dict[str, Viewed] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, parametrize.ParametrizationList) and isinstance(module[0], Viewed):
+            prefix, _, attribute = path.rpartition("parametrizations.")
+            found[prefix + attribute] = module[0]
+    return found
+
+
+def is_channels_last(weight: Tensor) -> bool:
+    """Has it exactly the strides of that layout? (Of one input channel, `is_contiguous` says yes to both layouts.)"""
+    if weight.ndim != 4:
+        return False
+    return weight.stride() == torch.empty(weight.shape, device="meta").to(memory_format=torch.channels_last).stride()
+
+
+@contextlib.contextmanager
+def layouts_kept(model: nn.Module) -> Iterator[None]:
+    """Parameters that are channels-last on entry are so on leaving, though surgery replaced their tensors."""
+    before = {name for name, weight in model.named_parameters() if is_channels_last(weight)}
+    yield
+    for name, weight in model.named_parameters():
+        if name in before and not is_channels_last(weight):
+            weight.data = weight.data.clone(memory_format=torch.channels_last)
+
+
+def owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """The module that holds parameter `name`, and its attribute name there."""
+    path, _, attribute = name.rpartition(".")
+    return model.get_submodule(path), attribute
