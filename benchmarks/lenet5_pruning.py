@@ -197,6 +197,8 @@ def table() -> str:
             cells = [_score(rows.get(f"{ratio:g}x")) for ratio, _, _ in SHORT]
             loss = "(another loss)" if "no distillation" in line["run"] else f"{line['rows'][-1]['loss']:.3f}"
             text.append(f"| {line['run'].removeprefix('short, ')} | {' | '.join(cells)} | {loss} |")
+    if all(line["run"].startswith("seed") for line in lines):
+        text.append("| (not run yet) |" + " |" * (len(SHORT) + 1))
     text += [NOTE]
     return "\n".join(text)
 
