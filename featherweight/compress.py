@@ -66,7 +66,7 @@ def compress(
     """
     original = plain(model)
     for stage in recipe.stages:
-        resolve(stage, original)
+        resolve(stage, original, example=task.example)
     memory = Memory.open(Path(workdir) if workdir else None, recipe, Snapshot.of(original, []), checkpoint_seconds)
     while memory.stage < len(recipe.stages):
         stage = recipe.stages[memory.stage]
@@ -88,11 +88,11 @@ def _run(stage: Stage, start: Partial, original: nn.Module, task: Task, memory: 
     for name in _matched(stage, network) & coded(network).keys():
         detach(network, name)
     squares = squared_gradients(network, task, memory.epochs) if stage.fisher else None
-    plan = resolve(stage, network, decoded(original), squares)
+    plan = resolve(stage, network, decoded(original), squares, task.example)
     work = memory.work  # what an interrupted run left of this stage
     if work is not None:
         structural, network = work.snapshot.structural(), work.snapshot.build(original)
-    teacher = memory.baseline.build(original).eval() if stage.distill and memory.baseline else None
+    teacher = memory.baseline.build(original).eval() if stage.distill else None
     watch = Watch(memory, monitor, stage, start, len(task.batches(memory.epochs)))
 
     def train(phase: str, optimizer: Optimizer, imposed: Imposed | None = None) -> float:
@@ -104,7 +104,6 @@ def _run(stage: Stage, start: Partial, original: nn.Module, task: Task, memory: 
             optimizer.load_state_dict(work.optimizer)
             steps, earlier, random = work.steps, work.losses, work.random
         after_step = watch.over(phase, network, structural, optimizer, imposed)
-        distill = stage.distill if teacher is not None else None
         return fit(
             network,
             optimizer,
@@ -115,7 +114,7 @@ def _run(stage: Stage, start: Partial, original: nn.Module, task: Task, memory: 
             earlier=earlier,
             random=random,
             teacher=teacher,
-            distill=distill,
+            distill=stage.distill,
             after_step=after_step,
         )
 

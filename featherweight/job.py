@@ -139,7 +139,7 @@ def plan(job: Job, recipe: Recipe) -> list[dict[str, Any]]:
     stages = []
     changed = False  # will the weights be others than now when the stage starts?
     for stage in recipe.stages:
-        resolved = resolve(stage, job.network)
+        resolved = resolve(stage, job.network, example=job.task.example)
         targets = []
         budget = {"size": 0, "of": 0}
         for name, target in resolved.targets.items():

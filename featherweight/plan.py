@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
+from featherweight import ranks
 from featherweight.allocate import ALLOCATORS
 from featherweight.drivers import Spread, Target
 from featherweight.errors import InputError, RecipeError, did_you_mean
 from featherweight.measure import decoded
 from featherweight.recipe import Stage
-from featherweight.sets import Menu
+from featherweight.sets import LowRank, Menu
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,13 @@ def resolve(
     model: nn.Module,
     original: Mapping[str, Tensor] | None = None,
     squares: Mapping[str, Tensor] | None = None,
+    example: tuple[Tensor, ...] | None = None,
 ) -> Plan:
     """Match the stage's rules to the parameters of `model` and give every target its size.
 
     `original`: the decoded weights of the network as it was given, of which ratios are shares (default: `model` itself).
-    `squares`: E[g^2] of each parameter, for a stage with `fisher`. Raises RecipeError with every mistake.
+    `squares`: E[g^2] of each parameter, for a stage with `fisher`. `example`: the network's inputs, for a stage with `macs`.
+    Raises RecipeError with every mistake.
     """
     weights = decoded(model)
     original = weights if original is None else original
@@ -89,10 +92,14 @@ def resolve(
                     whole += largest
             except InputError as error:
                 mistakes.append(f"{where}: parameter {name!r}: {error}")
-    if menus and stage.keep is None:
+    if menus and stage.macs is not None:
+        mistakes += _no_low_rank(stage, targets, menus)
+    elif menus and stage.keep is None:
         mistakes.append(f"stage {stage.name!r} has no `keep`, and no size or `keep` is given for {', '.join(menus)}")
     if mistakes:
         raise RecipeError(mistakes, "plan")
+    if menus and stage.macs is not None and example is not None:
+        _give_ranks(stage.macs, model, example, targets, sizes, tuple(menus))
     spread = None
     if menus and stage.keep is not None:
         total = min(max(round(stage.keep * whole), len(menus)), sum(menu.most for menu in menus.values()))
@@ -102,6 +109,29 @@ def resolve(
         if stage.respread:
             spread = Spread(tuple(menus), total, ALLOCATORS[stage.allocate])
     return Plan(targets, sizes, spread)
+
+
+def _no_low_rank(stage: Stage, targets: Mapping[str, Target], names: Iterable[str]) -> list[str]:
+    others = sorted({type(targets[name].set).__name__ for name in names if not isinstance(targets[name].set, LowRank)})
+    return [f"stage {stage.name!r}: a budget of macs is spent on LowRank; give {', '.join(others)} a size"] if others else []
+
+
+def _give_ranks(
+    share: float,
+    model: nn.Module,
+    example: tuple[Tensor, ...],
+    targets: dict[str, Target],
+    sizes: dict[str, tuple[int, int]],
+    names: tuple[str, ...],
+) -> None:
+    """Ranks that keep `share` of the network's MACs; layers for which no rank pays are targets no more."""
+    found = ranks.allocate(model, example, {name: targets[name].view for name in names}, share)
+    for name in names:
+        if name in found.ranks:
+            targets[name] = replace(targets[name], set=LowRank(rank=found.ranks[name]))
+            sizes[name] = (found.ranks[name], sizes[name][1])
+        else:
+            del targets[name], sizes[name]
 
 
 def matches(pattern: str, name: str) -> bool:

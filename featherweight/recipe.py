@@ -95,6 +95,8 @@ class Stage:
     """One round: plan sizes, train under the driver, project and freeze, train on inside the sets.
 
     keep       share in (0, 1] of all targets' sizes to keep, spread over the rules that have no size by `allocate`
+    macs       share in (0, 1] of the network's multiply-accumulates to keep, for rules of LowRank without a size: the ranks that
+               drop least of the weights' squared norm (`ranks.allocate`), and layers for which no rank pays left whole
     masked     what is zero when the stage starts stays zero
     fisher     the power of the mean squared gradient that weighs magnitudes where sets select (see `drivers.Target`)
     respread   spread `keep` anew at every projection, not only when the stage starts
@@ -104,6 +106,7 @@ class Stage:
     name: str
     rules: tuple[Rule, ...] = ()
     keep: float | None = None
+    macs: float | None = None
     allocate: str = "lamp"
     driver: AnyDriver | None = None
     train: Training = Training(0)
@@ -118,6 +121,9 @@ class Stage:
         allocator = f"no allocator is named {self.allocate!r}; there are {', '.join(ALLOCATORS)}."
         _require(
             (self.keep is None or 0 < self.keep <= 1, f"stage {self.name!r}: keep is a share in (0, 1], given {self.keep}"),
+            (self.macs is None or 0 < self.macs <= 1, f"stage {self.name!r}: macs is a share in (0, 1], given {self.macs}"),
+            (self.macs is None or self.keep is None, f"stage {self.name!r}: give keep or macs, not both"),
+            (self.macs is None or bool(self.rules), f"stage {self.name!r} has a budget of macs but no rules to spend it on"),
             (self.allocate in ALLOCATORS, f"stage {self.name!r}: {allocator}{did_you_mean(self.allocate, ALLOCATORS)}"),
             (self.driver is None or bool(self.rules), f"stage {self.name!r} has a driver but no rules for it to impose"),
             (self.keep is None or bool(self.rules), f"stage {self.name!r} has a budget but no rules to spend it on"),

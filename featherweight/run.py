@@ -77,11 +77,11 @@ class Memory:
     path: Path | None
     every: float  # seconds between checkpoints
     recipe: dict[str, Any]
+    baseline: Snapshot  # the dense network, for distillation: as it was given, or as a stage that imposes nothing trained it
     pool: list[Partial]
     stage: int = 0
     newest: int = 0  # index in `pool` of the last stage's result
     results: list[Partial] = field(default_factory=list)
-    baseline: Snapshot | None = None  # the dense network, for distillation
     epochs: int = 0  # finished epochs on this path; batches are a function of it
     work: Work | None = None
     random: torch.Tensor = field(default_factory=torch.get_rng_state)  # the generator where the stage in progress began
@@ -96,7 +96,7 @@ class Memory:
         path = workdir / CHECKPOINT if workdir else None
         saved = checkpoint.read(path) if path else None
         if saved is None:
-            return cls(path, every, described, [Partial(original)])
+            return cls(path, every, described, original, [Partial(original)])
         if not isinstance(saved, dict) or saved.keys() != KEYS:
             raise ArtifactError(f"{path} is not a checkpoint of this version of featherweight; delete it to start over")
         begun = saved["stage"] + bool(saved["work"] or saved["results"])
@@ -105,9 +105,8 @@ class Memory:
                 f"{workdir} holds a run of another recipe; give the same one to go on, or another --workdir to start over"
             )
         return cls(
-            path, every, described, [_partial(p) for p in saved["pool"]], saved["stage"], saved["newest"],
-            [_partial(p) for p in saved["results"]],
-            Snapshot(**saved["baseline"]) if saved["baseline"] else None,
+            path, every, described, Snapshot(**saved["baseline"]), [_partial(p) for p in saved["pool"]], saved["stage"],
+            saved["newest"], [_partial(p) for p in saved["results"]],
             saved["epochs"],
             Work(**(saved["work"] | {"snapshot": Snapshot(**saved["work"]["snapshot"])})) if saved["work"] else None,
             saved["random"],
@@ -119,7 +118,7 @@ class Memory:
         payload = {name: getattr(self, name) for name in ("recipe", "stage", "newest", "epochs", "random")}
         payload |= {"pool": [vars(p) | {"snapshot": vars(p.snapshot)} for p in self.pool]}
         payload |= {"results": [vars(p) | {"snapshot": vars(p.snapshot)} for p in self.results]}
-        payload |= {"baseline": vars(self.baseline) if self.baseline else None}
+        payload |= {"baseline": vars(self.baseline)}
         payload |= {"work": vars(self.work) | {"snapshot": vars(self.work.snapshot)} if self.work else None}
         checkpoint.write(self.path, payload)
 
@@ -140,7 +139,7 @@ class Memory:
         A stage that imposes nothing replaces always: a dense network is no partial one, it is the teacher.
         """
         best = min(range(len(self.results)), key=lambda i: self.results[i].loss)
-        if len(self.pool) < candidates and imposed and self.baseline is not None and self.newest_is_partial():
+        if len(self.pool) < candidates and imposed and self.newest_is_partial():
             self.pool.append(self.results[best])
             self.newest = len(self.pool) - 1
         else:

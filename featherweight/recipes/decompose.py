@@ -18,16 +18,18 @@ def decompose(
     energy: float = 0.1,
     targets: str = TARGETS,
     ranks: Mapping[str, int] | None = None,
+    macs: float | None = None,
     fine_tune_epochs: int = 0,
     rate: float = 0.1,
 ) -> Recipe:
-    """Decompose a trained network at an energy or at `ranks`, then train the factors for `fine_tune_epochs`.
+    """Decompose a trained network at an energy, at `ranks` or at a share `macs` of its multiply-accumulates, then train the
+    factors for `fine_tune_epochs`.
 
     Batch norm's statistics are computed anew in either case, as after every stage.
     """
-    rules = low_rank_rules(view, targets, energy, ranks)
-    stage = Stage(f"{view}-wise", rules=rules, retrain=Training(fine_tune_epochs, rate), masked=False)
-    return Recipe("decompose", (stage,), "arXiv 1505.06798, 1405.3866")
+    rules = low_rank_rules(view, targets, energy, ranks, macs)
+    stage = Stage(f"{view}-wise", rules=rules, macs=macs, retrain=Training(fine_tune_epochs, rate), masked=False)
+    return Recipe("decompose", (Stage("dense"), stage), "arXiv 1505.06798, 1405.3866")
 
 
 def low_rank_from_scratch(
@@ -37,6 +39,6 @@ def low_rank_from_scratch(
     rate: float = 1.0,
 ) -> Recipe:
     """Train the factors of an untrained network: they start as the decomposition of its initial weights at `ranks`."""
-    rules = low_rank_rules(view, TARGETS, None, ranks)
+    rules = low_rank_rules(view, TARGETS, None, ranks, None)
     stage = Stage(f"{view}-wise from scratch", rules=rules, retrain=Training(epochs, rate), masked=False)
     return Recipe("low_rank_from_scratch", (stage,))

@@ -12,7 +12,7 @@ from typing import Literal
 from featherweight.drivers import Periodic
 from featherweight.errors import InputError
 from featherweight.ranks import CHANNEL, SPATIAL
-from featherweight.recipe import Recipe, Rule, Stage, Training
+from featherweight.recipe import Distillation, Recipe, Rule, Stage, Training
 from featherweight.sets import LowRank
 from featherweight.views import View
 
@@ -27,39 +27,49 @@ def trained_rank_pruning(
     shrink: float = 3e-4,
     targets: str = TARGETS,
     ranks: Mapping[str, int] | None = None,
+    macs: float | None = None,
     dense_epochs: int = 0,
     epochs: int = 20,
     rate: float = 1.0,
     retrain_epochs: int = 0,
+    distill: float = 0.0,
+    temperature: float = 4.0,
 ) -> Recipe:
     """Low-rank projection every `every` steps and a pull towards small nuclear norm between, ending on a projection.
 
     The rank of a layer is the least that drops at most the share `energy` of its squared norm, found anew at each projection;
-    with `ranks` (parameter -> rank, such as `featherweight.ranks.allocate(..).ranks`) it is fixed, and `energy` is not used.
+    with `macs` (a share of the network's multiply-accumulates to keep) or `ranks` (parameter -> rank) it is fixed when the stage
+    starts, and `energy` is not used.
     From scratch: an untrained network, rate 1. From a trained one: rate 0.1 or less, or `dense_epochs` of training before.
     `shrink` 0 leaves the nuclear norm out. `retrain_epochs` train on through the factors; the paper's results have none.
+    `distill`: weight in the loss of the distillation from the network that the stage started from, 0 for none, as in the paper.
     """
-    rules = low_rank_rules(view, targets, energy, ranks)
     low = Stage(
         f"{view}-wise",
-        rules=rules,
+        rules=low_rank_rules(view, targets, energy, ranks, macs),
+        macs=macs,
         driver=Periodic(every, shrink),
         train=Training(epochs, rate),
         retrain=Training(retrain_epochs, rate),
         masked=False,
+        distill=Distillation(distill, temperature) if distill else None,
     )
-    dense = (Stage("dense", train=Training(dense_epochs)),) if dense_epochs else ()
-    return Recipe("trained_rank_pruning", (*dense, low), "arXiv 1910.04576, 2004.14566")
+    return Recipe("trained_rank_pruning", (Stage("dense", train=Training(dense_epochs)), low), "arXiv 1910.04576, 2004.14566")
 
 
 def low_rank_rules(
-    view: str, targets: str, energy: float | None, ranks: Mapping[str, int] | None, views: Mapping[str, View] = VIEWS
+    view: str, targets: str, energy: float | None, ranks: Mapping[str, int] | None, macs: float | None
 ) -> tuple[Rule, ...]:
-    """One rule for `targets` at an energy, or one for each parameter in `ranks`. Raises InputError for a view there is not."""
-    if view not in views:
-        raise InputError(f"view must be one of {', '.join(views)}, given {view!r}")
+    """One rule for `targets`, at an energy or at ranks that the stage's `macs` decide; or one for each parameter in `ranks`.
+
+    Raises InputError for a view there is not.
+    """
+    if view not in VIEWS:
+        raise InputError(f"view must be one of {', '.join(VIEWS)}, given {view!r}")
     if ranks is None:
-        return (Rule(targets, LowRank(energy=energy), views[view]),)
+        return (Rule(targets, LowRank(energy=energy if macs is None else None), VIEWS[view]),)
+    if macs is not None:
+        raise InputError("give ranks or macs, not both: macs decides the ranks")
     if not ranks:
         raise InputError("ranks names no parameter: give parameter -> rank, or leave it out for the energy rule")
-    return tuple(Rule(name, LowRank(rank=rank), views[view]) for name, rank in ranks.items())
+    return tuple(Rule(name, LowRank(rank=rank), VIEWS[view]) for name, rank in ranks.items())

@@ -54,11 +54,12 @@ a_training = st.builds(
     floor=st.floats(0, 1),
     warmup=st.floats(0, 0.99),
 )
+a_budget = st.none() | st.tuples(st.sampled_from(["keep", "macs"]), share)  # one of the two, or neither
 a_stage = st.builds(
-    Stage,
+    lambda budget, **others: Stage(**others, **({budget[0]: budget[1]} if budget else {})),
+    a_budget,
     name=word,
     rules=st.lists(a_rule, min_size=1, max_size=3).map(tuple),
-    keep=st.none() | share,
     allocate=st.sampled_from(sorted(table.ALLOCATORS)),
     driver=st.none() | a_driver,
     train=a_training,
@@ -117,9 +118,8 @@ def test_every_field_survives() -> None:
         (Recipe, {"name", "stages", "source", "candidates"}),
     ):
         assert {field.name for field in fields(kind)} == named
-    stage = Stage(
-        "all", (Rule("*", TopK()),), 0.5, "uniform", ADMM(1.0, 2), Training(1), Training(2), False, distill=Distillation(0.25)
-    )
+    rules, distill = (Rule("*", TopK()),), Distillation(0.25)
+    stage = Stage("all", rules, 0.5, None, "uniform", ADMM(1.0, 2), Training(1), Training(2), False, distill=distill)
     data = stage_data(stage)
     assert set(data) == {field.name for field in fields(Stage)}
     assert from_dict({"name": "r", "stages": [data]}).stages == (stage,)

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from featherweight import load, tasks, zoo
 from featherweight.compress import compress
 from featherweight.errors import FeatherweightError
-from featherweight.plan import matches
+from featherweight.plan import matches, resolve
 from featherweight.ranks import SPATIAL, allocate, convolutions
-from featherweight.recipe import Recipe, Stage, Training, from_dict
+from featherweight.recipe import Recipe, Rule, Stage, Training, from_dict
 from featherweight.recipes.decompose import decompose, low_rank_from_scratch
 from featherweight.recipes.trained_rank_pruning import TARGETS, trained_rank_pruning
+from featherweight.sets import LowRank, TopK
 from featherweight.training import Task
 
 DENSE_MACS = 20 * 25 * 576 + 50 * 500 * 64 + 800 * 500 + 500 * 10
@@ -78,14 +79,18 @@ def test_the_budget_is_asked_once_and_both_baselines_meet_it(task: Task, trained
     scores = {}
     for name, recipe in {
         "decomposed": decompose(ranks=found.ranks),
-        "fine-tuned": decompose(ranks=found.ranks, fine_tune_epochs=2),
-        "pruned": trained_rank_pruning(ranks=found.ranks, every=5, epochs=2, rate=0.3),
+        "fine-tuned": decompose(ranks=found.ranks, fine_tune_epochs=1),
+        "pruned": trained_rank_pruning(ranks=found.ranks, every=5, epochs=1, rate=0.3),
+        "pruned by macs": trained_rank_pruning(macs=0.6, every=5, epochs=1, rate=0.3),
+        "decomposed by macs": decompose(macs=0.6),
     }.items():
         result = compress(trained, recipe, task)
+        assert result.rows[0].measured.score == task.score(trained)  # the report holds its own baseline
         factors = [edit for edit in result.snapshot.edits if edit["edit"] == "factor"]
         assert [(edit["parameter"], edit["rank"]) for edit in factors] == list(found.ranks.items())
         assert counted(result.model, task.example) == found.macs
         scores[name] = task.score(result.model)
+    assert scores["pruned"] == scores["pruned by macs"] and scores["decomposed"] == scores["decomposed by macs"]
     torch.manual_seed(0)
     scratch = compress(zoo.lenet5(), low_rank_from_scratch(found.ranks, epochs=3), task)
     assert scratch.model.conv2[0].out_channels == found.ranks["conv2.weight"]  # type: ignore[index,union-attr]
@@ -99,6 +104,7 @@ def test_the_budget_is_asked_once_and_both_baselines_meet_it(task: Task, trained
         trained_rank_pruning("channel", ranks={"conv2.weight": 9}, dense_epochs=2, shrink=0.0, retrain_epochs=1),
         decompose(),
         decompose("channel", ranks={"a.weight": 1, "b.weight": 2}),
+        trained_rank_pruning(macs=0.4, distill=0.7, temperature=2.0),
         low_rank_from_scratch({"conv2.weight": 3}),
     ],
 )
@@ -123,6 +129,11 @@ def test_the_default_targets_are_the_paper_s_layers_of_every_network() -> None:
         (lambda: trained_rank_pruning(shrink=-1.0), "shrink"),
         (lambda: decompose(energy=2.0), "energy"),
         (lambda: low_rank_from_scratch({}), "no parameter"),
+        (lambda: trained_rank_pruning(macs=1.5), "macs is a share"),
+        (lambda: decompose(macs=0.5, ranks={"conv2.weight": 3}), "not both"),
+        (lambda: Stage("s", (Rule("*.weight", LowRank()),), keep=0.5, macs=0.5), "not both"),
+        (lambda: Stage("s", macs=0.5), "no rules"),
+        (lambda: trained_rank_pruning(distill=2.0), "distillation weight"),
     ],
 )
 def test_options_out_of_range_are_refused(make: object, says: str) -> None:
@@ -133,3 +144,23 @@ def test_options_out_of_range_are_refused(make: object, says: str) -> None:
 def test_ranks_out_of_range_are_refused_before_anything_runs(task: Task) -> None:
     with pytest.raises(FeatherweightError, match="rank"):
         compress(zoo.lenet5(), decompose(ranks={"conv2.weight": 101}), task)
+
+
+def test_a_budget_of_macs_is_refused_where_it_cannot_be_spent(task: Task) -> None:
+    with pytest.raises(FeatherweightError, match="out of reach"):
+        compress(zoo.lenet5(), decompose(macs=0.01), task)
+    stage = Stage("s", (Rule("conv2.weight", TopK()),), macs=0.5)
+    with pytest.raises(FeatherweightError, match="spent on LowRank; give TopK a size"):
+        compress(zoo.lenet5(), Recipe("r", (stage,)), task)
+
+
+def test_a_layer_for_which_no_rank_pays_is_left_whole(task: Task, trained: nn.Module) -> None:
+    plan = resolve(decompose(macs=1.0).stages[-1], trained, example=task.example)
+    assert plan.targets == {} == plan.sizes
+
+
+def test_distillation_is_from_the_network_as_given_where_no_stage_trains_it(task: Task, trained: nn.Module) -> None:
+    low = trained_rank_pruning(macs=0.6, every=5, epochs=1, rate=0.3, distill=1.0)
+    alone = Recipe("alone", low.stages[1:])
+    one, other = compress(trained, low, task).model, compress(trained, alone, task).model
+    assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
