@@ -36,6 +36,7 @@ class Description(BaseModel):
     """What compression.json holds.
 
     model, data    the built-in names, if such were used; they are never imported
+    exports        file name -> what `export.export` measured of it
     exported       the network itself, as `structure.exported` writes it, where its class cannot express what was cut
     """
 
@@ -49,6 +50,7 @@ class Description(BaseModel):
     exported: dict[str, Any] | None = None
     recipe: dict[str, Any]
     report: list[dict[str, Any]]
+    exports: dict[str, dict[str, Any]] = {}
 
 
 def save(folder: str | Path, snapshot: Snapshot, description: Description) -> dict[str, int]:
@@ -148,6 +150,18 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
     network.load_state_dict(state)
     check_state(network)
     return network
+
+
+def note_export(folder: str | Path, name: str, measured: dict[str, Any]) -> None:
+    """Add to an artifact's description what was measured of a file exported into it. Raises ArtifactError and StorageError."""
+    described, path = describe(folder), Path(folder) / DESCRIPTION
+    part = path.with_suffix(".part")
+    try:
+        part.write_text(described.model_copy(update={"exports": described.exports | {name: measured}}).model_dump_json(indent=1))
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise StorageError(f"cannot write {path}: {error.strerror}. Free space or choose another folder") from error
 
 
 def _load_exported(written: dict[str, Any], state: dict[str, Tensor], folder: str | Path) -> nn.Module:

@@ -1,4 +1,4 @@
-"""The command line: `featherweight compress`, `plan`, `inspect`, `pack`, `recipes`, `demo` and `reproduce`."""
+"""The command line: one function a command, and what they share."""
 
 from __future__ import annotations
 
@@ -7,20 +7,19 @@ import inspect
 import runpy
 import shlex
 import sys
-from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import TypeAdapter, ValidationError
 from rich.text import Text
 
-from featherweight import artifact, console, given, job, outline, packed
+from featherweight import artifact, checkout, console, given, job, latency, outline, packed, subject
+from featherweight import export as exporting
 from featherweight.compress import Compressed
-from featherweight.errors import ArtifactError, FeatherweightError, InputError, did_you_mean
+from featherweight.errors import FeatherweightError, InputError, did_you_mean
 from featherweight.job import Job
-from featherweight.measure import Measurement, measure
+from featherweight.measure import measure
 from featherweight.recipe import Recipe, to_yaml
 from featherweight.recipes import RECIPES
 from featherweight.run import CHECKPOINT
@@ -85,6 +84,9 @@ Weights = Annotated[Path | None, typer.Option(metavar="FILE", help="A .safetenso
 Workdir = Annotated[Path | None, typer.Option(metavar="W", help="Folder for checkpoints. Default: DIR.work, removed at the end.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seeds torch and the task.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads of torch. Default: torch's own choice.")]
+Target = Annotated[str, typer.Argument(metavar="TARGET", help="An artifact, a packed file (.fwz), or a MODEL.")]
+TargetModel = Annotated[str | None, typer.Option("--model", help="The network; default: the one that the artifact names.")]
+TargetData = Annotated[str | None, typer.Option("--data", help="The task; default: the one that the artifact names.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 
 
@@ -115,11 +117,11 @@ def compress_command(
 ) -> None:
     """Compress MODEL on the data by the recipe, and write the artifact to DIR. Ctrl-C saves; the same command goes on."""
     chosen = given.recipe(recipe, settings or ())
-    subject = Job.load(model, data, weights, seed, threads)
+    made = Job.load(model, data, weights, seed, threads)
     if dry_run:
-        _show_plan(subject, chosen, as_json)
+        _show_plan(made, chosen, as_json)
         return
-    done, files = _run(ctx, subject, chosen, out, workdir)
+    done, files = _run(ctx, made, chosen, out, workdir)
     if as_json:
         console.json_object(_summary(done, out, files))
     else:
@@ -140,8 +142,8 @@ def plan_command(
     """Show what `compress` would do, with exact names and sizes, or which units a budget would cut; and run nothing."""
     if budget is not None:
         what, share = outline.budget_of(budget)
-        subject = Job.load(model, data, weights, seed)
-        found = outline.cuts(trace(subject.network, subject.task.example), what, share)
+        made = Job.load(model, data, weights, seed)
+        found = outline.cuts(trace(made.network, made.task.example), what, share)
         console.json_object(found) if as_json else console.cuts(found)
         return
     if recipe is None:
@@ -152,9 +154,9 @@ def plan_command(
 
 @app.command("inspect", epilog=EPILOG)
 def inspect_command(
-    target: Annotated[str, typer.Argument(metavar="TARGET", help="An artifact, a packed file (.fwz), or a MODEL.")],
-    model: Annotated[str | None, typer.Option(help="The network; default: the built-in one that the artifact names.")] = None,
-    data: Annotated[str | None, typer.Option(help="The task; default: the built-in one that the artifact names.")] = None,
+    target: Target,
+    model: TargetModel = None,
+    data: TargetData = None,
     seed: Annotated[int, typer.Option(min=0, help="For a task whose score depends on its seed.")] = 0,
     threads: Threads = None,
     as_json: AsJson = False,
@@ -163,33 +165,34 @@ def inspect_command(
 
     Exits with 4 where an artifact's files disagree with its report.
     """
-    folder = Path(target)
-    if folder.suffix == ".fwz":
-        _inspect_packed(folder, model, data, seed, threads, as_json)
-        return
-    if not folder.is_dir() and (target in NETWORKS or ".py:" in target):
-        subject = Job.load(target, data or _data_for(target), None, seed, threads)
-        found = outline.outline(trace(subject.network, subject.task.example))
+    if subject.is_model(target):
+        made = Job.load(target, data or subject.data_for(target), None, seed, threads)
+        found = outline.outline(trace(made.network, made.task.example))
         console.json_object(found) if as_json else console.outline(target, found)
         return
-    described = artifact.describe(folder)
-    # A path such as file.py:Net is code: it is taken from the command line only, whatever the artifact says.
-    model = model or _recorded(described.model, NETWORKS, "--model", folder)
-    data = data or _recorded(described.data, TASKS, "--data", folder)
-    subject = Job.load(model, data, None, seed, threads)
-    network = artifact.load(folder, subject.network)
-    given.check_fit(network, subject.task, model, data)
-    measured, claimed = measure(network, subject.task.example, subject.task.score), _claim(described.report, folder)
+    held = subject.load(target, model, data, seed, threads)
+    measured, folder = measure(held.network, held.task.example, held.task.score), Path(target)
+    left = job.weights_left(held.network, held.original) if held.original is not None else {}
+    if held.description is None:
+        size = folder.stat().st_size
+        if as_json:
+            console.json_object({"path": target, "bytes": size, "measured": asdict(measured)})
+        else:
+            console.inspection(console.compared(measured, measured)[0], left, {folder.name: size})
+        return
+    claimed = subject.claimed(held.description, folder)
     table, differ = console.compared(measured, claimed)
     files = artifact.file_sizes(folder)
-    left = job.weights_left(network, subject.network)
     if as_json:
         reported = {"measured": asdict(measured), "claimed": asdict(claimed), "agrees": not differ, "differs": differ}
-        console.json_object({"folder": str(folder), "model": model, "data": data, **reported, "weights": left, "files": files})
+        reported |= {"weights": left, "files": files, "exports": held.description.exports}
+        console.json_object({"folder": target, "model": held.model, "data": held.data, **reported})
     else:
-        title = f"{folder}: {model} on {data}, written by featherweight {described.featherweight}"
+        title = f"{folder}: {held.model} on {held.data}, written by featherweight {held.description.featherweight}"
         console.output().print(Text(console.printable(title)))
         console.inspection(table, left, files)
+        for name, export in held.description.exports.items():
+            console.export_noted(name, export)
         if not differ:
             console.output().print("\nThe files agree with their report.")
     if differ:
@@ -201,11 +204,11 @@ def inspect_command(
 def pack_command(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="An artifact.")],
     out: Annotated[Path | None, typer.Option("-o", help="The file; default: DIR/model.fwz.")] = None,
-    model: Annotated[str | None, typer.Option(help="The network; default: the built-in one that the artifact names.")] = None,
+    model: TargetModel = None,
     as_json: AsJson = False,
 ) -> None:
     """Pack an artifact's network into one entropy-coded file, every byte counted, bitwise the same when loaded."""
-    network = given.network(model or _recorded(artifact.describe(folder).model, NETWORKS, "--model", folder), None)
+    network = given.network(model or subject.recorded(artifact.describe(folder).model, NETWORKS, "--model", folder), None)
     snapshot, path = artifact.snapshot(folder), out or folder / "model.fwz"
     artifact.load(folder, network)  # a network of another class is refused with its first difference
     packed.write(path, snapshot, network)
@@ -214,6 +217,58 @@ def pack_command(
         console.json_object({"path": str(path), **asdict(counted)})
     else:
         console.storage(counted.table(), path)
+
+
+@app.command("export", epilog=EPILOG)
+def export_command(
+    target: Target,
+    out: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="Default: model.FORMAT in DIR.")] = None,
+    format: Annotated[str, typer.Option(metavar="F", help=f"{' or '.join(exporting.FORMATS)}.")] = "onnx",
+    model: TargetModel = None,
+    data: TargetData = None,
+    seed: Seed = 0,
+    opset: Annotated[int, typer.Option(help="Of ONNX.")] = exporting.LEAST_OPSET,
+    fixed_batch: Annotated[bool, typer.Option("--fixed-batch", help="The example's batch size only, not any.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write TARGET as an ONNX model or a torch.export program, run the file, and say how far it is from the network."""
+    held, folder = subject.load(target, model, data, seed), Path(target)
+    if out is None and held.description is None:
+        raise InputError(f"{target} is not an artifact's folder to write into: give -o FILE")
+    path = out or folder / f"model.{format}"
+    done = exporting.export(held.network, held.task.example, path, format, opset=opset, dynamic_batch=not fixed_batch)  # type: ignore[arg-type]
+    if out is None:
+        artifact.note_export(folder, path.name, done.to_dict())
+    console.json_object(done.to_dict()) if as_json else console.exported(done)
+
+
+@app.command("bench", epilog=EPILOG)
+def bench_command(
+    targets: Annotated[
+        list[str], typer.Argument(metavar="A [B ...]", help="Artifacts, packed files, MODELs; A is the baseline.")
+    ],
+    model: TargetModel = None,
+    data: TargetData = None,
+    runtime: Annotated[list[str] | None, typer.Option(help="eager or onnx; may be repeated. Default: both.")] = None,
+    threads: Annotated[list[int] | None, typer.Option(help="Of the processor; may be repeated. Default: 1.")] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="Batch size; may be repeated. Default: 1.")] = None,
+    rounds: Annotated[int, typer.Option(help="Times that each is measured, in turns.")] = 30,
+    as_json: AsJson = False,
+) -> None:
+    """Time networks against A, in turns: faster, slower, or no difference seen where times spread more than they differ."""
+    held = {target: subject.load(target, model, data) for target in targets}
+    if len(held) < len(targets):
+        raise InputError("the same network is given twice: its two times would go by one name")
+    examples = {name: one.task.example for name, one in held.items()}
+    found = latency.bench(
+        {name: one.network for name, one in held.items()},
+        examples,
+        runtimes=runtime or latency.RUNTIMES,  # type: ignore[arg-type]
+        threads=threads or (1,),
+        batches=batch or (1,),
+        rounds=rounds,
+    )
+    console.json_object(found.to_dict()) if as_json else typer.echo(latency.text(found))
 
 
 @app.command("recipes")
@@ -252,8 +307,8 @@ def demo_command(
     same += [part for setting in settings for part in ("--set", setting)]
     console.command(f"the same as: {ctx.find_root().info_name} {shlex.join([*same, '-o', str(out)])}")
     chosen = given.recipe("progressive_admm", settings)
-    subject = Job.load("lenet5", "digits", None, seed, threads)
-    done, files = _run(ctx, subject, chosen, out, None)
+    made = Job.load("lenet5", "digits", None, seed, threads)
+    done, files = _run(ctx, made, chosen, out, None)
     dense, last = done.rows[0].measured, done.rows[-1].measured
     ratio, lost = dense.nonzeros / last.nonzeros, dense.score - last.score
     achieved = ratio >= DEMO_RATIO and lost <= DEMO_POINTS
@@ -274,7 +329,7 @@ def demo_command(
 @app.command("reproduce", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def reproduce_command(ctx: typer.Context, name: Annotated[str | None, typer.Argument(metavar="[NAME]")] = None) -> None:
     """Run a benchmark of a checkout and rewrite its table; without NAME, list them. Further arguments go to the benchmark."""
-    known = _benchmarks()
+    known = checkout.benchmarks()
     if not known:
         raise InputError(
             "benchmarks are part of a checkout, and there is none here: clone the project and run this in its folder"
@@ -292,10 +347,10 @@ def reproduce_command(ctx: typer.Context, name: Annotated[str | None, typer.Argu
 # --- what the commands share ---------------------------------------------------------------------------------------------
 
 
-def _run(ctx: typer.Context, subject: Job, recipe: Recipe, out: Path, workdir: Path | None) -> tuple[Compressed, dict[str, int]]:
+def _run(ctx: typer.Context, made: Job, recipe: Recipe, out: Path, workdir: Path | None) -> tuple[Compressed, dict[str, int]]:
     place = workdir or job.beside(out)
     try:
-        return job.run(subject, recipe, out, place, keep_workdir=workdir is not None)
+        return job.run(made, recipe, out, place, keep_workdir=workdir is not None)
     except KeyboardInterrupt:
         saved = (place / CHECKPOINT).exists()
         console.note(
@@ -311,62 +366,12 @@ def _summary(done: Compressed, out: Path, files: dict[str, int]) -> dict[str, An
     return {"output": str(out), "files": files, "recipe": done.recipe.to_dict(), "rows": rows}
 
 
-def _show_plan(subject: Job, recipe: Recipe, as_json: bool) -> None:
-    stages = job.plan(subject, recipe)
+def _show_plan(made: Job, recipe: Recipe, as_json: bool) -> None:
+    stages = job.plan(made, recipe)
     if as_json:
-        console.json_object({"recipe": recipe.to_dict(), "model": subject.model, "data": subject.data, "stages": stages})
+        console.json_object({"recipe": recipe.to_dict(), "model": made.model, "data": made.data, "stages": stages})
     else:
         console.plan(recipe, stages)
-
-
-def _inspect_packed(path: Path, model: str | None, data: str | None, seed: int, threads: int | None, as_json: bool) -> None:
-    """Score and sizes of a packed file, which names neither network nor data."""
-    if model is None or data is None:
-        raise InputError(f"{path} names no network and no data: give --model and --data")
-    subject = Job.load(model, data, None, seed, threads)
-    network = packed.load(path, subject.network)
-    measured, size = measure(network, subject.task.example, subject.task.score), path.stat().st_size
-    if as_json:
-        console.json_object({"path": str(path), "bytes": size, "measured": asdict(measured)})
-    else:
-        table, _ = console.compared(measured, measured)
-        console.inspection(table, job.weights_left(network, subject.network), {path.name: size})
-
-
-def _data_for(model: str) -> str:
-    """The built-in task whose images a built-in network takes."""
-    return "cifar10" if "res" in model or "vgg" in model else "digits"
-
-
-def _recorded(name: str | None, known: Collection[str], option: str, folder: Path) -> str:
-    """A built-in name that an artifact holds. Raises InputError for any other: a path is code, and is never taken from a file."""
-    if name is not None and name in known:
-        return name
-    said = "names none" if name is None else f"names {name!r}, which is not built in"
-    raise InputError(f"{folder} {said}: give {option}, one of {', '.join(known)}, or file.py:name")
-
-
-def _claim(rows: list[dict[str, Any]], folder: Path) -> Measurement:
-    """What the last row of a report says. Raises ArtifactError."""
-    try:
-        return TypeAdapter(Measurement).validate_python(rows[-1]["measured"])
-    except (IndexError, KeyError, TypeError, ValidationError):
-        where = folder / artifact.DESCRIPTION
-        raise ArtifactError(f"{where} is damaged: its report has no measurement in its last row") from None
-
-
-def _benchmarks() -> dict[str, Path]:
-    """Name -> file of each benchmark of the checkout that this package is in, else of the current folder."""
-    for home in (Path(__file__).resolve().parent.parent, Path.cwd()):
-        files = sorted((home / "benchmarks").glob("*.py"))
-        found = {path.stem.replace("_", "-"): path for path in files if _has_main(path)}
-        if found:
-            return found
-    return {}
-
-
-def _has_main(path: Path) -> bool:
-    return any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in ast.parse(path.read_text()).body)
 
 
 def _first_line(text: str | None) -> str:

@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from featherweight import report
+from featherweight.export import Exported
 from featherweight.measure import Measurement
 from featherweight.recipe import Recipe
 from featherweight.report import Row
@@ -321,3 +322,19 @@ def storage(rows: Sequence[tuple[str, int, float]], path: Path) -> None:
     """Print what a packed file takes beside other means."""
     output().print(table(("storage", "bytes", "smaller"), [(what, f"{size:,}", f"{times:,.1f}x") for what, size, times in rows]))
     output().print(Text(f"\nwrote {path}"))
+
+
+def exported(done: Exported) -> None:
+    """What was written, and how far the file's outputs are from the network's."""
+    screen, batches = output(), ", ".join(str(batch) for batch in done.batches)
+    size = "any batch size" if done.dynamic_batch else f"batch size {batches} only"
+    version = f", opset {done.opset}" if done.opset is not None else ""
+    screen.print(Text(printable(f"{done.path}: {done.bytes:,} bytes{version}, {size}")))
+    screen.print(f"run again from the file at batch {batches}: differs by {done.relative:.1e} of the largest output, at most")
+
+
+def export_noted(name: str, measured: dict[str, Any]) -> None:
+    """What an artifact's description says of a file that was exported into it."""
+    relative = measured.get("relative")
+    said = f"{relative:.1e} of the largest output" if isinstance(relative, float) else "an unknown amount"
+    output().print(Text(printable(f"{name}: differed from the network by {said} when it was exported and run")))

@@ -243,7 +243,7 @@ def test_settings_reach_into_a_file(place: Path) -> None:
 
 
 def test_reproduce_lists_runs_and_corrects(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("featherweight.cli.__file__", str(place / "featherweight/cli.py"))
+    monkeypatch.setattr("featherweight.checkout.__file__", str(place / "featherweight/checkout.py"))
     monkeypatch.setattr(sys, "argv", sys.argv)
     assert "checkout" in message(call("reproduce", code=2))
     (place / "benchmarks").mkdir()

@@ -1,0 +1,105 @@
+"""What a command is pointed at: an artifact, a packed file, a built-in network or the user's own; and the task it is for."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import nn
+
+from featherweight import artifact, given, packed
+from featherweight.artifact import Description
+from featherweight.errors import ArtifactError, InputError
+from featherweight.measure import Measurement
+from featherweight.tasks import TASKS
+from featherweight.training import Task
+from featherweight.zoo import NETWORKS
+
+PACKED = ".fwz"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network as its files hold it.
+
+    network       with the edits replayed, in an artifact or a packed file
+    original      of the class that was compressed; None for an exported module, which needs none
+    description   of an artifact
+    model, data   the names that the network and the task were given by, or that the artifact holds
+    """
+
+    network: nn.Module
+    original: nn.Module | None
+    task: Task
+    description: Description | None
+    model: str
+    data: str
+
+
+def load(target: str, model: str | None = None, data: str | None = None, seed: int = 0, threads: int | None = None) -> Subject:
+    """The network and the task of `target`: an artifact's folder, a packed file, or a MODEL.
+
+    `model` and `data`: those of a target that does not name its own. Raises ArtifactError for damaged files, and InputError
+    where something is not named or network and task are not made for each other.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+    path = Path(target)
+    if is_model(target):
+        return _made(target, data or data_for(target), seed)
+    if path.suffix == PACKED:
+        if model is None or data is None:
+            raise InputError(f"{path} names no network and no data: give --model and --data")
+        made = _made(model, data, seed)
+        return Subject(packed.load(path, made.network), made.network, made.task, None, model, data)
+    described = artifact.describe(path)
+    # A path such as file.py:Net is code: it is taken from the command line only, whatever the artifact says.
+    if described.exported is not None:
+        data = data or recorded(described.data, TASKS, "--data", path)
+        network, task = artifact.load(path), given.task(data, seed)
+        given.check_fit(network, task, target, data)
+        return Subject(network, None, task, described, model or target, data)
+    model = model or recorded(described.model, NETWORKS, "--model", path)
+    made = _made(model, data or recorded(described.data, TASKS, "--data", path), seed)
+    network = artifact.load(path, made.network)
+    given.check_fit(network, made.task, model, made.data)
+    return Subject(network, made.network, made.task, described, model, made.data)
+
+
+def _made(model: str, data: str, seed: int) -> Subject:
+    network, task = given.network(model, None), given.task(data, seed)
+    given.check_fit(network, task, model, data)
+    return Subject(network, network, task, None, model, data)
+
+
+def is_model(target: str) -> bool:
+    """Is it a built-in network or file.py:function, and no file or folder?"""
+    return not Path(target).is_dir() and (target in NETWORKS or ".py:" in target)
+
+
+def data_for(model: str) -> str:
+    """The built-in task whose images a built-in network takes."""
+    if model not in NETWORKS:
+        raise InputError(f"no data is known for {model}: give --data, one of {', '.join(TASKS)}, or file.py:task")
+    return "cifar10" if "res" in model or "vgg" in model else "digits"
+
+
+def recorded(name: str | None, known: Collection[str], option: str, folder: Path) -> str:
+    """A built-in name that an artifact holds. Raises InputError for any other: a path is code, and is never taken from a file."""
+    if name is not None and name in known:
+        return name
+    said = "names none" if name is None else f"names {name!r}, which is not built in"
+    raise InputError(f"{folder} {said}: give {option}, one of {', '.join(known)}, or file.py:name")
+
+
+def claimed(description: Description, folder: Path) -> Measurement:
+    """What the last row of an artifact's report says. Raises ArtifactError."""
+    try:
+        return TypeAdapter(Measurement).validate_python(description.report[-1]["measured"])
+    except (IndexError, KeyError, TypeError, ValidationError):
+        where = folder / artifact.DESCRIPTION
+        raise ArtifactError(f"{where} is damaged: its report has no measurement in its last row") from None
