@@ -40,7 +40,7 @@ def steps(network: nn.Module, inputs: Tensor, labels: Tensor, optimizer: torch.o
 
 
 def imposed_ratio(name: str, shape: tuple[int, ...], every: int, pairs: int, fisher: float) -> list[float]:
-    """Time of `every` steps with ADMM, one projection included, over that of `every` plain steps; `pairs` of them."""
+    """Time of `every` steps with ADMM, one projection included, over that of the plain steps between them; `pairs` of them."""
     torch.manual_seed(0)
     inputs = torch.randn(shape).to(memory_format=torch.channels_last)
     labels = torch.randint(0, 10, shape[:1])
@@ -58,7 +58,7 @@ def imposed_ratio(name: str, shape: tuple[int, ...], every: int, pairs: int, fis
             imposed = Imposed(driver, network, optimizer, targets, squares=squares, spread=spread)
             imposed.__enter__()  # left open: what freezes at the end is no part of a step
         runs.append(steps(network, inputs, labels, optimizer))
-    return ratios(lambda: repeat(runs[0], every), lambda: repeat(runs[1], every), pairs)
+    return ratios(runs[0], runs[1], pairs, every)
 
 
 def projection_ratio(size: int, share: float, pairs: int) -> list[float]:
@@ -71,22 +71,21 @@ def projection_ratio(size: int, share: float, pairs: int) -> list[float]:
         return ratios(lambda: driver.project(state, weight, target, None), lambda: weight.abs().topk(count, sorted=False), pairs)
 
 
-def repeat(action: Callable[[], object], times: int) -> None:
-    for _ in range(times):
-        action()
+def ratios(first: Callable[[], object], second: Callable[[], object], pairs: int, times: int = 1) -> list[float]:
+    """first / second, `times` calls of each, taken in turn call by call and in changing order; the first pair does not count.
 
-
-def ratios(first: Callable[[], object], second: Callable[[], object], pairs: int) -> list[float]:
-    """first / second, taken in turn and in changing order, after one of each that does not count."""
+    Processor time of this process, not the clock: other jobs on the machine take turns with it.
+    """
     found = []
     for pair in range(pairs + 1):
-        times = {}
-        for action in (first, second) if pair % 2 else (second, first):
-            began = time.perf_counter()
-            action()
-            times[action] = time.perf_counter() - began
+        spent = {first: 0.0, second: 0.0}
+        for call in range(times):
+            for action in (first, second) if (pair + call) % 2 else (second, first):
+                began = time.process_time()
+                action()
+                spent[action] += time.process_time() - began
         if pair:
-            found.append(times[first] / times[second])
+            found.append(spent[first] / spent[second])
     return found
 
 
