@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from featherweight.allocate.choices import Choices, lagrangian
 from featherweight.errors import InputError, did_you_mean
 from featherweight.measure import count_macs, decoded
 from featherweight.svd import truncated_all
@@ -148,19 +149,6 @@ def convolutions(model: nn.Module) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class Choices:
-    """What one layer can be, by rising MACs; the last choice is the layer whole, whose rank is None.
-
-    errors   the share of the squared norm of the weight that is dropped, falling; 0 at the last
-    macs     of one example
-    """
-
-    ranks: tuple[int | None, ...]
-    errors: tuple[float, ...]
-    macs: tuple[int, ...]
-
-
-@dataclass(frozen=True)
 class Allocation:
     """`ranks`: parameter -> rank, of the layers to factor; `whole`: those for which no rank pays; MACs of one example."""
 
@@ -176,7 +164,9 @@ class Allocation:
 
 
 def choices(model: nn.Module, example: tuple[Tensor, ...], targets: Mapping[str, View]) -> dict[str, Choices]:
-    """Every rank below break-even of each target, and whole. MACs are exact, from the shapes that `example` meets."""
+    """Every rank below break-even of each target, and None for whole: the share of the weight's squared norm that is dropped,
+    and the MACs of one example, exact, from the shapes that `example` meets.
+    """
     weights, shapes = decoded(model), input_shapes(model, example)
     for name in targets:
         if name not in weights:
@@ -202,50 +192,6 @@ def choices(model: nn.Module, example: tuple[Tensor, ...], targets: Mapping[str,
     return found
 
 
-def lagrangian(menus: Mapping[str, Choices], budget: int) -> dict[str, int]:
-    """argmin sum of errors  s.t.  sum of macs <= budget, as the index of a choice for each name.
-
-    The steps of each menu's lower convex hull are taken by falling gain per MAC (the Lagrangian relaxation, exact at its
-    breakpoints), then what is left of the budget goes to the single changes that gain most. Raises FactorError if even the
-    smallest choices cost more than `budget`.
-    """
-    left = budget - sum(menu.macs[0] for menu in menus.values())
-    if left < 0:
-        raise FactorError(f"{budget:,} MACs are fewer than the {budget - left:,} of rank 1 everywhere: ask for more")
-    chosen = dict.fromkeys(menus, 0)
-    steps = [(gain, name, to) for name, menu in menus.items() for gain, to in _hull(menu)]
-    for _, name, to in sorted(steps, key=lambda step: -step[0]):
-        more = menus[name].macs[to] - menus[name].macs[chosen[name]]
-        if more > left:
-            break
-        chosen[name], left = to, left - more
-    while True:
-        changes = [
-            (menu.errors[chosen[name]] - menu.errors[to], name, to)
-            for name, menu in menus.items()
-            for to in range(chosen[name] + 1, len(menu.macs))
-            if menu.macs[to] - menu.macs[chosen[name]] <= left and menu.errors[to] < menu.errors[chosen[name]]
-        ]
-        if not changes:
-            return chosen
-        _, name, to = max(changes, key=lambda change: change[0])
-        left -= menus[name].macs[to] - menus[name].macs[chosen[name]]
-        chosen[name] = to
-
-
-def _hull(menu: Choices) -> list[tuple[float, int]]:
-    """The steps of the lower convex hull of (macs, errors): (error lost per MAC, index stepped to), gains falling."""
-    steps: list[tuple[float, int]] = []
-    at = 0
-    while at < len(menu.macs) - 1:
-        later = range(at + 1, len(menu.macs))
-        gain, at = max(((menu.errors[at] - menu.errors[to]) / (menu.macs[to] - menu.macs[at]), to) for to in later)
-        if gain <= 0:  # nothing is dropped any more: more MACs would buy nothing
-            break
-        steps.append((gain, at))
-    return steps
-
-
 def allocate(model: nn.Module, example: tuple[Tensor, ...], targets: Mapping[str, View], keep: float) -> Allocation:
     """The rank of each target such that the whole network keeps at most the share `keep` of its MACs and drops least.
 
@@ -260,15 +206,15 @@ def allocate(model: nn.Module, example: tuple[Tensor, ...], targets: Mapping[str
     before, reasons = count_macs(model, example)
     if before is None:
         raise FactorError(f"the network's MACs cannot be counted, so no share of them can be kept: {'; '.join(reasons)}")
-    fixed = before - sum(menu.macs[-1] for menu in menus.values())
-    least = fixed + sum(menu.macs[0] for menu in menus.values())
+    fixed = before - sum(menu.costs[-1] for menu in menus.values())
+    least = fixed + sum(menu.costs[0] for menu in menus.values())
     if int(keep * before) < least:
         raise FactorError(
             f"keep={keep:g} of {before:,} MACs is out of reach: rank 1 in all {len(menus)} targets still takes {least:,} "
             f"({least / before:.3g} of them). Ask for more, or name more layers"
         )
-    chosen = {name: menus[name].ranks[index] for name, index in lagrangian(menus, int(keep * before) - fixed).items()}
-    after = fixed + sum(menus[name].macs[menus[name].ranks.index(rank)] for name, rank in chosen.items())
+    chosen = {name: menus[name].sizes[index] for name, index in lagrangian(menus, int(keep * before) - fixed).items()}
+    after = fixed + sum(menus[name].costs[menus[name].sizes.index(rank)] for name, rank in chosen.items())
     ranks = {name: rank for name, rank in chosen.items() if rank is not None}
     return Allocation(ranks, tuple(name for name, rank in chosen.items() if rank is None), after, before)
 
