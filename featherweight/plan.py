@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
@@ -57,6 +57,7 @@ def resolve(
     targets: dict[str, Target] = {}
     sizes: dict[str, tuple[int, int]] = {}
     menus: dict[str, Menu] = {}
+    unsized: list[str] = []  # whose ranks a budget of MACs decides
     whole = 0
     for number, rule in enumerate(stage.rules):
         where = f"stage {stage.name!r}, rule {number} ({rule.targets!r})"
@@ -79,6 +80,10 @@ def resolve(
                     if rule.keep is not None:
                         mistakes.append(f"{where}: give the set's own size or `keep`, not both")
                     continue
+                if stage.macs is not None:
+                    unsized.append(name)
+                    sizes[name] = (0, min(matrix.shape))
+                    continue
                 largest = rule.set.menu(rule.view.to_matrix(original[name])).most
                 weighed = targets[name].weighed(weights[name], squares[name] if squares else None)
                 menu = rule.set.menu(rule.view.to_matrix(weighed))
@@ -92,14 +97,13 @@ def resolve(
                     whole += largest
             except InputError as error:
                 mistakes.append(f"{where}: parameter {name!r}: {error}")
-    if menus and stage.macs is not None:
-        mistakes += _no_low_rank(stage, targets, menus)
-    elif menus and stage.keep is None:
+    mistakes += _no_low_rank(stage, targets, unsized)
+    if menus and stage.keep is None:
         mistakes.append(f"stage {stage.name!r} has no `keep`, and no size or `keep` is given for {', '.join(menus)}")
     if mistakes:
         raise RecipeError(mistakes, "plan")
-    if menus and stage.macs is not None and example is not None:
-        _give_ranks(stage.macs, model, example, targets, sizes, tuple(menus))
+    if unsized and stage.macs is not None and example is not None:
+        _give_ranks(stage.macs, model, example, targets, sizes, unsized)
     spread = None
     if menus and stage.keep is not None:
         total = min(max(round(stage.keep * whole), len(menus)), sum(menu.most for menu in menus.values()))
@@ -122,7 +126,7 @@ def _give_ranks(
     example: tuple[Tensor, ...],
     targets: dict[str, Target],
     sizes: dict[str, tuple[int, int]],
-    names: tuple[str, ...],
+    names: Sequence[str],
 ) -> None:
     """Ranks that keep `share` of the network's MACs; layers for which no rank pays are targets no more."""
     found = ranks.allocate(model, example, {name: targets[name].view for name in names}, share)

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 from featherweight.allocate.choices import Choices, lagrangian
 from featherweight.errors import InputError, did_you_mean
 from featherweight.measure import count_macs, decoded
-from featherweight.svd import truncated_all
+from featherweight.svd import squared_values
 from featherweight.views import View
 
 Conv = nn.Conv1d | nn.Conv2d
@@ -174,16 +174,15 @@ def choices(model: nn.Module, example: tuple[Tensor, ...], targets: Mapping[str,
         if not isinstance(model.get_submodule(name.rpartition(".")[0]), Conv | nn.Linear):
             raise FactorError(f"{name!r} is not of a convolution or linear layer: only their MACs are counted; leave it out")
     layers = {name: model.get_submodule(name.rpartition(".")[0]) for name in targets}
-    matrices = {name: view.to_matrix(weights[name]) for name, view in targets.items()}
     found = {}
-    for name, thin in truncated_all(matrices, rank={name: min(m.shape) for name, m in matrices.items()}).items():
-        layer, view = layers[name], targets[name]
+    for name, view in targets.items():
+        layer, matrix = layers[name], view.to_matrix(weights[name])
         met = shapes.get(name.rpartition(".")[0])
         if not met:
             raise FactorError(f"{name!r} was not used on the example, so its MACs are not known: leave it out")
         examples = example[0].shape[0]
         dense, a_rank = (sum(macs(layer, view, rank, shape) for shape in met) // examples for rank in (None, 1))
-        squares = thin.values.square()
+        squares = squared_values(matrix, name)
         shares = squares.flip(0).cumsum(0).flip(0) / squares.sum().clamp_min(torch.finfo(torch.float64).tiny)
         left = torch.where(shares > NOTHING, shares, 0.0).tolist()
         ranks = range(1, min(break_even(layer, view, met), len(left) + 1))

@@ -14,7 +14,7 @@ from torch import Tensor
 from featherweight import codes, kmeans
 from featherweight.errors import InputError
 from featherweight.scales import best_scale
-from featherweight.svd import truncated
+from featherweight.svd import squared_values, truncated
 
 
 class SetError(InputError):
@@ -221,7 +221,7 @@ class LowRank(Set):
         """The rank that the projection of `matrix` has (at most)."""
         if self.energy is None:
             return _checked(self, self.rank, matrix, min(matrix.shape), "rank")
-        squares = torch.linalg.svdvals(_finite(self, matrix).double()).square()
+        squares = squared_values(_finite(self, matrix))
         dropped = squares.flip(0).cumsum(0)  # dropped[i]: the i + 1 smallest
         return squares.numel() - int((dropped <= self.energy * dropped[-1]).sum())
 
@@ -238,7 +238,7 @@ class LowRank(Set):
         return kept.pull().to(matrix.dtype)
 
     def menu(self, matrix: Tensor) -> Menu:
-        squares = torch.linalg.svdvals(_finite(self, matrix).double()).square()
+        squares = squared_values(_finite(self, matrix))
         return _sorted_menu(squares, lambda k: codes.Factors.blank(matrix.shape[0], matrix.shape[1], k).bits())
 
     def sized(self, size: int) -> LowRank:

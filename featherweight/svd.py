@@ -89,6 +89,19 @@ def truncated_all(
     return {name: found[name] for name in matrices}
 
 
+@torch.no_grad()
+def squared_values(matrix: Tensor, name: str = "the matrix") -> Tensor:
+    """(rows, cols) -> (min(rows, cols),): the squared singular values, falling, float64; a fraction of a decomposition's cost.
+
+    Raises as `truncated`.
+    """
+    stack = _checked({name: matrix})
+    if matrix.dtype == torch.float64:
+        return torch.linalg.svdvals(stack)[0].square().to(matrix.device)
+    squares = torch.linalg.eigvalsh(_gram_matrix(stack)).flip(-1)
+    return _without_noise(squares)[0].to(matrix.device)
+
+
 def _rank_by_energy(squares: Tensor, energy: float) -> int:
     """The least k with sum(squares[k:]) <= energy * sum(squares)."""
     dropped = squares.flip(0).cumsum(0)  # dropped[i]: the i + 1 smallest
@@ -101,9 +114,19 @@ Decomposition = tuple[Tensor, Tensor, Tensor]  # left (rows, n), squares (n,) fa
 @torch.no_grad()
 def _decomposed(matrices: dict[str, Tensor]) -> list[Decomposition]:
     """All of one shape, dtype and device."""
+    one = next(iter(matrices.values()))
+    stack = _checked(matrices)
+    try:
+        parts = _singular(stack) if one.dtype == torch.float64 else _gram(stack)
+    except torch.linalg.LinAlgError:  # one of them failed: find it, and give it LAPACK's slower and steadier routine
+        parts = _one_by_one(stack, list(matrices))
+    return [tuple(part[i].to(one.device) for part in parts) for i in range(len(matrices))]  # type: ignore[misc]
+
+
+def _checked(matrices: dict[str, Tensor]) -> Tensor:
+    """(batch, rows, cols) in float64, finite and not empty."""
     stack = torch.stack([matrix.detach() for matrix in matrices.values()])
-    home = stack.device
-    if home.type == "mps":  # which has no float64
+    if stack.device.type == "mps":  # which has no float64
         stack = stack.cpu()
     finite = torch.isfinite(stack).flatten(1).all(1).tolist()
     if not all(finite):
@@ -111,13 +134,7 @@ def _decomposed(matrices: dict[str, Tensor]) -> list[Decomposition]:
         raise DecompositionError(f"{', '.join(broken)}: NaN or infinite entries: the training before diverged, lower its rate")
     if min(stack.shape[1:]) == 0:
         raise InputError(f"{next(iter(matrices))} has shape {tuple(stack.shape[1:])}: an empty matrix has no decomposition")
-    exact = stack.dtype == torch.float64
-    stack = stack.double()
-    try:
-        parts = _singular(stack) if exact else _gram(stack)
-    except torch.linalg.LinAlgError:  # one of them failed: find it, and give it LAPACK's slower and steadier routine
-        parts = _one_by_one(stack, list(matrices))
-    return [tuple(part[i].to(home) for part in parts) for i in range(len(matrices))]  # type: ignore[misc]
+    return stack.double()
 
 
 def _singular(stack: Tensor) -> Decomposition:
@@ -129,13 +146,22 @@ def _gram(stack: Tensor) -> Decomposition:
     """(batch, rows, cols) -> batched decomposition by the eigenvectors of the shorter side's Gram matrix."""
     wide = stack.shape[1] <= stack.shape[2]
     short = stack if wide else stack.mT  # (batch, n, longer)
-    squares, vectors = torch.linalg.eigh(short @ short.mT)
-    squares, vectors = squares.flip(-1), vectors.flip(-1)
-    noise = squares[:, :1] * squares.shape[1] * torch.finfo(torch.float64).eps  # rounding of the Gram matrix
-    squares = torch.where(squares > noise, squares, 0.0)
+    squares, vectors = torch.linalg.eigh(_gram_matrix(stack))
+    squares, vectors = _without_noise(squares.flip(-1)), vectors.flip(-1)
     inverse = torch.where(squares > 0, squares.clamp_min(torch.finfo(torch.float64).tiny).rsqrt(), 0.0)
     other = inverse[..., None] * (vectors.mT @ short)  # (batch, n, longer)
     return (vectors, squares, other) if wide else (other.mT, squares, vectors.mT)
+
+
+def _gram_matrix(stack: Tensor) -> Tensor:
+    """(batch, n, n) of the shorter side."""
+    return stack @ stack.mT if stack.shape[1] <= stack.shape[2] else stack.mT @ stack
+
+
+def _without_noise(squares: Tensor) -> Tensor:
+    """(batch, n), falling: what is rounding of the Gram matrix becomes 0."""
+    noise = squares[:, :1] * squares.shape[1] * torch.finfo(torch.float64).eps
+    return torch.where(squares > noise, squares, 0.0)
 
 
 def _one_by_one(stack: Tensor, names: list[str]) -> Decomposition:

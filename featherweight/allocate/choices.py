@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from featherweight.errors import InputError
 
 
@@ -41,16 +43,17 @@ def lagrangian(menus: Mapping[str, Choices], budget: int) -> dict[str, int]:
         if more > left:
             break
         chosen[name], left = to, left - more
+    arrays = {name: (np.asarray(menu.errors), np.asarray(menu.costs)) for name, menu in menus.items()}
     while True:
-        changes = [
-            (menu.errors[chosen[name]] - menu.errors[to], name, to)
-            for name, menu in menus.items()
-            for to in range(chosen[name] + 1, len(menu.costs))
-            if menu.costs[to] - menu.costs[chosen[name]] <= left and menu.errors[to] < menu.errors[chosen[name]]
-        ]
-        if not changes:
+        best, gain = None, 0.0
+        for name, (errors, costs) in arrays.items():
+            at = chosen[name]
+            gains = np.where(costs[at + 1 :] - costs[at] <= left, errors[at] - errors[at + 1 :], 0.0)
+            if gains.size and gains.max() > gain:
+                best, gain = (name, at + 1 + int(gains.argmax())), float(gains.max())
+        if best is None:
             return chosen
-        _, name, to = max(changes, key=lambda change: change[0])
+        name, to = best
         left -= menus[name].costs[to] - menus[name].costs[chosen[name]]
         chosen[name] = to
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from featherweight.errors import InputError
-from featherweight.svd import DecompositionError, truncated, truncated_all
+from featherweight.svd import DecompositionError, squared_values, truncated, truncated_all
 
 SHAPES = [(48, 48), (96, 192), (16, 144), (144, 16), (1, 7), (7, 1), (1, 1)]
 
@@ -151,3 +151,16 @@ def test_only_matrices_are_taken() -> None:
         truncated(torch.randn(3, 5, 2), rank=1)
     with pytest.raises(InputError, match="empty"):
         truncated(torch.randn(0, 5), rank=0)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_squared_values_are_those_of_the_full_decomposition(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    torch.manual_seed(1)
+    matrix = torch.randn(shape).to(dtype)
+    expected = np.linalg.svd(matrix.double().numpy(), compute_uv=False) ** 2
+    assert np.abs(squared_values(matrix).numpy() - expected).max() <= 1e-12 * expected[0]
+    deficient = torch.outer(torch.randn(shape[0]), torch.randn(shape[1]))
+    assert int((squared_values(deficient) > 1e-12 * squared_values(deficient)[0]).sum()) == 1
+    with pytest.raises(DecompositionError, match="w: NaN"):
+        squared_values(matrix * torch.nan, "w")
