@@ -49,7 +49,9 @@ def balance(labels: Labels, demands: Sequence[Even]) -> None:
                 merged = np.where(merged > 0, merged, other)
             merged[np.isin(merged, dropped)] = 0
             units, rest = even_units(merged, demand.blocks)
-            choices.append((sum(int(np.isin(merged, unit).sum()) for unit in units), units, [dropped, rest]))
+            sizes = [int(np.isin(merged, unit).sum()) for unit in units]
+            # one unit has to stay: a single one that is everything is worth nothing
+            choices.append((sum(sizes) - max(sizes, default=0), units, [dropped, rest]))
         _, units, frozen = max(choices, key=lambda choice: choice[0])
         labels.freeze(frozen, demand.reason)
         for unit in units:

@@ -52,6 +52,14 @@ def test_the_blocks_of_shufflenet_are_matched_whole() -> None:
     assert (unit >= channels[0]).all() and sorted(sizes.tolist()) == [3] * 56 + [9] * 8
 
 
+def test_of_groups_and_places_the_places_stay() -> None:
+    """All groups together are even as well, but then nothing would be left."""
+    labels = Labels()
+    groups, places = labels.fresh(3), labels.fresh(4)
+    balance(labels, [Even([np.repeat(groups, 4), np.tile(places, 3)], 3, "groups")])
+    assert live(labels.resolve([groups])) == [] and live(labels.resolve([places])) == places.tolist()
+
+
 def test_what_fits_nowhere_is_left_over() -> None:
     units, rest = even_units(np.array([1, 2, 3, 4, 4, 0]), 2)
     assert [sorted(u.tolist()) for u in units] == [[1, 2, 4]] and rest.tolist() == [3]
