@@ -599,6 +599,9 @@ def write_table() -> None:
             "",
             f"torch-pruning on {len(peers)} of these: " + ", ".join(f"{n} {word}" for word, n in sorted(words.items())) + ".",
         ]
+        exact = [r for r in peers if r.get("tp") == "exact"]
+        more = sorted(r["name"] for r in exact if r["tp_cut"] > max(r.get("class_cut", 0), r.get("graph_cut", 0)))
+        lines += ["", f"Where torch-pruning is exact and cuts more: {', '.join(more) or 'nowhere'}."]
     head = [
         "network",
         "input",
