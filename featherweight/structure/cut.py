@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from featherweight.structure.capture import capture, run_graph, to_float64
 from featherweight.structure.edit import Cut, Edit, Moved, all_tensors, apply
+from featherweight.structure.entries import pick
 from featherweight.structure.errors import BadSelection, NotExact, StaleGraph, StructureError
 from featherweight.structure.gate import RUN_FAILURES, TOLERANCE, Check, difference, double_copy, run, zero_slices
 from featherweight.structure.graph import Graph, analyse
@@ -190,7 +191,7 @@ def as_module(model: nn.Module, graph: Graph, masks: Masks, rewritten: Rewritten
     module = module_of(graph.captured, rewritten.module, sliced(graph.captured.tensors, masks))
     mine = all_tensors(module)
     cuts: dict[str, list[Cut]] = {}
-    for cut in cuts_of(masks):
+    for cut in cuts_of(masks, graph.tensors):
         cuts.setdefault(cut.tensor, []).append(cut)
     held = all_tensors(model)
     moved = tuple(Moved(held[name], mine.get(name), tuple(cuts.get(name, ()))) for name in graph.captured.tensors if name in held)
@@ -200,8 +201,7 @@ def as_module(model: nn.Module, graph: Graph, masks: Masks, rewritten: Rewritten
 def sliced(tensors: Mapping[str, Tensor], masks: Masks) -> dict[str, Tensor]:
     result = dict(tensors)
     for (name, dim), mask in masks.items():
-        index = torch.from_numpy(np.flatnonzero(mask)).to(result[name].device)
-        result[name] = result[name].detach().index_select(dim, index)
+        result[name] = pick(result[name].detach(), dim, len(mask), np.flatnonzero(mask).tolist())
     return result
 
 
@@ -276,7 +276,7 @@ def _unchecked(
     unchecked = Check(None, 0.0, "not checked")
     if where == "graph":
         return as_module(model, graph, masks, rewritten, unchecked)
-    cuts = cuts_of(masks)
+    cuts = cuts_of(masks, graph.tensors)
     edit = Edit("cut", kept, cuts, stock_attributes(model, cuts, graph, rewritten.changes))
     return Result(model, "class", edit, unchecked, apply(model, edit), masks, {})
 

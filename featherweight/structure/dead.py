@@ -22,6 +22,7 @@ from torch import Tensor, fx, nn
 from featherweight.structure.capture import float64, to_float64
 from featherweight.structure.cut import Result, check_fresh, placed, prune, sliced
 from featherweight.structure.edit import all_tensors, apply
+from featherweight.structure.entries import clear, entry_rows
 from featherweight.structure.gate import TOLERANCE, Check, difference, double_copy, run
 from featherweight.structure.graph import Graph
 from featherweight.structure.labels import FIRST
@@ -52,7 +53,7 @@ def sweep(model: nn.Module, graph: Graph, *, fold: bool = True) -> Result:
         gone |= new
         for (name, dim), mask in graph.keep_masks(gone).items():
             if graph.kinds[name] == "parameter":
-                tensors[name].index_fill_(dim, torch.from_numpy(np.flatnonzero(~mask)).to(tensors[name].device), 0.0)
+                clear(tensors[name], dim, len(mask), np.flatnonzero(~mask).tolist())
     keep: dict[str, Sequence[int]] = {
         name: np.flatnonzero(~gone[site.labels]).tolist() for name, site in graph.sites.items() if gone[site.labels].any()
     }
@@ -70,8 +71,9 @@ def _dead(
     def zeros(name: str, dim: int) -> NDArray[np.bool_]:
         """Per entry along dim: is all of the slice 0?"""
         if (name, dim) not in zero_entries:
-            rows = tensors[name].movedim(dim, 0)
-            live = (rows.reshape(rows.shape[0], -1) != 0).any(1)
+            planes = graph.planes.get((name, dim))
+            rows = entry_rows(tensors[name], dim, len(planes[0]) if planes else tensors[name].shape[dim])
+            live = (rows != 0).any(1)
             zero_entries[name, dim] = ~live.cpu().numpy()
         return zero_entries[name, dim]
 

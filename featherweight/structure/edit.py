@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from featherweight.structure.entries import pick
 from featherweight.structure.errors import EditMismatch
 
 Number = int | tuple[int, ...]
@@ -20,12 +20,28 @@ Number = int | tuple[int, ...]
 
 @dataclass(frozen=True)
 class Cut:
-    """Of dimension `dim` of this tensor, `size` entries long, only `keep` stay."""
+    """Of dimension `dim` of this tensor, `size` entries long, only `keep` stay.
+
+    blocks  more than 1 for the columns of a grouped convolution: so many equal parts of dimension 0 have `size` entries each of
+            their own (see `entries`), numbered part after part, and keep equally many
+    """
 
     tensor: str
     dim: int
     size: int
     keep: tuple[int, ...]
+    blocks: int = 1
+
+    @property
+    def left(self) -> int:
+        """How long the dimension is afterwards."""
+        return len(self.keep) // self.blocks
+
+    @property
+    def is_even(self) -> bool:
+        """Does every block keep equally many entries, and at least one?"""
+        numbers = [entry // self.size for entry in self.keep]
+        return all(numbers.count(block) == self.left > 0 for block in range(self.blocks))
 
 
 @dataclass(frozen=True)
@@ -58,7 +74,9 @@ class Edit:
     def to_dict(self) -> dict[str, Any]:
         """Plain data; lists of kept entries that several tensors share are written once."""
         keeps: dict[tuple[int, ...], int] = {}
-        cuts = [[c.tensor, c.dim, c.size, keeps.setdefault(c.keep, len(keeps))] for c in self.cuts]
+        cuts = [
+            [c.tensor, c.dim, c.size, keeps.setdefault(c.keep, len(keeps)), *([c.blocks] * (c.blocks > 1))] for c in self.cuts
+        ]
         return {
             "kind": self.kind,
             "sites": dict(self.sites),
@@ -79,15 +97,22 @@ class Edit:
             raise EditMismatch(f"unknown kind of edit {data['kind']!r}; known are 'cut' and 'drop'")
         try:
             keeps = [_numbers(keep) for keep in data["keeps"]]
-            cuts = tuple(Cut(_text(t), _number(d), _number(s), keeps[_number(k)]) for t, d, s, k in data["cuts"])
+            cuts = tuple(
+                Cut(_text(t), _number(d), _number(s), keeps[_number(k)], *map(_number, blocks))
+                for t, d, s, k, *blocks in data["cuts"]
+            )
             attributes = tuple(Attribute(_text(m), _text(n), _either(b), _either(a)) for m, n, b, a in data["attributes"])
             sites = tuple((_text(name), _number(number)) for name, number in data["sites"].items())
             identities = tuple(_text(name) for name in data["identities"])
         except (TypeError, ValueError, IndexError, AttributeError) as error:
             raise EditMismatch(f"not an edit: {error}") from error
         for cut in cuts:
-            if not cut.keep or min(cut.keep) < 0 or max(cut.keep) >= cut.size or list(cut.keep) != sorted(set(cut.keep)):
-                raise EditMismatch(f"entries kept of {cut.tensor!r} must be rising numbers below {cut.size}")
+            entries = cut.size * cut.blocks
+            if not cut.keep or max(cut.keep) >= entries or list(cut.keep) != sorted(set(cut.keep)) or not cut.is_even:
+                raise EditMismatch(
+                    f"entries kept of {cut.tensor!r} must be rising numbers below {entries}, equally many of each of "
+                    f"{cut.blocks} blocks"
+                )
         return Edit(str(data["kind"]), sites, cuts, attributes, identities)
 
 
@@ -133,7 +158,7 @@ class Moved:
         """The surviving entries of a tensor that has the shape of the old one (a momentum, a moment, an average)."""
         result = like_old
         for cut in self.cuts:
-            result = result.index_select(cut.dim, torch.tensor(cut.keep, device=result.device))
+            result = pick(result, cut.dim, cut.size * cut.blocks, cut.keep)
         return result.clone() if result is like_old else result
 
 
@@ -168,10 +193,11 @@ def apply(model: nn.Module, edit: Edit) -> tuple[Moved, ...]:
             found = attribute_tensor(model, cut.tensor)
         if found is None:
             problems.append(f"the network has no tensor {cut.tensor!r}")
-        elif found.dim() <= cut.dim or found.shape[cut.dim] != cut.size:
+        elif found.dim() <= cut.dim or found.shape[cut.dim] != cut.size or found.shape[0] % cut.blocks:
+            parts = f" in {cut.blocks} blocks" if cut.blocks > 1 else ""
             problems.append(
                 f"{cut.tensor!r} has shape {tuple(found.shape)}; the edit was made for {cut.size} entries along dimension "
-                f"{cut.dim}"
+                f"{cut.dim}{parts}"
             )
         else:
             work.setdefault(cut.tensor, []).append(cut)

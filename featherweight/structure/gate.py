@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from featherweight.structure.capture import evaluation, float64, outputs_of, to_float64
 from featherweight.structure.edit import all_tensors
+from featherweight.structure.entries import clear
 
 TOLERANCE = 1e-9
 RUN_FAILURES = (
@@ -85,8 +86,7 @@ def zero_slices(
     with torch.no_grad():
         for (name, dim), mask in masks.items():
             if name in parameters:
-                tensor = tensors[name]
-                tensor.index_fill_(dim, torch.from_numpy(np.flatnonzero(~mask)).to(tensor.device), 0.0)
+                clear(tensors[name], dim, len(mask), np.flatnonzero(~mask).tolist())
 
 
 def difference(reference: Sequence[Tensor], result: Sequence[Tensor]) -> float:

@@ -20,11 +20,15 @@ from featherweight.structure.walk import Value, Walk
 
 @dataclass(frozen=True)
 class Slice:
-    """What a unit owns of one tensor: the entries `index` along dimension `dim` of the parameter or buffer named."""
+    """What a unit owns of one tensor: the entries `index` along dimension `dim` of the parameter or buffer named.
+
+    rows  only in these rows (first, one past the last) of dimension 0: the columns of one group of a grouped convolution
+    """
 
     parameter: str
     dim: int
     index: tuple[int, ...]
+    rows: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -109,10 +113,16 @@ class Graph:
         """Everything that goes with a label."""
         start, stop = np.searchsorted(self._label, [label, label + 1])
         slots, positions = self._slot[start:stop], self._position[start:stop]
-        return tuple(
-            Slice(self._slots[slot][0], self._slots[slot][1], tuple(int(i) for i in np.unique(positions[slots == slot])))
-            for slot in dict.fromkeys(slots.tolist())
-        )
+        result: list[Slice] = []
+        for slot in dict.fromkeys(slots.tolist()):
+            name, dim = self._slots[slot]
+            shape, index = self.tensors[name], np.unique(positions[slots == slot])
+            blocks = len(self.planes[name, dim][0]) // shape[dim]
+            for block in np.unique(index // shape[dim]).tolist():
+                own = tuple((index[index // shape[dim] == block] - block * shape[dim]).tolist())
+                height = shape[0] // blocks
+                result.append(Slice(name, dim, own, (block * height, (block + 1) * height) if blocks > 1 else None))
+        return tuple(result)
 
     def _make_sites(self) -> dict[str, Site]:
         """Labels that occur together and own the same number of entries of the same dimensions are one site."""
@@ -210,13 +220,13 @@ class Graph:
 
     def _count(self) -> None:
         units = self._unit_counts = [site.size for site in self.sites.values()]
-        known: dict[tuple[bytes, ...], Size] = {}
+        known: dict[tuple[int, tuple[bytes, ...]], Size] = {}
 
         def size(planes: Planes, number: int) -> Size:
             resolved = self.walk.labels.resolve(planes)
             if not resolved:
                 return Size((Term(number, ()),))
-            key = tuple(p.tobytes() for p in resolved)
+            key = number, tuple(p.tobytes() for p in resolved)
             if key not in known:
                 known[key] = size_of(resolved, number, self.site_of, units)
             return known[key]
@@ -276,6 +286,10 @@ class Graph:
                 total += number
         return total
 
+    def removable(self) -> int:
+        """Entries of parameters that go when every site keeps one unit."""
+        return self.parameters() - self.parameters(dict.fromkeys(self.sites, 1))
+
     # ---- selection
 
     def freeze_site(self, name: str, reason: str) -> str:
@@ -318,7 +332,7 @@ class Graph:
         return gone
 
     def keep_masks(self, gone: NDArray[np.bool_]) -> dict[tuple[str, int], NDArray[np.bool_]]:
-        """(tensor, dimension) -> which entries stay, for the dimensions that lose some."""
+        """(tensor, dimension) -> which entries (see `entries`) stay, for the dimensions that lose some."""
         result = {}
         for key, planes in self.planes.items():
             lost = np.zeros(len(planes[0]), dtype=bool)
@@ -358,9 +372,21 @@ def trace(model: nn.Module, example: Sequence[Tensor] | Tensor, *, soft: bool = 
 
 
 def analyse(captured: Captured, model: nn.Module, soft: bool = False) -> Graph:
-    """The graph of an exported network."""
-    walk = Walk(captured, soft)
-    walk.run(RULES)
-    graph = Graph(walk, [name for name, _ in model.named_parameters(remove_duplicate=False)])
-    graph.blocks = find_blocks(walk, graph.macs_by_node())
+    """The graph of an exported network.
+
+    Groups of a convolution lose the same places, or go whole, where that leaves something to cut; else the network is walked
+    again with groups that only have to lose equally many.
+    """
+    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    first = walk = _walked(captured, soft, frozenset())
+    while not walk.stuck() <= walk.counted:
+        walk = _walked(captured, soft, walk.counted | walk.stuck())
+    graph = max((Graph(w, names) for w in ([first] if walk is first else [first, walk])), key=Graph.removable)
+    graph.blocks = find_blocks(graph.walk, graph.macs_by_node())
     return graph
+
+
+def _walked(captured: Captured, soft: bool, counted: frozenset[str]) -> Walk:
+    walk = Walk(captured, soft, counted)
+    walk.run(RULES)
+    return walk

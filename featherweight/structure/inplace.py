@@ -26,15 +26,19 @@ from featherweight.structure.rewrite import Change
 Masks = Mapping[tuple[str, int], NDArray[np.bool_]]
 
 
-def cuts_of(masks: Masks) -> tuple[Cut, ...]:
-    return tuple(Cut(name, dim, len(mask), tuple(int(i) for i in np.flatnonzero(mask))) for (name, dim), mask in masks.items())
+def cuts_of(masks: Masks, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Cut, ...]:
+    """The masks as data; `shapes` are those before the cut."""
+    return tuple(
+        Cut(name, dim, shapes[name][dim], tuple(np.flatnonzero(mask).tolist()), len(mask) // shapes[name][dim])
+        for (name, dim), mask in masks.items()
+    )
 
 
 def trial(
     model: nn.Module, graph: Graph, masks: Masks, kept: tuple[tuple[str, int], ...], changes: Sequence[Change], soft: bool
 ) -> tuple[Edit | None, Check]:
     """Try edits on float64 copies: one that is exact, or None and why the plain one did not do. `model` is not changed."""
-    cuts = cuts_of(masks)
+    cuts = cuts_of(masks, graph.tensors)
     held = all_tensors(model)
     for cut in cuts:
         if cut.tensor not in held and attribute_tensor(model, cut.tensor) is None:
@@ -81,7 +85,7 @@ def trial(
 
 def stock_attributes(model: nn.Module, cuts: Iterable[Cut], graph: Graph, changes: Sequence[Change]) -> tuple[Attribute, ...]:
     """The numbers that torch's own layers hold about the tensors that are cut."""
-    left = {(cut.tensor, cut.dim): len(cut.keep) for cut in cuts}
+    left = {(cut.tensor, cut.dim): cut.left for cut in cuts}
     shapes = {name: tuple(t.shape) for name, t in all_tensors(model).items()}
     grouped = {c.modules[-1]: c for c in changes if c.modules and (c.operation.startswith("conv") or c.operation == "group_norm")}
     result: list[Attribute] = []

@@ -38,10 +38,11 @@ class Size:
 
 def size_of(planes: Planes, size: int, site_of: NDArray[np.int64], units: Sequence[int]) -> Size:
     """The size of a dimension with these resolved planes. `site_of[label]`: its site, or -1; `units[site]`: how many units it
-    has.
+    has. Where planes are longer than `size`, that many blocks keep equally many entries each, and the size is that of one.
     """
     if not planes:
         return Size((Term(size, ()),))
+    blocks = len(planes[0]) // size
     stack = np.stack(planes)
     sites = np.where(stack >= FIRST, site_of[stack], -1)
     keys, inverse = np.unique(sites, axis=1, return_inverse=True)
@@ -61,7 +62,7 @@ def size_of(planes: Planes, size: int, site_of: NDArray[np.int64], units: Sequen
         else:
             exact = False
             terms.append(Term(max(1, len(members) // full), involved))
-    return Size(tuple(terms), exact)
+    return Size(tuple(Term(t.times // blocks, t.sites) for t in terms), exact)
 
 
 Sizes = Mapping[str, int]

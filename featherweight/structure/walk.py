@@ -14,9 +14,11 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 
+from featherweight.structure.balance import Even, balance
 from featherweight.structure.capture import Captured, overlapping
 from featherweight.structure.labels import Labels, Planes
 
@@ -102,10 +104,15 @@ Rule = Callable[["Walk", fx.Node, dict[str, Any]], Any]
 
 @dataclass
 class Walk:
-    """The state of the walk: labels, a value per node, and what is learnt on the way."""
+    """The state of the walk: labels, a value per node, and what is learnt on the way.
+
+    counted  grouped convolutions (nodes) whose groups only have to lose equally many channels, not the same places
+    grouped  the other grouped convolutions that could be treated so -> the planes of their input and output channels
+    """
 
     captured: Captured
     soft: bool
+    counted: frozenset[str] = frozenset()
     labels: Labels = field(default_factory=Labels)
     values: dict[fx.Node, Any] = field(default_factory=dict)
     tensors: dict[str, Value] = field(default_factory=dict)
@@ -113,6 +120,8 @@ class Walk:
     uncounted: dict[str, int] = field(default_factory=dict)
     readings: list[Reading] = field(default_factory=list)
     softened: list[tuple[str, Planes]] = field(default_factory=list)
+    even: list[Even] = field(default_factory=list)
+    grouped: dict[str, tuple[Planes, Planes]] = field(default_factory=dict)
     owner: dict[fx.Node, str] = field(default_factory=dict)
     _root: dict[fx.Node, fx.Node] = field(default_factory=dict)
     _aliases: dict[fx.Node, list[fx.Node]] = field(default_factory=dict)
@@ -201,6 +210,15 @@ class Walk:
                 if any(a in self._depends for a in node.all_input_nodes):
                     self._depends.add(node)
                 self._call(node, rules)
+        balance(self.labels, self.even)
+
+    def stuck(self) -> frozenset[str]:
+        """Grouped convolutions, as they were treated, of whose input or output channels nothing can go, or all at once only."""
+
+        def fixed(planes: Planes) -> bool:
+            return all(len(np.unique(plane[plane > 0])) < 2 for plane in self.labels.resolve(planes))
+
+        return frozenset(name for name, sides in self.grouped.items() if any(side and fixed(side) for side in sides))
 
     def _source(self, node: fx.Node, kind: str, name: str, whole: set[str]) -> Any:
         """The value of a placeholder; tensors in `whole` have no units."""

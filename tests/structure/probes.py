@@ -321,6 +321,24 @@ class ConstantOrder(nn.Module):
         return self.conv2(F.relu(self.conv1(x))[:, self.order]).mean((2, 3))
 
 
+class UnevenGroups(nn.Module):
+    """ShuffleNet's blocks with three groups: 54 channels in blocks of 18 before 6 more, read in blocks of 20."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.widen = nn.Conv2d(6, 18, 1)
+        self.expand = nn.Conv2d(18, 54, 1, groups=3)
+        self.norm = nn.BatchNorm2d(54)
+        self.compress = nn.Conv2d(60, 12, 3, groups=3)
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        h = F.relu(torch.cat([self.norm(self.expand(F.relu(self.widen(x)))), x], dim=1))
+        return self.head(F.relu(self.compress(h)).mean((2, 3)))
+
+
 def image(channels: int = 3, size: int = 16) -> tuple[Tensor, ...]:
     return (torch.randn(1, channels, size, size),)
 
@@ -350,6 +368,7 @@ MORE: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Tensor, ...]]]
     "tied": (Tied, lambda: (torch.randint(0, 11, (1, 6)),)),
     "projected lstm": (ProjectedLstm, lambda: (torch.randn(1, 5, 6),)),
     "constant order": (ConstantOrder, image),
+    "uneven groups": (UnevenGroups, image),
 }
 
 

@@ -62,7 +62,16 @@ def test_the_batch_of_the_example_counts() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["lstm", "bidirectional gru", "fused attention", "grouped queries", "group shuffle depthwise", "squeeze excite", "tied"],
+    [
+        "lstm",
+        "bidirectional gru",
+        "fused attention",
+        "grouped queries",
+        "group shuffle depthwise",
+        "squeeze excite",
+        "tied",
+        "uneven groups",
+    ],
 )
 def test_sizes_predict_the_cut_network(name: str) -> None:
     model, example = build(name)

@@ -23,7 +23,8 @@ def zeroed(model: nn.Module, graph: Graph, keep: dict[str, list[int]]) -> nn.Mod
         for number in set(range(site.size)) - set(kept):
             for part in site.unit(number):
                 if part.parameter in held:
-                    held[part.parameter].data.index_fill_(part.dim, torch.tensor(part.index), 0.0)
+                    rows = slice(*part.rows) if part.rows else slice(None)
+                    held[part.parameter].data[rows].index_fill_(part.dim, torch.tensor(part.index), 0.0)
     return twin
 
 

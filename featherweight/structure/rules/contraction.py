@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from torch import fx
 
+from featherweight.structure.balance import Even
 from featherweight.structure.rules.names import table
 from featherweight.structure.walk import ALWAYS, NEVER, Factor, Proof, Reading, Value, Walk, both, either, shape_of
 
@@ -175,27 +176,10 @@ def _conv(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Any:
         summed = walk.equal([(x, 1), (weight, inner)], node, _TIE)
         _summed(walk, node, x, weight, inner, summed, padded)
         result.planes[1], result.zero[1] = weight.planes[outer], weight.zero[outer]
+    elif node.name in walk.counted:
+        _counted(walk, node, x, weight, groups, result)
     else:
-        per_in, per_out = x.shape[1] // groups, shape[1] // groups
-        why = f"channels of a convolution in {groups} groups ({walk.where(node)})"
-        x_group, x_place = _grouped(walk, x.planes[1], groups, per_in, why)
-        own = weight.planes[0]
-        if transposed:
-            w_group, w_place = _grouped(walk, own, groups, per_in, why)
-            walk.labels.equal(x_place, w_place, why)
-        else:
-            w_group, w_out = _grouped(walk, own, groups, per_out, why)
-            walk.labels.equal(x_place, weight.planes[1], why)
-        walk.labels.equal(x_group, w_group, why)
-        places = walk.labels.resolve([np.tile(p, groups) for p in x_place])
-        _summed(walk, node, x, weight, 0 if transposed else 1, places, padded)
-        if transposed:
-            planes = [np.repeat(p, per_out) for p in w_group] + [np.tile(p, groups) for p in weight.planes[1]]
-            result.planes[1] = walk.labels.resolve(planes)
-            result.zero[1] = both(weight.zero[0], weight.zero[1])
-        else:
-            result.planes[1] = walk.labels.resolve([np.repeat(p, per_out) for p in w_group] + [np.tile(p, groups) for p in w_out])
-            result.zero[1] = weight.zero[0]
+        _boxed(walk, node, x, weight, groups, transposed, result)
     result.constant[1] = result.zero[1]
     if bias is not None:
         result.planes[1] = walk.equal([(result, 1), (bias, 0)], node, _TIE)
@@ -206,6 +190,48 @@ def _conv(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Any:
         node, [walk.factor(x, 0), walk.factor(weight, 0), walk.factor(weight, 1)], positions * prod(weight.shape[2:])
     )  # fmt: skip
     return result
+
+
+def _boxed(walk: Walk, node: fx.Node, x: Value, weight: Value, groups: int, transposed: bool, result: Value) -> None:
+    """Whole groups may go, and the same place of every group."""
+    per_in, per_out = x.shape[1] // groups, result.shape[1] // groups
+    why = _group_reason(walk, node, groups)
+    x_group, x_place = _grouped(walk, x.planes[1], groups, per_in, why)
+    own = weight.planes[0]
+    if transposed:
+        w_group, w_place = _grouped(walk, own, groups, per_in, why)
+        walk.labels.equal(x_place, w_place, why)
+    else:
+        w_group, w_out = _grouped(walk, own, groups, per_out, why)
+        walk.labels.equal(x_place, weight.planes[1], why)
+    walk.labels.equal(x_group, w_group, why)
+    places = walk.labels.resolve([np.tile(p, groups) for p in x_place])
+    _summed(walk, node, x, weight, 0 if transposed else 1, places, True)
+    if transposed:
+        planes = [np.repeat(p, per_out) for p in w_group] + [np.tile(p, groups) for p in weight.planes[1]]
+        result.planes[1] = walk.labels.resolve(planes)
+        result.zero[1] = both(weight.zero[0], weight.zero[1])
+    else:
+        result.planes[1] = walk.labels.resolve([np.repeat(p, per_out) for p in w_group] + [np.tile(p, groups) for p in w_out])
+        result.zero[1] = weight.zero[0]
+    source = node.args[1]
+    if not transposed and per_in > 1 and isinstance(source, fx.Node) and source in walk.owner and len(source.users) == 1:
+        walk.grouped[node.name] = x.planes[1], weight.planes[0]
+
+
+def _counted(walk: Walk, node: fx.Node, x: Value, weight: Value, groups: int, result: Value) -> None:
+    """Any channels may go, equally many of every group: each group's rows of the weight have columns of their own."""
+    why = _group_reason(walk, node, groups)
+    source = node.args[1]
+    assert isinstance(source, fx.Node)
+    weight.planes[1] = walk.tensors[walk.owner[source]].planes[1] = x.planes[1]
+    walk.even += [Even(x.planes[1], groups, why), Even(weight.planes[0], groups, why)]
+    _summed(walk, node, x, weight, 1, x.planes[1], True)
+    result.planes[1], result.zero[1] = weight.planes[0], weight.zero[0]
+
+
+def _group_reason(walk: Walk, node: fx.Node, groups: int) -> str:
+    return f"channels of a convolution in {groups} groups ({walk.where(node)})"
 
 
 def _grouped(walk: Walk, planes: Any, groups: int, size: int, why: str) -> tuple[Any, Any]:

@@ -208,38 +208,37 @@ def _along(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Any:
     return outs[0] if single else outs
 
 
+def _copied(node: fx.Node, value: Value) -> tuple[Value, list[tuple[int, int, int]]]:
+    """The result of copying along dimensions, and per dimension of it (place, size, place in `value`: negative for new ones)."""
+    shape = shape_of(node)
+    assert shape is not None
+    return Value.plain(shape), [(e, size, e - len(shape) + len(value.shape)) for e, size in enumerate(shape)]
+
+
 def _expand(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Value:
     """New copies are units of their own: that is what gives the repeats of grouped-query attention."""
     value: Value = bound["self"]
-    shape = shape_of(node)
-    assert shape is not None
-    result = Value.plain(shape)
-    lead = len(shape) - len(value.shape)
-    for e in range(len(shape)):
-        d = e - lead
-        if d >= 0 and value.shape[d] == shape[e]:
+    result, places = _copied(node, value)
+    for e, size, d in places:
+        if d >= 0 and value.shape[d] == size:
             result.planes[e], result.zero[e], result.constant[e] = value.planes[d], value.zero[d], value.constant[d]
-        elif shape[e] > 1:
-            result.planes[e] = [walk.labels.fresh(shape[e])]
+        elif size > 1:
+            result.planes[e] = [walk.labels.fresh(size)]
     return result
 
 
 def _repeat(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Value:
     """Tiling along each dimension: the copies are units of their own, as in `expand`."""
     value: Value = bound["self"]
-    shape = shape_of(node)
-    assert shape is not None
-    result = Value.plain(shape)
-    lead = len(shape) - len(value.shape)
-    for e in range(len(shape)):
-        d = e - lead
-        size = value.shape[d] if d >= 0 else 1
-        copies = shape[e] // size if size else 0
+    result, places = _copied(node, value)
+    for e, size, d in places:
+        before = value.shape[d] if d >= 0 else 1
+        copies = size // before if before else 0
         if d >= 0:
             result.planes[e] = [np.tile(plane, copies) for plane in value.planes[d]]
             result.zero[e], result.constant[e] = value.zero[d], value.constant[d]
         if copies > 1:
-            result.planes[e] = [*result.planes[e], np.repeat(walk.labels.fresh(copies), size)]
+            result.planes[e] = [*result.planes[e], np.repeat(walk.labels.fresh(copies), before)]
             result.zero[e] = result.constant[e] = NEVER
     return result
 
