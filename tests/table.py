@@ -52,8 +52,10 @@ INSTANCES: dict[type[Set], tuple[Set, ...]] = {
         Levels("uniform", 3),
         Levels("power_of_two", 1),
         Levels("power_of_two", 3),
+        Levels("uniform", 2, sparse=True),
+        Levels("ternary", sparse=True),
     ),
-    Codebook: (Codebook(1), Codebook(2), Codebook(7), Codebook(48)),
+    Codebook: (Codebook(1), Codebook(2), Codebook(7), Codebook(48), Codebook(2, sparse=True)),
     SparseCodebook: (SparseCodebook(0, 2), SparseCodebook(1, 1), SparseCodebook(11, 3), SparseCodebook(48, 16)),
 }
 ALL_SETS: tuple[Set, ...] = tuple(instance for instances in INSTANCES.values() for instance in instances)
@@ -68,6 +70,8 @@ TRAINED: tuple[Set, ...] = (  # one or two of each, for the laws that train
     Levels("power_of_two", 3),
     Codebook(5),
     SparseCodebook(11, 3),
+    Levels("binary", sparse=True),
+    Codebook(5, sparse=True),
 )
 SAMPLE: dict[str, Set] = {  # code kind -> a set whose encode gives that code
     "sparse": TopK(13),
@@ -76,6 +80,7 @@ SAMPLE: dict[str, Set] = {  # code kind -> a set whose encode gives that code
     "scaled": Levels("uniform", 3),
     "shared": Codebook(5),
     "sparse_shared": SparseCodebook(11, 3),
+    "sparse_scaled": Levels("uniform", 2, sparse=True),
 }
 CODES: dict[str, type[codes.Code]] = {
     "sparse": codes.Sparse,
@@ -84,8 +89,9 @@ CODES: dict[str, type[codes.Code]] = {
     "scaled": codes.Scaled,
     "shared": codes.Shared,
     "sparse_shared": codes.SparseShared,
+    "sparse_scaled": codes.SparseScaled,
 }
-LINEAR = ("sparse", "rows", "scaled", "shared", "sparse_shared")  # decode is linear in the free part, so a refit is a projection
+LINEAR = ("sparse", "rows", "scaled", "shared", "sparse_shared", "sparse_scaled")  # decode is linear in the free part, so a refit is a projection
 
 
 # --- views ---------------------------------------------------------------------------------------------------------------
@@ -192,6 +198,14 @@ MATRICES: dict[str, Tensor] = {
         (torch.tensor(3), torch.tensor(5)), torch.tensor(-2.5).double()
     ),
 }
+
+
+def suited(kind: str, given: Tensor | None = None) -> Tensor:
+    """`given`, or `matrix()`, pruned where only of a pruned matrix SAMPLE's set gives a code of this kind."""
+    whole = matrix() if given is None else given
+    if kind != "sparse_scaled":
+        return whole
+    return whole * (torch.arange(whole.numel()).reshape(whole.shape) % 3 > 0)
 
 
 class Toy(nn.Module):

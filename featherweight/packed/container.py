@@ -39,6 +39,7 @@ KINDS = {  # kind of code -> its sizes; only ever appended to
     "scaled": ("count",),
     "shared": ("count",),
     "sparse_shared": ("count", "shared"),
+    "sparse_scaled": ("count", "shared"),
 }
 PATTERNS = (  # only ever appended to; others are written out
     "... -> () (...)",
