@@ -111,9 +111,7 @@ class TopK(Set):
         return replace(self, count=size)
 
     def size(self) -> int:
-        if self.count is None:
-            return super().size()
-        return self.count
+        return self.count if self.count is not None else super().size()
 
     def shrunk(self, matrix: Tensor) -> TopK:
         return replace(self, count=int(matrix.count_nonzero()))
@@ -162,9 +160,7 @@ class TopRows(Set):
         return replace(self, count=size)
 
     def size(self) -> int:
-        if self.count is None:
-            return super().size()
-        return self.count
+        return self.count if self.count is not None else super().size()
 
     def shrunk(self, matrix: Tensor) -> TopRows:
         return replace(self, count=int(matrix.any(dim=1).sum()))
@@ -227,9 +223,7 @@ class LowRank(Set):
         return LowRank(rank=size)
 
     def size(self) -> int:
-        if self.rank is None:
-            return super().size()
-        return self.rank
+        return self.rank if self.rank is not None else super().size()
 
 
 @dataclass(frozen=True)
@@ -259,10 +253,8 @@ class Levels(Set):
 
     def positive(self) -> Tensor:
         """The levels >= 0, ascending, float64."""
-        if self.levels == "binary":
-            return torch.tensor([1.0], dtype=torch.float64)
-        if self.levels == "ternary":
-            return torch.tensor([0.0, 1.0], dtype=torch.float64)
+        if self.levels in ("binary", "ternary"):
+            return torch.tensor([1.0] if self.levels == "binary" else [0.0, 1.0], dtype=torch.float64)
         if self.bits is None:
             raise SetError(f"Levels({self.levels!r}) needs its bits")
         steps = torch.arange(2 ** (self.bits - 1), dtype=torch.float64)
@@ -286,11 +278,9 @@ class Levels(Set):
     def violation(self, matrix: Tensor) -> float:
         finite(self, matrix)
         positive = self.positive().to(matrix.device)
-        missed = torch.zeros((), dtype=torch.float64, device=matrix.device)
-        for row in matrix:
-            live = self._live(row).double()
-            missed += (live[:, None] - best_scale(live, positive) * positive).square().amin(1).sum()
-        return ratio(missed, matrix.double().square().sum())
+        rows = [self._live(row).double() for row in matrix]
+        missed = [(live[:, None] - best_scale(live, positive) * positive).square().amin(1).sum() for live in rows]
+        return ratio(torch.stack(missed).sum(), matrix.double().square().sum())
 
     def pull(self, matrix: Tensor) -> Tensor:
         return matrix - self.project(matrix)
@@ -344,9 +334,7 @@ class Codebook(Set):
         return replace(self, count=size)
 
     def size(self) -> int:
-        if self.count is None:
-            return super().size()
-        return self.count
+        return self.count if self.count is not None else super().size()
 
 
 @dataclass(frozen=True)
@@ -396,9 +384,7 @@ class SparseCodebook(Set):
         return replace(self, count=size)
 
     def size(self) -> int:
-        if self.count is None:
-            return super().size()
-        return self.count
+        return self.count if self.count is not None else super().size()
 
     def shrunk(self, matrix: Tensor) -> SparseCodebook:
         return replace(self, count=int(matrix.count_nonzero()))

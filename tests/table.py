@@ -91,7 +91,8 @@ CODES: dict[str, type[codes.Code]] = {
     "sparse_shared": codes.SparseShared,
     "sparse_scaled": codes.SparseScaled,
 }
-LINEAR = ("sparse", "rows", "scaled", "shared", "sparse_shared", "sparse_scaled")  # decode is linear in the free part, so a refit is a projection
+# decode is linear in the free part, so a refit is a projection
+LINEAR = ("sparse", "rows", "scaled", "shared", "sparse_shared", "sparse_scaled")
 
 
 # --- views ---------------------------------------------------------------------------------------------------------------

@@ -109,14 +109,17 @@ def damaged(kind: str, buffer: str, change: object) -> str | None:
 
 @pytest.mark.parametrize(("kind", "buffer", "limit"), [
     ("sparse", "index", 48), ("rows", "index", 6), ("scaled", "index", 8), ("shared", "index", 5),
-    ("sparse_shared", "position", 48), ("sparse_shared", "index", 3), ("sparse_scaled", "position", 48), ("sparse_scaled", "index", 4),
+    ("sparse_shared", "position", 48), ("sparse_shared", "index", 3),
+    ("sparse_scaled", "position", 48), ("sparse_scaled", "index", 4),
 ])  # fmt: skip
 def test_an_index_out_of_range_is_a_problem(kind: str, buffer: str, limit: int) -> None:
     assert f"outside 0 .. {limit - 1}" in damaged(kind, buffer, lambda index: index.index_fill(-1, torch.tensor(0), limit))
     assert damaged(kind, buffer, lambda index: index) is None
 
 
-@pytest.mark.parametrize(("kind", "buffer"), [("sparse", "index"), ("rows", "index"), ("sparse_shared", "position"), ("sparse_scaled", "position")])
+@pytest.mark.parametrize(("kind", "buffer"), [
+    ("sparse", "index"), ("rows", "index"), ("sparse_shared", "position"), ("sparse_scaled", "position"),
+])  # fmt: skip
 def test_positions_that_do_not_ascend_are_a_problem(kind: str, buffer: str) -> None:
     assert "not strictly ascending" in damaged(kind, buffer, lambda index: index.flip(0))
     assert "not strictly ascending" in damaged(kind, buffer, lambda index: index[0].expand_as(index))
