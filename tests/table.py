@@ -14,6 +14,7 @@ from torch.optim import SGD, Adam, Optimizer
 
 from featherweight import allocate, codes, recipes, tasks, zoo
 from featherweight.drivers import ADMM, Driver, Periodic
+from featherweight.freezing import Freezing
 from featherweight.recipes.decompose import low_rank_from_scratch
 from featherweight.sets import Codebook, Levels, LowRank, Set, SparseCodebook, TopK, TopRows
 
@@ -146,6 +147,7 @@ VIEWS: dict[str, Seen] = {
 DRIVERS: dict[type[Driver], tuple[Driver, ...]] = {
     Periodic: (Periodic(3), Periodic(3, shrink=0.01)),
     ADMM: (ADMM(0.1, 3), ADMM(0.1, 3, growth=1.5, rho_max=0.5), ADMM(0.1, 3, coupling="proximal")),
+    Freezing: (Freezing(3), Freezing(2, share=1.0)),
 }
 ALL_DRIVERS: tuple[Driver | None, ...] = (None, *(driver for drivers in DRIVERS.values() for driver in drivers))
 OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], Optimizer]] = {
@@ -167,6 +169,10 @@ NETWORKS: dict[str, tuple[tuple[int, ...], Callable[[], nn.Module]]] = {  # name
 TASKS = {"digits": tasks.digits, "mnist": tasks.mnist, "cifar10": tasks.cifar10}
 RECIPES = {  # and the networks each is meant for
     "progressive_admm": (recipes.progressive_admm, ("lenet5", "lenet_300_100")),
+    "admm_quantization": (recipes.admm_quantization, ("lenet5", "resnet20")),
+    "admm_binarization": (recipes.admm_binarization, ("lenet5", "resnet20")),
+    "admm_clustering": (recipes.admm_clustering, ("lenet5", "resnet20")),
+    "admm_joint": (lambda: recipes.admm_joint(freezing=0.3), ("lenet5",)),
     "trained_rank_pruning": (recipes.trained_rank_pruning, ("lenet5", "resnet20")),
     "decompose": (recipes.decompose, ("lenet5", "resnet20")),
     "low_rank_from_scratch": (lambda: low_rank_from_scratch({"conv2.weight": 5}), ("lenet5",)),

@@ -17,6 +17,7 @@ from torch.optim import SGD, Optimizer
 from featherweight.coding import coded
 from featherweight.drivers import ADMM, Driver, Imposed, Periodic, Spread, Target, freeze
 from featherweight.errors import InputError
+from featherweight.freezing import Freezing
 from featherweight.sets import Codebook, Levels, LowRank, Set, SparseCodebook, TopK, TopRows
 from featherweight.views import View
 
@@ -244,7 +245,8 @@ def test_states_are_plain_tensors_without_a_graph(driver: Driver | None, one: Se
         train(model, stepper, 4)
         tensors = [value for state in imposed.states.values() for value in state.values() if isinstance(value, torch.Tensor)]
         assert all(not tensor.requires_grad and tensor.grad_fn is None for tensor in tensors)
-        assert len(tensors) == (3 if isinstance(driver, ADMM) else 1 if driver is not None and driver.shrink else 0)
+        expected = {ADMM: 3, Freezing: 2, Periodic: int(isinstance(driver, Periodic) and driver.shrink > 0)}
+        assert len(tensors) == expected.get(type(driver), 0)
 
 
 # --- around any loop -----------------------------------------------------------------------------------------------------
