@@ -206,6 +206,56 @@ class Scaled(Code):
         return cls(torch.zeros(rows, cols, dtype=torch.int64), torch.zeros(count))
 
 
+class SparseScaled(Code):
+    """One of a few fixed levels times its row's scale at fixed positions, zero elsewhere; free: scale (rows, 1).
+
+    `position`: (count,) ascending places in the flattened matrix; `index`: (count,) into `levels` (shared,).
+    """
+
+    kind = "sparse_scaled"
+
+    def __init__(self, rows: int, cols: int, position: Tensor, index: Tensor, levels: Tensor):
+        super().__init__(rows, cols)
+        self.register_buffer("position", position.to(_index_type(rows * cols)))
+        self.register_buffer("index", index.to(_index_type(levels.numel())))
+        self.register_buffer("levels", levels.float())
+        self.position: Tensor
+        self.index: Tensor
+        self.levels: Tensor
+
+    def forward(self, *free: Tensor) -> Tensor:
+        (scale,) = free
+        place = self.position.long()
+        values = self.levels.to(scale.dtype)[self.index.long()] * scale[place // self.cols, 0]
+        return scale.new_zeros(self.rows * self.cols).index_put((place,), values).view(self.rows, self.cols)
+
+    def right_inverse(self, matrix: Tensor) -> Tensor:
+        place, chosen = self.position.long(), self.levels.double()[self.index.long()]
+        row, values = place // self.cols, matrix.reshape(-1)[place].double()
+        sums = torch.zeros(2, self.rows, dtype=torch.float64, device=matrix.device)
+        sums.index_add_(1, row, torch.stack([values * chosen, chosen * chosen]))
+        return (sums[0] / sums[1].clamp_min(torch.finfo(torch.float64).tiny)).to(matrix.dtype)[:, None]
+
+    def bits(self) -> int:
+        count = self.position.numel()
+        places = _log2_choose(self.rows * self.cols, count)
+        return self.rows * FLOAT_BITS + places + math.ceil(count * math.log2(max(self.levels.numel(), 1)))
+
+    def weights(self) -> int:
+        return int((self.levels[self.index.long()] != 0).sum())
+
+    def ranges(self) -> dict[str, tuple[int, bool]]:
+        return {"position": (self.rows * self.cols, True), "index": (self.levels.numel(), False)}
+
+    def sizes(self) -> dict[str, int]:
+        return {"count": self.position.numel(), "shared": self.levels.numel()}
+
+    @classmethod
+    def blank(cls, rows: int, cols: int, count: int, shared: int) -> SparseScaled:
+        empty = torch.zeros(count, dtype=torch.int64)
+        return cls(rows, cols, empty, empty, torch.zeros(shared))
+
+
 class Shared(Code):
     """Every entry is one of a few shared values; free: centroids (count,). `index`: (rows, cols) into them."""
 
@@ -286,7 +336,7 @@ class SparseShared(Code):
 
 
 CODES: dict[str, Callable[..., Code]] = {  # kind -> (rows, cols, **sizes) -> a code whose discrete part is still to be loaded
-    code.kind: code.blank for code in (Sparse, Rows, Factors, Scaled, Shared, SparseShared)
+    code.kind: code.blank for code in (Sparse, Rows, Factors, Scaled, Shared, SparseShared, SparseScaled)
 }
 LARGEST_TABLE = 2**16  # levels or shared values that a file may ask for
 
@@ -301,6 +351,7 @@ def blank(kind: str, rows: int, cols: int, sizes: dict[str, int]) -> Code:
         "scaled": {"count": (1, LARGEST_TABLE)},
         "shared": {"count": (1, max(entries, 1))},
         "sparse_shared": {"count": (0, entries), "shared": (1, LARGEST_TABLE)},
+        "sparse_scaled": {"count": (0, entries), "shared": (1, LARGEST_TABLE)},
     }[kind]
     if sizes.keys() != limits.keys():
         raise ValueError(f"a {kind} code has the sizes {sorted(limits)}, not {sorted(sizes)}")

@@ -25,7 +25,7 @@ from featherweight.views import WHOLE, View
 class Target:
     """What must hold of one parameter.
 
-    masked    its present zeros stay zero (progressive pruning)
+    masked    its present zeros stay zero: pruning goes on from them, levels and shared values are for the other entries
     fisher    the power p by which a set that selects weighs entries: |w| E[g^2]^p. 0: magnitude; 1/2: the diagonal second-order
               loss of removing w (optimal brain damage, LeCun et al. 1990); between: less of the gradients' noise
     """
@@ -43,7 +43,7 @@ class Target:
 
     def encode(self, weight: Tensor, squares: Tensor | None = None) -> Code:
         """The code of the nearest weight in the set; `squares`: E[g^2] of each entry, for `fisher`."""
-        return self.set.encode(self.view.to_matrix(self.weighed(weight, squares)))
+        return self.within().encode(self.view.to_matrix(self.weighed(weight, squares)))
 
     def project(self, weight: Tensor, squares: Tensor | None = None) -> Tensor:
         """The nearest weight (same shape) whose matrix lies in the set."""
@@ -52,13 +52,21 @@ class Target:
         free = code.right_inverse(matrix)
         return self.view.to_weight(code(*free) if isinstance(free, tuple) else code(free), tuple(weight.shape))
 
+    def within(self) -> Set:
+        """The set as it binds this target."""
+        return self.set.masked() if self.masked else self.set
+
+    def violation(self, weight: Tensor) -> float:
+        """Distance of the weight from the set over its norm."""
+        return self.within().violation(self.view.to_matrix(weight))
+
     def weighed(self, weight: Tensor, squares: Tensor | None) -> Tensor:
         """w E[g^2]^fisher, the entries by which the set selects."""
         return weight if squares is None or self.fisher == 0 else weight * squares.clamp_min(1e-30) ** self.fisher
 
     def pull(self, weight: Tensor) -> Tensor:
         """The set's subgradient in the shape of the weight."""
-        return self.view.to_weight(self.set.pull(self.view.to_matrix(weight)), tuple(weight.shape))
+        return self.view.to_weight(self.within().pull(self.view.to_matrix(weight)), tuple(weight.shape))
 
 
 @dataclass(frozen=True)
@@ -139,7 +147,7 @@ class Periodic(Driver):
             state["pull"] = target.pull(weight)
 
     def residual(self, state: State, weight: Tensor, target: Target) -> float:
-        return target.set.violation(target.view.to_matrix(weight))
+        return target.violation(weight)
 
 
 @dataclass(frozen=True)
@@ -308,7 +316,7 @@ class Imposed:
     def _residual(self, name: str, target: Target) -> float:
         weight = self._weights[name]
         if self.driver is None:
-            return target.set.violation(target.view.to_matrix(weight))
+            return target.violation(weight)
         return self.driver.residual(self.states[name], weight, target)
 
     @torch.no_grad()

@@ -97,7 +97,7 @@ class _Layout(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    kind: Literal["sparse", "rows", "factors", "scaled", "shared", "sparse_shared"]
+    kind: Literal["sparse", "rows", "factors", "scaled", "shared", "sparse_shared", "sparse_scaled"]
     rows: StrictInt
     cols: StrictInt
     sizes: dict[str, StrictInt]

@@ -15,11 +15,12 @@ from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, Validation
 from featherweight.allocate import ALLOCATORS
 from featherweight.drivers import ADMM, Periodic
 from featherweight.errors import InputError, RecipeError, did_you_mean
+from featherweight.freezing import Freezing
 from featherweight.sets import Codebook, Levels, LowRank, SparseCodebook, TopK, TopRows
 from featherweight.views import WHOLE, View
 
 AnySet = Annotated[TopK | TopRows | LowRank | Levels | Codebook | SparseCodebook, Field(discriminator="kind")]
-AnyDriver = Annotated[ADMM | Periodic, Field(discriminator="kind")]
+AnyDriver = Annotated[ADMM | Periodic | Freezing, Field(discriminator="kind")]
 AnyView = Annotated[View, BeforeValidator(lambda given: {"pattern": given} if isinstance(given, str) else given)]
 
 
@@ -191,7 +192,7 @@ def to_yaml(recipe: Recipe) -> str:
 
 
 def _vocabulary() -> set[str]:
-    weights: tuple[type, ...] = (View, TopK, TopRows, LowRank, Levels, Codebook, SparseCodebook, ADMM, Periodic)
+    weights: tuple[type, ...] = (View, TopK, TopRows, LowRank, Levels, Codebook, SparseCodebook, ADMM, Periodic, Freezing)
     described = (Recipe, Stage, Rule, Training, Distillation, *weights)
     return {field.name for kind in described for field in dataclasses.fields(kind)}
 

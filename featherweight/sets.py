@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import abc
-import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -12,29 +10,9 @@ import torch
 from torch import Tensor
 
 from featherweight import codes, kmeans
-from featherweight.errors import InputError
+from featherweight.ranking import Menu, SetError, checked, clustering_error, finite, largest, ratio, sorted_menu, support
 from featherweight.scales import best_scale
 from featherweight.svd import squared_values, truncated
-
-
-class SetError(InputError):
-    """A size that is out of range, or a matrix that cannot be projected."""
-
-
-@dataclass(frozen=True)
-class Menu:
-    """The sizes 0 .. most that a set admits for one matrix, and what each costs.
-
-    errors   (most + 1,) float64: the squared distance at each size, non-increasing
-    bits     size -> storage in bits
-    """
-
-    errors: Tensor
-    bits: Callable[[int], int]
-
-    @property
-    def most(self) -> int:
-        return self.errors.numel() - 1
 
 
 class Set(abc.ABC):
@@ -64,7 +42,7 @@ class Set(abc.ABC):
 
     def check(self, matrix: Tensor) -> None:
         """Raises SetError if the set's size is missing or out of range for `matrix`, or `matrix` is not finite."""
-        _finite(self, matrix)
+        finite(self, matrix)
 
     @abc.abstractmethod
     def complete(self) -> bool:
@@ -86,6 +64,10 @@ class Set(abc.ABC):
         """The set that a member which has lost dead rows and columns still lies in, with no size beyond what it uses."""
         return self
 
+    def masked(self) -> Set:
+        """The set of the members whose entries are zero wherever the matrix's are: zero belongs to pruning."""
+        return self
+
 
 @dataclass(frozen=True)
 class TopK(Set):
@@ -102,26 +84,26 @@ class TopK(Set):
     selects: ClassVar[bool] = True
 
     def check(self, matrix: Tensor) -> None:
-        _checked(self, self.count, matrix, matrix.numel(), "count")
+        checked(self, self.count, matrix, matrix.numel(), "count")
 
     def complete(self) -> bool:
         return self.count is not None
 
     def encode(self, matrix: Tensor) -> codes.Sparse:
-        count = _checked(self, self.count, matrix, matrix.numel(), "count")
-        return codes.Sparse(matrix.shape[0], matrix.shape[1], _largest(matrix.reshape(-1).abs(), count))
+        count = checked(self, self.count, matrix, matrix.numel(), "count")
+        return codes.Sparse(matrix.shape[0], matrix.shape[1], largest(matrix.reshape(-1).abs(), count))
 
     def violation(self, matrix: Tensor) -> float:
-        count = _checked(self, self.count, matrix, matrix.numel(), "count")
+        count = checked(self, self.count, matrix, matrix.numel(), "count")
         squares = matrix.reshape(-1).double().square().sort().values
-        return _ratio(squares[: squares.numel() - count].sum(), squares.sum())
+        return ratio(squares[: squares.numel() - count].sum(), squares.sum())
 
     def pull(self, matrix: Tensor) -> Tensor:
         return matrix.sign()
 
     def menu(self, matrix: Tensor) -> Menu:
-        return _sorted_menu(
-            _finite(self, matrix).reshape(-1).double().square(),
+        return sorted_menu(
+            finite(self, matrix).reshape(-1).double().square(),
             lambda k: codes.Sparse.blank(matrix.shape[0], matrix.shape[1], k).bits(),
         )
 
@@ -129,9 +111,7 @@ class TopK(Set):
         return replace(self, count=size)
 
     def size(self) -> int:
-        if self.count is None:
-            return super().size()
-        return self.count
+        return self.count if self.count is not None else super().size()
 
     def shrunk(self, matrix: Tensor) -> TopK:
         return replace(self, count=int(matrix.count_nonzero()))
@@ -152,37 +132,35 @@ class TopRows(Set):
     selects: ClassVar[bool] = True
 
     def check(self, matrix: Tensor) -> None:
-        _checked(self, self.count, matrix, matrix.shape[0], "count")
+        checked(self, self.count, matrix, matrix.shape[0], "count")
 
     def complete(self) -> bool:
         return self.count is not None
 
     def encode(self, matrix: Tensor) -> codes.Rows:
-        count = _checked(self, self.count, matrix, matrix.shape[0], "count")
+        count = checked(self, self.count, matrix, matrix.shape[0], "count")
         index = torch.linalg.vector_norm(matrix, dim=1).topk(count, sorted=False).indices
         return codes.Rows(matrix.shape[0], matrix.shape[1], index.sort().values)
 
     def violation(self, matrix: Tensor) -> float:
-        count = _checked(self, self.count, matrix, matrix.shape[0], "count")
+        count = checked(self, self.count, matrix, matrix.shape[0], "count")
         squares = matrix.double().square().sum(1).sort().values
-        return _ratio(squares[: squares.numel() - count].sum(), squares.sum())
+        return ratio(squares[: squares.numel() - count].sum(), squares.sum())
 
     def pull(self, matrix: Tensor) -> Tensor:
         norm = torch.linalg.vector_norm(matrix, dim=1, keepdim=True)
         return torch.where(norm > 0, matrix / norm, 0.0)
 
     def menu(self, matrix: Tensor) -> Menu:
-        return _sorted_menu(
-            _finite(self, matrix).double().square().sum(1), lambda k: codes.Rows.blank(matrix.shape[0], matrix.shape[1], k).bits()
+        return sorted_menu(
+            finite(self, matrix).double().square().sum(1), lambda k: codes.Rows.blank(matrix.shape[0], matrix.shape[1], k).bits()
         )
 
     def sized(self, size: int) -> TopRows:
         return replace(self, count=size)
 
     def size(self) -> int:
-        if self.count is None:
-            return super().size()
-        return self.count
+        return self.count if self.count is not None else super().size()
 
     def shrunk(self, matrix: Tensor) -> TopRows:
         return replace(self, count=int(matrix.any(dim=1).sum()))
@@ -220,17 +198,17 @@ class LowRank(Set):
     def rank_of(self, matrix: Tensor) -> int:
         """The rank that the projection of `matrix` has (at most)."""
         if self.energy is None:
-            return _checked(self, self.rank, matrix, min(matrix.shape), "rank")
-        squares = squared_values(_finite(self, matrix))
+            return checked(self, self.rank, matrix, min(matrix.shape), "rank")
+        squares = squared_values(finite(self, matrix))
         dropped = squares.flip(0).cumsum(0)  # dropped[i]: the i + 1 smallest
         return squares.numel() - int((dropped <= self.energy * dropped[-1]).sum())
 
     def violation(self, matrix: Tensor) -> float:
         if self.energy is not None:
             return 0.0  # any matrix has a rank that keeps the energy it keeps; the rule binds only at projection
-        rank = _checked(self, self.rank, matrix, min(matrix.shape), "rank")
+        rank = checked(self, self.rank, matrix, min(matrix.shape), "rank")
         squares = torch.linalg.svdvals(matrix.double()).square()
-        return _ratio(squares[rank:].sum(), squares.sum())
+        return ratio(squares[rank:].sum(), squares.sum())
 
     def pull(self, matrix: Tensor) -> Tensor:
         # at a weight that the energy rule has projected, what is left of the energy is kept whole: rounding alone is dropped
@@ -238,16 +216,14 @@ class LowRank(Set):
         return kept.pull().to(matrix.dtype)
 
     def menu(self, matrix: Tensor) -> Menu:
-        squares = squared_values(_finite(self, matrix))
-        return _sorted_menu(squares, lambda k: codes.Factors.blank(matrix.shape[0], matrix.shape[1], k).bits())
+        squares = squared_values(finite(self, matrix))
+        return sorted_menu(squares, lambda k: codes.Factors.blank(matrix.shape[0], matrix.shape[1], k).bits())
 
     def sized(self, size: int) -> LowRank:
         return LowRank(rank=size)
 
     def size(self) -> int:
-        if self.rank is None:
-            return super().size()
-        return self.rank
+        return self.rank if self.rank is not None else super().size()
 
 
 @dataclass(frozen=True)
@@ -258,10 +234,12 @@ class Levels(Set):
     power_of_two: +-1, +-2, +-4 .. (2^(bits-1) of each sign); binary: +-1; ternary: -1, 0, +1.
     Exact: each row's scale minimises the distance over the whole range (`scales.best_scale`). O(n log n). One scale for the
     whole tensor or one a filter is a matter of the view. Surrogate: half the squared distance to the set.
+    `sparse`: what is zero in m stays zero, at no level, and has no part in the scale.
     """
 
     levels: Literal["uniform", "power_of_two", "binary", "ternary"] = "binary"
     bits: int | None = None
+    sparse: bool = False
     kind: Literal["levels"] = "levels"
     exact: ClassVar[bool] = True
 
@@ -275,10 +253,8 @@ class Levels(Set):
 
     def positive(self) -> Tensor:
         """The levels >= 0, ascending, float64."""
-        if self.levels == "binary":
-            return torch.tensor([1.0], dtype=torch.float64)
-        if self.levels == "ternary":
-            return torch.tensor([0.0, 1.0], dtype=torch.float64)
+        if self.levels in ("binary", "ternary"):
+            return torch.tensor([1.0] if self.levels == "binary" else [0.0, 1.0], dtype=torch.float64)
         if self.bits is None:
             raise SetError(f"Levels({self.levels!r}) needs its bits")
         steps = torch.arange(2 ** (self.bits - 1), dtype=torch.float64)
@@ -287,25 +263,34 @@ class Levels(Set):
     def complete(self) -> bool:
         return self.bits is not None or self.levels in ("binary", "ternary")
 
-    def encode(self, matrix: Tensor) -> codes.Scaled:
-        _finite(self, matrix)
+    def encode(self, matrix: Tensor) -> codes.Scaled | codes.SparseScaled:
+        finite(self, matrix)
         positive = self.positive().to(matrix.device)
         levels = torch.cat([-positive[positive > 0].flip(0), positive])  # ascending, so an index is a rank
-        scale = torch.tensor([best_scale(row.abs(), positive) for row in matrix], dtype=torch.float64, device=matrix.device)
+        scale = torch.tensor([best_scale(self._live(row), positive) for row in matrix], dtype=torch.float64, device=matrix.device)
         scaled = matrix.double() / scale.clamp_min(torch.finfo(torch.float64).tiny)[:, None]
-        return codes.Scaled(kmeans.nearest(scaled, levels), levels.to(matrix.dtype))
+        index = kmeans.nearest(scaled, levels)
+        position = support(matrix) if self.sparse else None
+        if position is None:
+            return codes.Scaled(index, levels.to(matrix.dtype))
+        return codes.SparseScaled(matrix.shape[0], matrix.shape[1], position, index.reshape(-1)[position], levels)
 
     def violation(self, matrix: Tensor) -> float:
-        _finite(self, matrix)
+        finite(self, matrix)
         positive = self.positive().to(matrix.device)
-        missed = torch.zeros((), dtype=torch.float64, device=matrix.device)
-        for row in matrix.abs().double():
-            levels = best_scale(row, positive) * positive
-            missed += (row[:, None] - levels).square().amin(1).sum()
-        return _ratio(missed, matrix.double().square().sum())
+        rows = [self._live(row).double() for row in matrix]
+        missed = [(live[:, None] - best_scale(live, positive) * positive).square().amin(1).sum() for live in rows]
+        return ratio(torch.stack(missed).sum(), matrix.double().square().sum())
 
     def pull(self, matrix: Tensor) -> Tensor:
         return matrix - self.project(matrix)
+
+    def masked(self) -> Levels:
+        return replace(self, sparse=True)
+
+    def _live(self, row: Tensor) -> Tensor:
+        """The magnitudes that must lie at levels."""
+        return row[row != 0].abs() if self.sparse else row.abs()
 
 
 @dataclass(frozen=True)
@@ -314,37 +299,42 @@ class Codebook(Set):
 
     Exact below `kmeans.EXACT_LIMIT` entries, a local optimum above (see `kmeans.centroids`). Han et al. 2016 (Deep
     Compression); Ye et al. 2018 (arXiv 1811.01907), sec. 3. Surrogate: half the squared distance to the set.
+    `sparse`: what is zero in m stays zero, and only the entries that are not share the `count` values.
     """
 
     count: int | None = None
+    sparse: bool = False
     kind: Literal["codebook"] = "codebook"
     exact: ClassVar[bool] = True
 
     def check(self, matrix: Tensor) -> None:
-        _checked(self, self.count, matrix, matrix.numel(), "count", least=1)
+        checked(self, self.count, matrix, matrix.numel(), "count", least=1)
 
     def complete(self) -> bool:
         return self.count is not None
 
-    def encode(self, matrix: Tensor) -> codes.Shared:
-        count = _checked(self, self.count, matrix, matrix.numel(), "count", least=1)
-        centers = kmeans.centroids(matrix.reshape(-1), count)
-        return codes.Shared(kmeans.nearest(matrix, centers), count)
+    def encode(self, matrix: Tensor) -> codes.Shared | codes.SparseShared:
+        count = checked(self, self.count, matrix, matrix.numel(), "count", least=1)
+        position = support(matrix) if self.sparse else None
+        if position is None:
+            return codes.Shared(kmeans.nearest(matrix, kmeans.centroids(matrix.reshape(-1), count)), count)
+        return _clustered(matrix, position, count)
 
     def violation(self, matrix: Tensor) -> float:
-        count = _checked(self, self.count, matrix, matrix.numel(), "count", least=1)
-        return _clustering_error(matrix.reshape(-1), count, matrix)
+        count = checked(self, self.count, matrix, matrix.numel(), "count", least=1)
+        return clustering_error(matrix[matrix != 0] if self.sparse else matrix.reshape(-1), count, matrix)
 
     def pull(self, matrix: Tensor) -> Tensor:
         return matrix - self.project(matrix)
+
+    def masked(self) -> Codebook:
+        return replace(self, sparse=True)
 
     def sized(self, size: int) -> Codebook:
         return replace(self, count=size)
 
     def size(self) -> int:
-        if self.count is None:
-            return super().size()
-        return self.count
+        return self.count if self.count is not None else super().size()
 
 
 @dataclass(frozen=True)
@@ -366,105 +356,45 @@ class SparseCodebook(Set):
             raise SetError(f"SparseCodebook needs at least 1 shared value, given {self.shared}")
 
     def check(self, matrix: Tensor) -> None:
-        _checked(self, self.count, matrix, matrix.numel(), "count")
+        checked(self, self.count, matrix, matrix.numel(), "count")
 
     def complete(self) -> bool:
         return self.count is not None
 
     def encode(self, matrix: Tensor) -> codes.SparseShared:
-        count = _checked(self, self.count, matrix, matrix.numel(), "count")
-        flat = matrix.reshape(-1)
-        position = _largest(flat.abs(), count)
-        chosen = flat[position]
-        centers = kmeans.centroids(chosen, self.shared)
-        return codes.SparseShared(matrix.shape[0], matrix.shape[1], position, kmeans.nearest(chosen, centers), self.shared)
+        count = checked(self, self.count, matrix, matrix.numel(), "count")
+        return _clustered(matrix, largest(matrix.reshape(-1).abs(), count), self.shared)
 
     def violation(self, matrix: Tensor) -> float:
-        count = _checked(self, self.count, matrix, matrix.numel(), "count")
+        count = checked(self, self.count, matrix, matrix.numel(), "count")
         flat = matrix.reshape(-1).double()
         ordered = flat[flat.abs().argsort()]
         dropped, kept = ordered[: flat.numel() - count], ordered[flat.numel() - count :]
-        inner = _clustering_error(kept, self.shared, kept) if count else 0.0
-        return _ratio(dropped.square().sum() + inner**2 * kept.square().sum(), flat.square().sum())
+        inner = clustering_error(kept, self.shared, kept) if count else 0.0
+        return ratio(dropped.square().sum() + inner**2 * kept.square().sum(), flat.square().sum())
 
     def pull(self, matrix: Tensor) -> Tensor:
         return matrix - self.project(matrix)
 
     def menu(self, matrix: Tensor) -> Menu:
-        squares = _finite(self, matrix).reshape(-1).double().square()
-        return _sorted_menu(squares, lambda k: codes.SparseShared.blank(matrix.shape[0], matrix.shape[1], k, self.shared).bits())
+        squares = finite(self, matrix).reshape(-1).double().square()
+        return sorted_menu(squares, lambda k: codes.SparseShared.blank(matrix.shape[0], matrix.shape[1], k, self.shared).bits())
 
     def sized(self, size: int) -> SparseCodebook:
         return replace(self, count=size)
 
     def size(self) -> int:
-        if self.count is None:
-            return super().size()
-        return self.count
+        return self.count if self.count is not None else super().size()
 
     def shrunk(self, matrix: Tensor) -> SparseCodebook:
         return replace(self, count=int(matrix.count_nonzero()))
 
 
-SAMPLE = 1 << 16  # entries by which `_largest` guesses its bound
+def _clustered(matrix: Tensor, position: Tensor, shared: int) -> codes.SparseShared:
+    """k-means of the entries at `position` (ascending); the others are zero."""
+    chosen = matrix.reshape(-1)[position]
+    centers = kmeans.centroids(chosen, shared)
+    return codes.SparseShared(matrix.shape[0], matrix.shape[1], position, kmeans.nearest(chosen, centers), shared)
+
 
 SETS: tuple[type[Set], ...] = (TopK, TopRows, LowRank, Levels, Codebook, SparseCodebook)
-
-
-def _checked(owner: Set, size: int | None, matrix: Tensor, most: int, name: str, least: int = 0) -> int:
-    """`size` if it lies in [least, most] and the matrix is finite."""
-    if size is None:
-        raise SetError(f"{type(owner).__name__} has no {name} yet: give one, or let a plan choose it from a budget")
-    if not least <= size <= most:
-        raise SetError(
-            f"{type(owner).__name__} {name} must be from {least} to {most} for a {tuple(matrix.shape)} matrix, given {size}"
-        )
-    _finite(owner, matrix)
-    return size
-
-
-def _finite(owner: Set, matrix: Tensor) -> Tensor:
-    if matrix.numel() and not math.isfinite(float(torch.linalg.vector_norm(matrix, ord=math.inf))):  # one pass, NaN stays NaN
-        raise SetError(
-            f"{type(owner).__name__} was given a matrix with NaN or infinite entries: the training before has diverged"
-        )
-    return matrix
-
-
-def _largest(magnitudes: Tensor, count: int) -> Tensor:
-    """The indices, ascending, of the `count` largest entries of a vector; of equal ones, any.
-
-    Of a long vector only the entries above a bound guessed from a sample are ranked: exact, since a bound that lets too few
-    through is given up, and several times faster than ranking all.
-    """
-    n = magnitudes.numel()
-    if n > SAMPLE * 8 and count < n // 4:
-        sample = magnitudes[:: n // SAMPLE].sort(descending=True).values
-        place = count / n * sample.numel()
-        bound = sample[min(sample.numel() - 1, int(place + 4 * math.sqrt(place) + 8))]
-        candidates = (magnitudes >= bound).nonzero().squeeze(1)
-        if count <= candidates.numel() <= n // 2:
-            best = magnitudes[candidates].topk(count, sorted=False).indices
-            chosen = torch.zeros(candidates.numel(), dtype=torch.bool, device=magnitudes.device)
-            chosen[best] = True
-            return candidates[chosen]
-    return magnitudes.topk(count, sorted=False).indices.sort().values
-
-
-def _ratio(missed: Tensor, whole: Tensor) -> float:
-    """sqrt(missed / whole), 0 for the zero matrix."""
-    return math.sqrt(float(missed) / float(whole)) if float(whole) > 0 else 0.0
-
-
-def _clustering_error(values: Tensor, count: int, whole: Tensor) -> float:
-    """Relative distance of `values` from having `count` distinct values."""
-    if values.unique().numel() <= count:
-        return 0.0
-    centers = kmeans.centroids(values.double(), count)
-    missed = (values.double() - centers[kmeans.nearest(values.double(), centers)]).square().sum()
-    return _ratio(missed, whole.double().square().sum())
-
-
-def _sorted_menu(squares: Tensor, bits: Callable[[int], int]) -> Menu:
-    """A menu whose error at size k is the sum of all but the k largest `squares`."""
-    return Menu(torch.cat([squares.new_zeros(1), squares.sort().values.cumsum(0)]).flip(0), bits)

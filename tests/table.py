@@ -14,6 +14,7 @@ from torch.optim import SGD, Adam, Optimizer
 
 from featherweight import allocate, codes, recipes, tasks, zoo
 from featherweight.drivers import ADMM, Driver, Periodic
+from featherweight.freezing import Freezing
 from featherweight.recipes.decompose import low_rank_from_scratch
 from featherweight.sets import Codebook, Levels, LowRank, Set, SparseCodebook, TopK, TopRows
 
@@ -52,8 +53,10 @@ INSTANCES: dict[type[Set], tuple[Set, ...]] = {
         Levels("uniform", 3),
         Levels("power_of_two", 1),
         Levels("power_of_two", 3),
+        Levels("uniform", 2, sparse=True),
+        Levels("ternary", sparse=True),
     ),
-    Codebook: (Codebook(1), Codebook(2), Codebook(7), Codebook(48)),
+    Codebook: (Codebook(1), Codebook(2), Codebook(7), Codebook(48), Codebook(2, sparse=True)),
     SparseCodebook: (SparseCodebook(0, 2), SparseCodebook(1, 1), SparseCodebook(11, 3), SparseCodebook(48, 16)),
 }
 ALL_SETS: tuple[Set, ...] = tuple(instance for instances in INSTANCES.values() for instance in instances)
@@ -68,6 +71,8 @@ TRAINED: tuple[Set, ...] = (  # one or two of each, for the laws that train
     Levels("power_of_two", 3),
     Codebook(5),
     SparseCodebook(11, 3),
+    Levels("binary", sparse=True),
+    Codebook(5, sparse=True),
 )
 SAMPLE: dict[str, Set] = {  # code kind -> a set whose encode gives that code
     "sparse": TopK(13),
@@ -76,6 +81,7 @@ SAMPLE: dict[str, Set] = {  # code kind -> a set whose encode gives that code
     "scaled": Levels("uniform", 3),
     "shared": Codebook(5),
     "sparse_shared": SparseCodebook(11, 3),
+    "sparse_scaled": Levels("uniform", 2, sparse=True),
 }
 CODES: dict[str, type[codes.Code]] = {
     "sparse": codes.Sparse,
@@ -84,8 +90,10 @@ CODES: dict[str, type[codes.Code]] = {
     "scaled": codes.Scaled,
     "shared": codes.Shared,
     "sparse_shared": codes.SparseShared,
+    "sparse_scaled": codes.SparseScaled,
 }
-LINEAR = ("sparse", "rows", "scaled", "shared", "sparse_shared")  # decode is linear in the free part, so a refit is a projection
+# decode is linear in the free part, so a refit is a projection
+LINEAR = ("sparse", "rows", "scaled", "shared", "sparse_shared", "sparse_scaled")
 
 
 # --- views ---------------------------------------------------------------------------------------------------------------
@@ -139,6 +147,7 @@ VIEWS: dict[str, Seen] = {
 DRIVERS: dict[type[Driver], tuple[Driver, ...]] = {
     Periodic: (Periodic(3), Periodic(3, shrink=0.01)),
     ADMM: (ADMM(0.1, 3), ADMM(0.1, 3, growth=1.5, rho_max=0.5), ADMM(0.1, 3, coupling="proximal")),
+    Freezing: (Freezing(3), Freezing(2, share=1.0)),
 }
 ALL_DRIVERS: tuple[Driver | None, ...] = (None, *(driver for drivers in DRIVERS.values() for driver in drivers))
 OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], Optimizer]] = {
@@ -160,6 +169,10 @@ NETWORKS: dict[str, tuple[tuple[int, ...], Callable[[], nn.Module]]] = {  # name
 TASKS = {"digits": tasks.digits, "mnist": tasks.mnist, "cifar10": tasks.cifar10}
 RECIPES = {  # and the networks each is meant for
     "progressive_admm": (recipes.progressive_admm, ("lenet5", "lenet_300_100")),
+    "admm_quantization": (recipes.admm_quantization, ("lenet5", "resnet20")),
+    "admm_binarization": (recipes.admm_binarization, ("lenet5", "resnet20")),
+    "admm_clustering": (recipes.admm_clustering, ("lenet5", "resnet20")),
+    "admm_joint": (lambda: recipes.admm_joint(freezing=0.3), ("lenet5",)),
     "trained_rank_pruning": (recipes.trained_rank_pruning, ("lenet5", "resnet20")),
     "decompose": (recipes.decompose, ("lenet5", "resnet20")),
     "low_rank_from_scratch": (lambda: low_rank_from_scratch({"conv2.weight": 5}), ("lenet5",)),
@@ -192,6 +205,14 @@ MATRICES: dict[str, Tensor] = {
         (torch.tensor(3), torch.tensor(5)), torch.tensor(-2.5).double()
     ),
 }
+
+
+def suited(kind: str, given: Tensor | None = None) -> Tensor:
+    """`given`, or `matrix()`, pruned where only of a pruned matrix SAMPLE's set gives a code of this kind."""
+    whole = matrix() if given is None else given
+    if kind != "sparse_scaled":
+        return whole
+    return whole * (torch.arange(whole.numel()).reshape(whole.shape) % 3 > 0)
 
 
 class Toy(nn.Module):

@@ -5,12 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from featherweight.recipe import Recipe
+from featherweight.recipes.admm_binarization import admm_binarization
+from featherweight.recipes.admm_clustering import admm_clustering
+from featherweight.recipes.admm_joint import admm_joint
+from featherweight.recipes.admm_quantization import admm_quantization
 from featherweight.recipes.decompose import decompose
 from featherweight.recipes.progressive_admm import progressive_admm
 from featherweight.recipes.trained_rank_pruning import trained_rank_pruning
 
 RECIPES: dict[str, Callable[..., Recipe]] = {
     "progressive_admm": progressive_admm,
+    "admm_quantization": admm_quantization,
+    "admm_binarization": admm_binarization,
+    "admm_clustering": admm_clustering,
+    "admm_joint": admm_joint,
     "trained_rank_pruning": trained_rank_pruning,
     "decompose": decompose,
 }

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-from featherweight.drivers import ADMM
 from featherweight.errors import InputError
-from featherweight.recipe import Distillation, Recipe, Rule, Stage, Training
+from featherweight.recipe import Recipe, Rule, Stage, Training
+from featherweight.recipes.rounds import admm_round
 from featherweight.sets import TopK, TopRows
 from featherweight.views import View
 
@@ -53,18 +53,27 @@ def progressive_admm(
         raise InputError(f"ratios are weights before over weights left (1 / keep), each at least 1, given {ratios}")
     dense = Stage("dense", train=Training(dense_epochs))
     stages = [
-        Stage(
-            f"{ratio:g}x",
-            rules=(Rule(targets, TopK()),),
+        replace(
+            admm_round(
+                f"{ratio:g}x",
+                (Rule(targets, TopK()),),
+                epochs=epochs,
+                retrain_epochs=retrain_epochs,
+                rate=rate,
+                retrain_rate=retrain_rate,
+                every=every,
+                rho=rho,
+                growth=growth,
+                rho_max=rho_max,
+                coupling=coupling,
+                distill=distill,
+                temperature=temperature,
+            ),
             keep=1 / ratio,
             allocate=allocate,
-            driver=ADMM(rho, every, growth, rho_max, coupling),
-            train=Training(epochs, rate, floor=0.3, warmup=0.5 / max(epochs, 1)),
-            retrain=Training(retrain_epochs, retrain_rate, warmup=0.3 / max(retrain_epochs, 1)),
             fisher=fisher,
             respread=respread,
             sweep=sweep,
-            distill=Distillation(distill, temperature) if distill else None,
         )
         for ratio in ratios
     ]

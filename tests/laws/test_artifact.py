@@ -39,6 +39,7 @@ HIDDEN = View("(a p) i -> a (p i)", (("p", 2),))  # 12 x 96 -> 6 x 192
 def compressed(kind: str, dtype: torch.dtype = torch.float32) -> nn.Module:
     """A toy with one code on a linear layer through a view, and one on its convolution."""
     network = table.toy().to(dtype)
+    network.hidden.weight.data = table.suited(kind, network.hidden.weight.data)
     freeze(network, "hidden.weight", Target(table.SAMPLE[kind], HIDDEN))
     freeze(network, "conv.weight", Target(TopK(5)))
     return network
@@ -137,6 +138,7 @@ def test_a_fresh_process_without_pickle_gives_the_same_outputs_bitwise(tmp_path:
     expected = []
     for kind, one in table.SAMPLE.items():
         network = lenet_300_100()
+        network.fc3.weight.data = table.suited(kind, network.fc3.weight.data)
         freeze(network, "fc3.weight", Target(one, View("o i -> i o" if kind == "rows" else "o i -> o i")))
         write(network, tmp_path / kind)
         expected.append(network(inputs).detach().numpy().tobytes().hex())
@@ -258,10 +260,10 @@ def test_a_description_that_was_tampered_with_is_refused(change: Callable[[dict[
     assert len(refused(folder)) > 20
 
 
-@pytest.mark.parametrize("kind", ["rows", "sparse", "sparse_shared"])
+@pytest.mark.parametrize("kind", ["rows", "sparse", "sparse_shared", "sparse_scaled"])
 def test_a_code_cannot_claim_more_places_than_its_matrix_has(kind: str) -> None:
     """Refused before anything of that size is made: `count` rows of a large layer are a file of bytes and gigabytes of memory."""
-    layout = table.SAMPLE[kind].encode(table.matrix()).layout()
+    layout = table.SAMPLE[kind].encode(table.suited(kind)).layout()
     layout["sizes"]["count"] = 7 if kind == "rows" else 49
     edit = {"edit": "code", "parameter": "weight", "pattern": "o i -> o i", "sizes": [], "code": layout}
     with pytest.raises(ArtifactError, match="count = "):

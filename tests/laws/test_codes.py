@@ -39,7 +39,7 @@ def test_decoding_the_encoding_is_the_projection(one: Set) -> None:
 
 @pytest.mark.parametrize("kind", table.LINEAR)
 def test_a_refit_is_an_orthogonal_projection(kind: str) -> None:
-    code = table.SAMPLE[kind].encode(table.matrix())
+    code = table.SAMPLE[kind].encode(table.suited(kind))
     for seed in range(5):
         other = table.matrix(seed=50 + seed)
         near = refitted(code, other)
@@ -51,7 +51,7 @@ def test_a_refit_is_an_orthogonal_projection(kind: str) -> None:
 
 @EVERY_KIND
 def test_a_refit_is_idempotent(kind: str) -> None:
-    code = table.SAMPLE[kind].encode(table.matrix())
+    code = table.SAMPLE[kind].encode(table.suited(kind))
     near = refitted(code, table.matrix(seed=60))
     torch.testing.assert_close(refitted(code, near), near, rtol=1e-10, atol=1e-10)
 
@@ -66,7 +66,7 @@ def test_a_refit_of_any_matrix_stays_in_the_set(one: Set) -> None:
 
 @EVERY_KIND
 def test_gradients_reach_the_whole_free_part(kind: str) -> None:
-    code = table.SAMPLE[kind].encode(table.matrix())
+    code = table.SAMPLE[kind].encode(table.suited(kind))
     free = tuple(f.clone().requires_grad_() for f in free_part(code, table.matrix()))
     loss = (code(*free) * table.matrix(seed=62)).sum()
     for part in torch.autograd.grad(loss, free):
@@ -75,7 +75,7 @@ def test_gradients_reach_the_whole_free_part(kind: str) -> None:
 
 @EVERY_KIND
 def test_gradients_are_right(kind: str) -> None:
-    code = table.SAMPLE[kind].encode(table.matrix())
+    code = table.SAMPLE[kind].encode(table.suited(kind))
     free = tuple(f.clone().requires_grad_() for f in free_part(code, table.matrix()))
     assert torch.autograd.gradcheck(code, free)
 
@@ -97,11 +97,11 @@ def test_a_blank_of_the_layout_takes_the_state(one: Set, dtype: torch.dtype) -> 
 
 @EVERY_KIND
 def test_an_encoding_has_nothing_wrong_with_it(kind: str) -> None:
-    assert table.SAMPLE[kind].encode(table.matrix()).problem() is None
+    assert table.SAMPLE[kind].encode(table.suited(kind)).problem() is None
 
 
 def damaged(kind: str, buffer: str, change: object) -> str | None:
-    code = table.SAMPLE[kind].encode(table.matrix())
+    code = table.SAMPLE[kind].encode(table.suited(kind))
     index = code.get_buffer(buffer)
     setattr(code, buffer, change(index.long()).to(index.dtype))
     return code.problem()
@@ -110,13 +110,16 @@ def damaged(kind: str, buffer: str, change: object) -> str | None:
 @pytest.mark.parametrize(("kind", "buffer", "limit"), [
     ("sparse", "index", 48), ("rows", "index", 6), ("scaled", "index", 8), ("shared", "index", 5),
     ("sparse_shared", "position", 48), ("sparse_shared", "index", 3),
+    ("sparse_scaled", "position", 48), ("sparse_scaled", "index", 4),
 ])  # fmt: skip
 def test_an_index_out_of_range_is_a_problem(kind: str, buffer: str, limit: int) -> None:
     assert f"outside 0 .. {limit - 1}" in damaged(kind, buffer, lambda index: index.index_fill(-1, torch.tensor(0), limit))
     assert damaged(kind, buffer, lambda index: index) is None
 
 
-@pytest.mark.parametrize(("kind", "buffer"), [("sparse", "index"), ("rows", "index"), ("sparse_shared", "position")])
+@pytest.mark.parametrize(("kind", "buffer"), [
+    ("sparse", "index"), ("rows", "index"), ("sparse_shared", "position"), ("sparse_scaled", "position"),
+])  # fmt: skip
 def test_positions_that_do_not_ascend_are_a_problem(kind: str, buffer: str) -> None:
     assert "not strictly ascending" in damaged(kind, buffer, lambda index: index.flip(0))
     assert "not strictly ascending" in damaged(kind, buffer, lambda index: index[0].expand_as(index))
@@ -172,18 +175,19 @@ def test_the_index_type_is_the_smallest_that_holds_the_largest_index(count: int,
 @EVERY_KIND
 def test_attaching_projects_the_weight_and_frees_the_code(kind: str) -> None:
     layer = nn.Linear(8, 6, dtype=torch.float64)
-    layer.weight.data.copy_(table.matrix())
-    code = table.SAMPLE[kind].encode(table.matrix())
+    layer.weight.data.copy_(table.suited(kind))
+    code = table.SAMPLE[kind].encode(table.suited(kind))
     attach(layer, "weight", View("o i -> o i"), code)
-    assert torch.equal(layer.weight, table.SAMPLE[kind].project(table.matrix()))
+    assert torch.equal(layer.weight, table.SAMPLE[kind].project(table.suited(kind)))
     assert list(coded(layer)) == ["weight"]
     free = [p for name, p in layer.named_parameters() if "original" in name]
-    assert [p.shape for p in free] == [f.shape for f in free_part(code, table.matrix())]
+    assert [p.shape for p in free] == [f.shape for f in free_part(code, table.suited(kind))]
 
 
 @EVERY_KIND
 def test_a_view_stands_between_the_code_and_the_parameter(kind: str) -> None:
     network = table.toy().double()
+    network.hidden.weight.data = table.suited(kind, network.hidden.weight.data)
     view = View("(a p) q -> a (p q)", (("p", 2),))  # 12 x 96 -> 6 x 192
     before = network.hidden.weight.detach().clone()
     one = table.SAMPLE[kind]

@@ -17,6 +17,7 @@ from torch import nn
 
 from featherweight.drivers import ADMM, Periodic
 from featherweight.errors import InputError, RecipeError
+from featherweight.freezing import Freezing
 from featherweight.plan import matches, resolve
 from featherweight.recipe import Distillation, Recipe, Rule, Stage, Training, from_dict, read, to_yaml
 from featherweight.sets import Codebook, Levels, LowRank, SparseCodebook, TopK, TopRows
@@ -42,6 +43,7 @@ a_view = st.sampled_from([View(seen.pattern, seen.given) for seen in table.VIEWS
 a_rule = st.builds(Rule, targets=word, set=a_set, view=a_view, keep=st.none() | share)
 a_driver = st.one_of(
     st.builds(Periodic, every=st.integers(1, 1000), shrink=st.floats(0, 10)),
+    st.builds(Freezing, every=st.integers(1, 1000), share=share),
     st.builds(
         ADMM, rho=st.floats(1e-6, 1), every=st.integers(1, 1000), growth=st.floats(1, 5), rho_max=st.none() | st.floats(1, 9)
     ),

@@ -52,8 +52,13 @@ def is_member(one: Set, z: torch.Tensor, matrix: torch.Tensor) -> bool:
             return bool((torch.linalg.svdvals(z.double())[rank:] <= 1e-5 * (1 + float(z.norm()))).all())
         case LowRank(rank=rank):
             return bool((torch.linalg.svdvals(z.double())[rank:] <= 1e-6 * (1 + float(z.norm()))).all())
-        case Levels():
+        case Levels(sparse=False):
             return all(row_is_on_levels(one, row) for row in z.double())
+        case Levels(sparse=True):
+            dead = bool((z[matrix == 0] == 0).all())
+            return dead and all(row_is_on_levels(one, row[was != 0]) for row, was in zip(z.double(), matrix, strict=True))
+        case Codebook(count=count, sparse=True):
+            return bool((z[matrix == 0] == 0).all()) and z[matrix != 0].unique().numel() <= count
         case Codebook(count=count):
             return z.unique().numel() <= count
         case SparseCodebook(count=count, shared=shared):
@@ -73,7 +78,7 @@ def signed_levels(one: Levels) -> list[float]:
 
 def row_is_on_levels(one: Levels, row: torch.Tensor) -> bool:
     """Some entry is at some level, which fixes the scale; then every other must be at a level too."""
-    if float(row.abs().max()) == 0:
+    if row.numel() == 0 or float(row.abs().max()) == 0:
         return True
     levels = torch.tensor(signed_levels(one), dtype=torch.float64)
     largest = row.abs().max()
@@ -358,6 +363,36 @@ def test_a_large_codebook_is_near_the_best_and_never_worse_than_equal_bins() -> 
     exact = kmeans.centroids(values[0, : kmeans.EXACT_LIMIT - 1], 4)
     torch.testing.assert_close(approximate, exact, rtol=0.02, atol=0.02)
     assert bool((approximate[1:] >= approximate[:-1]).all())
+
+
+@pytest.mark.parametrize("one", LEVELS, ids=str)
+def test_under_a_mask_levels_are_the_best_for_what_is_left(one: Levels) -> None:
+    matrix = table.matrix(4, 7, seed=3) * (table.matrix(4, 7, seed=5) > 0)
+    matrix[2] = 0
+    found = one.masked().project(matrix)
+    assert int(found[matrix == 0].count_nonzero()) == 0
+    for row, near in zip(matrix, found, strict=True):
+        live = row[row != 0].numpy()
+        best = oracles.levels(live, signed_levels(one))[0] if live.size else 0.0
+        assert distance(row, near) == pytest.approx(best, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_under_a_mask_a_codebook_is_the_best_for_what_is_left(count: int) -> None:
+    for seed in range(4):
+        matrix = table.matrix(2, 6, seed=seed) * (table.matrix(2, 6, seed=seed + 50) > 0)
+        found = Codebook(count).masked().project(matrix)
+        assert int(found[matrix == 0].count_nonzero()) == 0
+        live = matrix[matrix != 0]
+        best = oracles.codebook(live.numpy(), min(count, live.numel()))
+        assert distance(matrix, found) == pytest.approx(best, abs=1e-12)
+
+
+def test_without_zeros_a_mask_changes_nothing_not_even_the_code() -> None:
+    matrix = table.matrix()
+    for one in (*LEVELS, Codebook(3)):
+        assert type(one.masked().encode(matrix)) is type(one.encode(matrix))
+        assert torch.equal(one.masked().project(matrix), one.project(matrix))
 
 
 def test_pruning_then_clustering_is_what_it_says_and_no_better_than_the_optimum() -> None:

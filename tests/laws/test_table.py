@@ -72,7 +72,7 @@ def test_every_code_has_a_set_that_encodes_to_it() -> None:
     assert concrete(codes.Code) == set(table.CODES.values())
     assert set(codes.CODES) == set(table.CODES) == set(table.SAMPLE)
     for kind, sample in table.SAMPLE.items():
-        assert type(sample.encode(table.matrix())) is table.CODES[kind]
+        assert type(sample.encode(table.suited(kind))) is table.CODES[kind]
         assert table.CODES[kind].kind == kind
 
 

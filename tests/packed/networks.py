@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from featherweight import zoo
-from featherweight.codes import Code, Factors, Rows, Scaled, Shared, Sparse, SparseShared
+from featherweight.codes import Code, Factors, Rows, Scaled, Shared, Sparse, SparseScaled, SparseShared
 from featherweight.coding import attach
 from featherweight.edits import Snapshot
 from featherweight.views import WHOLE, View
 
 VIEWS = {2: ("o i -> o i", "o i -> i o", "(g h) i -> h (g i)"), 4: ("o i h w -> o (i h w)", "o i h w -> (i h) (o w)")}
-KINDS = ("", "sparse", "rows", "factors", "scaled", "shared", "sparse_shared")
+KINDS = ("", "sparse", "rows", "factors", "scaled", "shared", "sparse_shared", "sparse_scaled")
 
 
 class Small(nn.Module):
@@ -70,6 +70,8 @@ def code_of(random: np.random.Generator, kind: str, rows: int, cols: int) -> Cod
     many = torch.from_numpy(random.binomial(count - 1, 0.3, size))
     if kind == "scaled":
         return Scaled(many.reshape(rows, cols), torch.arange(count).float() - count // 2)
+    if kind == "sparse_scaled":
+        return SparseScaled(rows, cols, index, many[: index.numel()], torch.arange(count).float() - count // 2)
     if kind == "shared":
         return Shared(many.reshape(rows, cols), count)
     return SparseShared(rows, cols, index, many[: index.numel()], count)
