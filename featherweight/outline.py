@@ -6,6 +6,7 @@ from typing import Any
 
 from featherweight.errors import InputError, did_you_mean
 from featherweight.structure import Graph
+from featherweight.units import allot
 
 BUDGETS = ("macs", "parameters")
 
@@ -52,27 +53,12 @@ def budget_of(text: str) -> tuple[str, float]:
 
 
 def cuts(graph: Graph, what: str, share: float) -> dict[str, Any]:
-    """The same share of units at every site, the largest within the budget, rounded to whole units: what it keeps and saves.
-
-    Raises InputError, with the nearest feasible budget, where even one unit a site is too much.
+    """The same share of units at every site, the largest within the budget, and single units more while they fit: what it keeps
+    and saves. Raises Infeasible, with the nearest feasible budget, where even one unit a site is too much.
     """
-
-    def sizes(kept: float) -> dict[str, int]:
-        return {name: max(1, round(kept * site.size)) for name, site in graph.sites.items()}
-
-    def cost(kept: float) -> int:
-        return graph.macs(sizes(kept)) if what == "macs" else graph.parameters(sizes(kept))
-
-    whole = cost(1.0)
-    limit = share * whole
-    if cost(0.0) > limit:
-        least = f"{what}={100 * cost(0.0) / whole:.1f}%"
-        raise InputError(f"{what}={100 * share:g}% cannot be met by cutting units: one unit a site is {least}, the least")
-    low, high = 0.0, 1.0
-    for _ in range(40):  # finer than any whole number of units
-        middle = (low + high) / 2
-        low, high = (middle, high) if cost(middle) <= limit else (low, middle)
-    kept = sizes(1.0 if whole <= limit else low)
+    count = graph.macs if what == "macs" else graph.parameters
+    even = {name: [0.0] * (site.size + 1) for name, site in graph.sites.items()}
+    kept = allot("uniform", even, count, share * count())
     return {
         "asked": {what: share},
         "kept": {name: {"units": kept[name], "of": site.size} for name, site in graph.sites.items()},

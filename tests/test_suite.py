@@ -17,7 +17,7 @@ TEST_FILES = sorted(TESTS.rglob("test_*.py"))
 ORDER = (  # each may import only what stands before it; `structure` and `recipes` are packages with an order of their own
     *("version", "errors", "views", "svd", "scales", "kmeans", "codes", "coding"),  # weights
     *("ranking", "sets", "allocate", "drivers", "freezing", "bits"),  # what must hold of them, and how it is imposed
-    *("structure", "measure", "ranks", "factor", "edits", "checkpoint"),  # structure, and what was done as data
+    *("structure", "measure", "ranks", "units", "factor", "edits", "checkpoint"),  # structure, and what was done as data
     *("recipe", "recipes", "plan"),  # what to do
     *("data", "zoo", "packed", "artifact", "report", "training", "export", "latency", "tasks"),
     *("run", "compress", "__init__"),  # the program

@@ -1,0 +1,165 @@
+"""How many units each site keeps, under one budget of what the whole network costs.
+
+Damage is given as losses: site -> the predicted damage of keeping k of its units, for k = 0 .. size, falling. What the network
+costs is not a sum over the sites (two layers share a matrix), so every allocator here follows one path of sizes, from one unit a
+site to all of them, to the last point within the budget, and then gives back single units while they fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featherweight.allocate.choices import Choices, Infeasible
+from featherweight.allocate.knapsack import knapsack
+
+Losses = Mapping[str, Sequence[float]]
+Sizes = dict[str, int]
+Cost = Callable[[Mapping[str, int]], int]  # sizes -> what the whole network costs, such as `Graph.macs`
+Path = Callable[[float], Sizes]  # 0 .. 1 -> sizes, growing
+Allotment = Literal["uniform", "ranked", "weighed", "knapsack"]
+
+STEPS = 50  # of bisection: finer than any whole number of units
+ROUNDS = 8  # of linearising a cost
+
+
+def allot(how: Allotment, losses: Losses, cost: Cost, limit: float) -> Sizes:
+    """Sizes whose `cost` is at most `limit` and, where single units allow it, nearly all of it.
+
+    uniform    the same share of units everywhere
+    ranked     one threshold on the damage of a unit's going, over all sites (global ranking)
+    weighed    the same on damage over what the unit costs where it is
+    knapsack   the least damage in all, for costs made a sum over the sites around the sizes found last; the best of a few rounds
+
+    Raises Infeasible, with the nearest feasible budget, where one unit a site costs more.
+    """
+    least, most = cost(dict.fromkeys(losses, 1)), cost(_whole(losses))
+    if least > limit:
+        raise Infeasible(
+            f"a budget of {int(limit):,} cannot be met by cutting units: one unit a site costs {least:,} of the network's "
+            f"{most:,}, the least. Ask for {100 * least / most:.3g} % or more, or let more sites go"
+        )
+    if most <= limit:
+        return _whole(losses)
+    if how == "knapsack":
+        return _linearised(losses, cost, limit)
+    paths = {"uniform": _uniform, "ranked": _ranked, "weighed": lambda given: _weighed(given, cost)}
+    return _filled(_last_within(paths[how](losses), cost, limit), losses, cost, limit)
+
+
+def _whole(losses: Losses) -> Sizes:
+    return {name: len(loss) - 1 for name, loss in losses.items()}
+
+
+def _last_within(path: Path, cost: Cost, limit: float) -> Sizes:
+    low, high = 0.0, 1.0
+    for _ in range(STEPS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if cost(path(middle)) <= limit else (low, middle)
+    return path(low)
+
+
+def _uniform(losses: Losses) -> Path:
+    return lambda share: {name: max(1, round(share * size)) for name, size in _whole(losses).items()}
+
+
+def _ranked(losses: Losses) -> Path:
+    return _threshold({name: _gains(loss) for name, loss in losses.items()})
+
+
+def _weighed(losses: Losses, cost: Cost) -> Path:
+    whole = _whole(losses)
+    full = cost(whole)
+    price = {name: (full - cost(whole | {name: 1})) / max(size - 1, 1) for name, size in whole.items()}
+    return _threshold({name: _gains(loss) / max(price[name], 1e-12) for name, loss in losses.items()})
+
+
+def _gains(loss: Sequence[float]) -> NDArray[np.float64]:
+    """(size,): what the k-th unit kept saves of damage, made falling, so that a threshold keeps a first part of them."""
+    values = np.asarray(loss, dtype=float)
+    return -np.diff(_convex(values))
+
+
+def _convex(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The lower convex hull at 0 .. n: a step that gains little before one that gains much is taken with it."""
+    corners = [0]
+    for at in range(1, len(values)):
+        while len(corners) > 1:
+            one, two = corners[-2], corners[-1]
+            if (values[two] - values[one]) * (at - one) < (values[at] - values[one]) * (two - one):
+                break
+            corners.pop()
+        corners.append(at)
+    return np.interp(np.arange(len(values)), corners, values[corners])
+
+
+def _threshold(gains: Mapping[str, NDArray[np.float64]]) -> Path:
+    """share -> sizes: of all units together that share with the largest gains, one a site at least."""
+    ordered = np.sort(np.concatenate(list(gains.values())))[::-1]
+
+    def at(share: float) -> Sizes:
+        bound = ordered[min(int(share * len(ordered)), len(ordered) - 1)]
+        return {name: max(1, int((gain >= bound).sum())) for name, gain in gains.items()}
+
+    return at
+
+
+def _filled(sizes: Sizes, losses: Losses, cost: Cost, limit: float) -> Sizes:
+    """Single units given back while they fit, the one that saves most damage for its cost first."""
+    whole, spent, sizes = _whole(losses), cost(sizes), dict(sizes)
+    while True:
+        best, most = None, -np.inf
+        for name, size in sizes.items():
+            if size == whole[name]:
+                continue
+            price = cost(sizes | {name: size + 1}) - spent
+            gain = (losses[name][size] - losses[name][size + 1]) / max(price, 1)
+            if spent + price <= limit and gain > most:
+                best, most = name, gain
+        if best is None:
+            return sizes
+        sizes[best] += 1
+        spent = cost(sizes)
+
+
+def _linearised(losses: Losses, cost: Cost, limit: float) -> Sizes:
+    """Knapsacks over what k units cost here while the other sites have the sizes found last; the budget of the sum is bisected
+    until the real cost is within `limit`. The best of all rounds, the uniform share being the first."""
+    sizes = _filled(_last_within(_uniform(losses), cost, limit), losses, cost, limit)
+    best = sizes
+    for _ in range(ROUNDS):
+        menus = {}
+        for name, loss in losses.items():
+            least = cost(sizes | {name: 1})
+            costs = tuple(cost(sizes | {name: k}) - least for k in range(1, len(loss)))
+            menus[name] = Choices(tuple(range(1, len(loss))), tuple(loss[1:]), costs)
+        found = {name: index + 1 for name, index in _knapsack_within(menus, cost, limit).items()}
+        found = _filled(found, losses, cost, limit)
+        if damage(losses, found) < damage(losses, best):
+            best = found
+        if found == sizes:
+            break
+        sizes = found
+    return best
+
+
+def _knapsack_within(menus: Mapping[str, Choices], cost: Cost, limit: float) -> dict[str, int]:
+    """The knapsack of the largest budget whose sizes really cost at most `limit`."""
+    low, high = 0, sum(menu.costs[-1] for menu in menus.values())
+    chosen = dict.fromkeys(menus, 0)
+    while high - low > max(1, high // 200):  # half a percent; single units fill the rest
+        middle = (low + high) // 2
+        picked = knapsack(menus, middle)
+        if cost({name: index + 1 for name, index in picked.items()}) <= limit:
+            low, chosen = middle, picked
+        else:
+            high = middle
+    return chosen
+
+
+def damage(losses: Losses, sizes: Mapping[str, int]) -> float:
+    """The predicted damage of these sizes, all sites together."""
+    return sum(losses[name][size] for name, size in sizes.items())
