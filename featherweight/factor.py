@@ -132,9 +132,7 @@ class Materialised:
 
 
 @torch.no_grad()
-def materialise(
-    model: nn.Module, names: Iterable[str] | None = None, example: tuple[Tensor, ...] | None = None
-) -> Materialised:
+def materialise(model: nn.Module, names: Iterable[str] | None = None, example: tuple[Tensor, ...] | None = None) -> Materialised:
     """Turn parameters with a low-rank code (default: all) into two plain layers each, in place; the function stays the same.
 
     A rank at or above break-even (exact with `example`, the inputs of the network) leaves the layer whole: dense again, with the

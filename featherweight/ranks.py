@@ -140,9 +140,7 @@ def input_shapes(model: nn.Module, example: tuple[Tensor, ...]) -> dict[str, lis
 def convolutions(model: nn.Module) -> tuple[str, ...]:
     """The weights that Trained Rank Pruning takes: of every ungrouped convolution with a kernel above 1 but the first."""
     convs = [(name, module) for name, module in model.named_modules() if isinstance(module, Conv)]
-    return tuple(
-        f"{name}.weight" for name, conv in convs[1:] if name and conv.groups == 1 and math.prod(conv.kernel_size) > 1
-    )
+    return tuple(f"{name}.weight" for name, conv in convs[1:] if name and conv.groups == 1 and math.prod(conv.kernel_size) > 1)
 
 
 # --- which rank ----------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ ORDER = (  # each may import only what stands before it; `structure` and `recipe
     *("structure", "measure", "ranks", "units", "factor", "edits", "checkpoint"),  # structure, and what was done as data
     *("recipe", "recipes", "plan"),  # what to do
     *("data", "zoo", "packed", "artifact", "report", "training", "export", "latency", "tasks"),
+    *("gates", "patches", "stats", "auxiliary", "criteria"),  # which units go
     *("run", "compress", "__init__"),  # the program
     *("outline", "given", "console", "job", "subject", "checkout", "cli", "__main__"),  # its command line
 )

@@ -1,0 +1,134 @@
+"""Auxiliary losses: small heads on the features inside a network, judged by the task's own loss.
+
+A head turns the output of a module, a *pivot*, into what the network itself puts out. The task's loss of a module that gives just
+that is the auxiliary loss; so any task has one, whatever its labels look like.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from featherweight.errors import InputError, did_you_mean
+from featherweight.stats import Stats, evaluating
+from featherweight.structure import Graph
+from featherweight.training import Batch, Task
+
+
+class Head(nn.Module):
+    """Batch norm, ReLU, mean over positions, linear: (batch, channels, positions...) -> the shape of the network's output."""
+
+    def __init__(self, channels: int, output: Sequence[int]) -> None:
+        super().__init__()
+        self.output = tuple(output)
+        self.norm = nn.BatchNorm1d(channels)
+        self.linear = nn.Linear(channels, int(torch.Size(output).numel()))
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """(batch, channels, positions...) -> (batch, *output)."""
+        positions = feature.flatten(2) if feature.ndim > 2 else feature[..., None]
+        # in the precision of the head, whatever autocast made of the feature
+        normed = torch.relu(self.norm(positions.to(self.linear.weight.dtype)))
+        return self.linear(normed.mean(2)).unflatten(1, self.output)
+
+
+class Replay(nn.Module):
+    """Gives one value, whatever its inputs: what the task's loss is given in the network's place."""
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self.value = value
+
+    def forward(self, *inputs: Any) -> Tensor:
+        """The value."""
+        return self.value
+
+
+@contextmanager
+def features(model: nn.Module, pivots: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Inside, the dictionary holds each pivot's output, and the network's under "", of the last run. Raises InputError."""
+    modules = dict(model.named_modules())
+    for name in pivots:
+        if name not in modules:
+            raise InputError(f"the network has no module {name!r} for an auxiliary head.{did_you_mean(name, modules)}")
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            if not isinstance(output, Tensor) or output.ndim < 2:
+                raise InputError(f"auxiliary heads need a tensor (batch, channels, ...) from {name or 'the network'!r}")
+            found[name] = output
+
+        return hook
+
+    handles = [modules[name].register_forward_hook(keep(name)) for name in ("", *pivots)]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def losses(model: nn.Module, heads: Mapping[str, nn.Module], task: Task, batch: Batch) -> dict[str, Tensor]:
+    """The network's own loss, under "", and that of each pivot's head, from one run of the network."""
+    with features(model, list(heads)) as found:
+        result = {"": task.loss(model, batch)}
+    for pivot, head in heads.items():
+        result[pivot] = task.loss(Replay(head(found[pivot])), batch)
+    return result
+
+
+def with_auxiliary(task: Task, heads: Mapping[str, nn.Module], least: float = 0.01) -> Task:
+    """The task whose loss adds that of each head, weighted by max(least, (L_head / L_own)^2) as the authors' code of DCP does.
+
+    Training with it moves the network through the heads, and the heads themselves only if the optimizer is given their parameters.
+    """
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        each = losses(model, heads, task, batch)
+        own = each.pop("")
+        weights = {pivot: max(least, float((value / own).detach()) ** 2) for pivot, value in each.items()}
+        return own + sum((weights[pivot] * value for pivot, value in each.items()), own.new_zeros(()))
+
+    return dataclasses.replace(task, loss=loss)
+
+
+def default_pivots(model: nn.Module, graph: Graph, count: int = 2) -> tuple[str, ...]:
+    """`count` residual blocks, evenly spaced in the order in which they run; without blocks, modules that do products."""
+    runs = list(dict.fromkeys(counted.module for counted in graph.walk.counts))[:-1]  # the last gives the output itself
+    blocks = [name for name in graph.blocks if name in dict(model.named_modules())]
+    modules = blocks if len(blocks) > count else [name for name in runs if name]
+    chosen = [modules[(i + 1) * len(modules) // (count + 1)] for i in range(count)] if modules else []
+    return tuple(dict.fromkeys(chosen))
+
+
+def trained_heads(
+    model: nn.Module, stats: Stats, pivots: Sequence[str], rounds: int = 5, rate: float = 1e-2, seed: int = 0
+) -> dict[str, nn.Module]:
+    """A head for each pivot, trained by Adam for `rounds` passes over the calibration batches. The network does not change."""
+    heads: dict[str, nn.Module] = {}
+    with evaluating(model), features(model, pivots) as found:
+        with torch.no_grad():
+            stats.task.loss(model, next(stats.batches()))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            for pivot in pivots:
+                made = Head(found[pivot].shape[1], found[""].shape[1:])
+                heads[pivot] = made.to(found[pivot].device, next(model.parameters()).dtype)
+        optimizer = torch.optim.Adam([p for head in heads.values() for p in head.parameters()], lr=rate)
+        for _ in range(rounds):
+            for batch in stats.batches():
+                with torch.no_grad():
+                    stats.task.loss(model, batch)
+                optimizer.zero_grad()
+                total = torch.stack([stats.task.loss(Replay(head(found[p].detach())), batch) for p, head in heads.items()])
+                total.sum().backward()
+                optimizer.step()
+    for head in heads.values():
+        head.eval().requires_grad_(False)
+    return heads

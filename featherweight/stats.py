@@ -1,0 +1,380 @@
+"""Statistics of a network's units over calibration batches: one pass for all sites, in memory that does not grow with the data.
+
+A unit is watched where it is read (see `gates`): x_i is what its readers get of it, and with a gate g_i = 1 there, for a loss L_n
+of one sample,
+
+    u_i(n) = dL_n / dg_i = sum over readers and positions of x_i dL_n/dx_i,
+
+the first-order change of L_n were the unit scaled. All u of all sites come from one backward pass a batch.
+
+    zeros      share of exact zeros among the x_i                                                           (units,)
+    gradients  mean_n u_i(n) and mean_n |u_i(n)|                                                            (units,) each
+    pairs      S_ij = mean_n of the curvature between gates i and j                                         (units, units)
+    weights    mean over batches of (sum over the weights w that make unit i of w dL/dw)^2                  (units,)
+    gram       of each reader: mean of [x 1][x 1]^T over sampled patches x of its input                     (d + 1, d + 1)
+    responses  of the last reader: mean of [x 1][x 1]^T over sampled positions, x its input channels        (c + 1, c + 1)
+
+with d = input channels times kernel positions. Sums are held in float64: 8 bytes an entry, `memory` says how many in all before
+anything runs. Beside them lives one batch with its activations, and the patches of one reader.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from featherweight.errors import InputError, did_you_mean
+from featherweight.gates import Layer, Reader, Readers, Unobservable, find_readers, gated, producers, unit_sums
+from featherweight.patches import drawn, patches
+from featherweight.structure import Graph
+from featherweight.training import Batch, Task
+
+STATISTICS = ("zeros", "gradients", "pairs", "weights", "gram", "responses")
+
+
+class TooFewSamples(InputError):
+    """Calibration data that is too small for what is to be estimated from it."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean of [x 1][x 1]^T over `rows` vectors x: means of products, and in the last row the means."""
+
+    matrix: Tensor  # (d + 1, d + 1) float64
+    rows: int
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What `collect` found. Dictionaries are empty where a statistic was not asked for.
+
+    sites         those that were asked about and can be watched, in the order of the graph
+    unobservable  site -> why it cannot be watched
+    samples       how many were seen, in `count` batches
+    """
+
+    task: Task
+    epoch: int
+    samples: int
+    count: int
+    sites: tuple[str, ...]
+    readers: Readers
+    unobservable: dict[str, str]
+    zeros: dict[str, Tensor] = field(default_factory=dict)
+    gradients: dict[str, Tensor] = field(default_factory=dict)
+    magnitudes: dict[str, Tensor] = field(default_factory=dict)
+    pairs: dict[str, Tensor] = field(default_factory=dict)
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    gram: dict[str, Moments] = field(default_factory=dict)  # by the reader's module
+    responses: dict[str, Moments] = field(default_factory=dict)  # of the last reader, by its module
+
+    def batches(self) -> Iterator[Batch]:
+        """The batches that these statistics are of."""
+        return itertools.islice(iter(self.task.batches(self.epoch)), self.count)
+
+    def require(self, statistic: str) -> None:
+        """Raise InputError if this statistic was not collected."""
+        if self.sites and not getattr(self, statistic):
+            raise InputError(
+                f"the statistic {statistic!r} was not collected: name it in collect(..., statistics=[{statistic!r}]); "
+                "featherweight.criteria.NEEDS says what each criterion needs"
+            )
+
+
+def memory(model: nn.Module, graph: Graph, statistics: Iterable[str], sites: Iterable[str] | None = None) -> int:
+    """Bytes of the sums that `collect` holds for these statistics and sites, whatever the number of samples."""
+    asked, found = set(_known(statistics)), _watched(model, graph, sites, statistics)
+    chosen = [name for name in (graph.sites if sites is None else sites) if name not in found.unobservable]
+    units = [graph.site(name).size for name in chosen]
+    entries = sum(units) * (("zeros" in asked) + 2 * ("gradients" in asked) + ("weights" in asked))
+    entries += sum(size**2 for size in units) if "pairs" in asked else 0
+    if "gram" in asked:
+        entries += sum(_width(model, reader) ** 2 for reader in found.readers)
+    if "responses" in asked:
+        entries += _width(model, last_layer(model, graph), kernel=False) ** 2
+    return 8 * entries
+
+
+def collect(
+    model: nn.Module,
+    graph: Graph,
+    task: Task,
+    statistics: Iterable[str],
+    *,
+    sites: Iterable[str] | None = None,
+    samples: int = 1024,
+    epoch: int = 0,
+    positions: int = 10,
+    least_squares: bool = False,
+    limit: int = 2 << 30,
+    seed: int = 0,
+) -> Stats:
+    """Statistics over the first batches of `task.batches(epoch)` that hold `samples` samples. The network runs in eval mode.
+
+    `task.loss` is to be the mean over the samples of the batch of a loss of each, and to call the network once.
+
+    statistics     some of STATISTICS; none: no data is read, and `sites` are those asked for
+    sites          names, which must be watchable; default: all that are
+    positions      patches drawn for each sample at each reader, for "gram" and "responses"
+    least_squares  the curvature in "pairs". False: S = mean_n u(n) u(n)^T, which for a cross-entropy with one right class is the
+                   empirical Fisher matrix, the paper's Hessian (CCP, ICML 2019). True: the Gauss-Newton matrix of a loss that
+                   is quadratic in the network's outputs, at one backward pass for each output
+    limit          bytes that the sums may take
+
+    Raises UnknownSite, Unobservable, TooFewSamples; InputError where the sums would not fit in `limit` or the loss is not what
+    it has to be.
+    """
+    asked = _known(statistics)
+    found = _watched(model, graph, sites, asked)
+    if sites is not None and found.unobservable and asked:
+        raise Unobservable(
+            "these sites cannot be watched: "
+            + "; ".join(f"{name!r}: {reason}" for name, reason in found.unobservable.items())
+            + ". Leave them out, or rank them by their weights (l1, l2)"
+        )
+    if not asked:
+        return Stats(task, epoch, 0, 0, tuple(graph.sites if sites is None else sites), found, found.unobservable)
+    needed = memory(model, graph, asked, sites)
+    if needed > limit:
+        raise InputError(
+            f"the statistics {', '.join(asked)} take {needed:,} bytes, more than the limit of {limit:,}: ask about fewer sites "
+            "at a time, or raise `limit`"
+        )
+    chosen = [name for name in graph.sites if name not in found.unobservable and (sites is None or name in set(sites))]
+    sums = _Sums(model, graph, found, chosen, asked, positions, seed, least_squares)
+    with evaluating(model):
+        for batch in task.batches(epoch):
+            sums.add(task, batch)
+            if sums.samples >= samples:
+                break
+    if sums.samples < samples:
+        raise TooFewSamples(
+            f"the calibration data holds {sums.samples} samples, and {samples} were asked for: give more data, or a smaller "
+            "`samples`"
+        )
+    return Stats(task, epoch, sums.samples, sums.count, tuple(chosen), found, found.unobservable, **sums.means())
+
+
+def _known(statistics: Iterable[str]) -> list[str]:
+    asked = list(dict.fromkeys(statistics))
+    for name in asked:
+        if name not in STATISTICS:
+            raise InputError(
+                f"no statistic is named {name!r}; there are {', '.join(STATISTICS)}.{did_you_mean(name, STATISTICS)}"
+            )
+    return asked
+
+
+def _watched(model: nn.Module, graph: Graph, sites: Iterable[str] | None, statistics: Iterable[str]) -> Readers:
+    """The readers of the sites, of which those are out that a statistic cannot be taken of."""
+    found = find_readers(model, graph, sites)
+    if "gram" not in set(statistics):
+        return found
+    reasons: dict[str, str] = {}
+    for reader in found.readers:
+        layer = model.get_submodule(reader.module)
+        if isinstance(layer, _ConvNd) and (layer.transposed or layer.groups > 1):
+            kind = "a transposed convolution" if layer.transposed else f"a convolution in {layer.groups} groups"
+            reasons |= dict.fromkeys(reader.units, f"it is read by {reader.module}, {kind}, whose patches are not sampled")
+    return found.without(reasons)
+
+
+def last_layer(model: nn.Module, graph: Graph) -> Reader:
+    """The last convolution or linear layer that the network runs. Raises Unobservable where no module does the last product."""
+    path = graph.walk.counts[-1].module if graph.walk.counts else ""
+    layer = model.get_submodule(path)
+    if not isinstance(layer, Layer):
+        raise Unobservable(
+            f"the last product of the network is done in {path or 'its own code'}, which is no Conv or Linear module: leave out "
+            "the statistic 'responses' (nisp) for this network"
+        )
+    dim = 0 if isinstance(layer, _ConvNd) and layer.transposed else 1
+    return Reader(path, f"{path}.weight", dim, -1 if isinstance(layer, nn.Linear) else 1, {})
+
+
+def _width(model: nn.Module, reader: Reader, kernel: bool = True) -> int:
+    weight = model.get_submodule(reader.module).weight
+    assert isinstance(weight, Tensor)
+    return 1 + weight.shape[reader.dim] * (prod(weight.shape[2:]) if kernel else 1)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode with gradients: no sample sees another. Every module's own mode is restored on exit."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+# --- the sums ------------------------------------------------------------------------------------------------------------
+
+
+class _Sums:
+    """Running sums over batches."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        graph: Graph,
+        readers: Readers,
+        sites: list[str],
+        statistics: list[str],
+        positions: int,
+        seed: int,
+        least_squares: bool,
+    ) -> None:
+        self.model, self.graph, self.readers, self.sites = model, graph, readers.readers, sites
+        self.statistics, self.positions = set(statistics), positions
+        self.least_squares = least_squares and "pairs" in self.statistics
+        self.last = last_layer(model, graph) if "responses" in self.statistics else None
+        if self.last is not None and all(reader.module != self.last.module for reader in self.readers):
+            self.readers = (*self.readers, self.last)
+        self.generator = Generator().manual_seed(seed)
+        self.samples = self.count = 0
+        self.sums: dict[str, dict[str, Tensor]] = {name: {} for name in (*STATISTICS, "magnitudes")}
+        self.entries: dict[str, int] = {}  # of "zeros", "gram" and "responses", by site or module
+        self.makers = {site: producers(graph, site) for site in sites} if "weights" in self.statistics else {}
+        self.parameters = {name: graph.captured.tensors[name] for made in self.makers.values() for name, _ in made}
+        fixed = [name for name, parameter in self.parameters.items() if not parameter.requires_grad]
+        if fixed:
+            raise InputError(f"the statistic 'weights' needs gradients of {', '.join(fixed)}: call requires_grad_(True) on them")
+
+    def add(self, task: Task, batch: Batch) -> None:
+        """One batch: one run of the network and at most one pass back, but with `least_squares` one for each output."""
+        backward = bool(self.statistics & {"gradients", "pairs", "weights"})
+        run = _Run(self.model, self.graph, self.sites if backward else [], self.least_squares)
+        with torch.set_grad_enabled(backward), gated(self.model, self.readers, run.gates, self._watch), run.listening():
+            loss = task.loss(self.model, batch)
+        run.check(loss)
+        if backward:
+            self._gradients(run, loss)
+        self.samples += run.samples
+        self.count += 1
+
+    def _watch(self, reader: Reader, layer: nn.Module, x: Tensor) -> None:
+        x = x.detach()
+        if "zeros" in self.statistics:
+            zero = (x == 0).movedim(reader.axis, 0).flatten(1)
+            for site, vectors in reader.units.items():
+                for numbers in vectors:
+                    owned = numbers >= 0
+                    counts = torch.zeros(self.graph.sites[site].size, dtype=torch.float64)
+                    counts.index_add_(0, numbers[owned], zero.sum(1).double().cpu()[owned])
+                    self._add("zeros", site, counts, int(owned.sum()) * zero.shape[1] // self.graph.sites[site].size)
+        assert isinstance(layer, Layer)
+        if "gram" in self.statistics:
+            self._moments("gram", reader.module, patches(layer, x, self.positions, self.generator))
+        if self.last is not None and reader.module == self.last.module:
+            rows = x.movedim(reader.axis, -1).flatten(1, -2) if x.ndim > 2 else x[:, None]
+            self._moments("responses", reader.module, drawn(rows, self.positions, self.generator).flatten(0, 1))
+
+    def _moments(self, statistic: str, module: str, rows: Tensor) -> None:
+        rows = torch.cat([rows, rows.new_ones(len(rows), 1)], 1).double()
+        self._add(statistic, module, rows.T @ rows, len(rows))
+
+    def _add(self, statistic: str, key: str, values: Tensor, entries: int = 0) -> None:
+        held = self.sums[statistic]
+        held[key] = held[key].add_(values) if key in held else values.double()
+        self.entries[statistic + key] = self.entries.get(statistic + key, 0) + entries
+
+    def _gradients(self, run: _Run, loss: Tensor) -> None:
+        gates = [run.gates[site] for site in self.sites]
+        squares = self.least_squares
+        wanted = [*gates, *self.parameters.values()]
+        found = torch.autograd.grad(loss, wanted, retain_graph=squares, allow_unused=True)
+        full = [torch.zeros_like(w) if g is None else g for g, w in zip(found, wanted, strict=True)]
+        for site, gradient in zip(self.sites, full[: len(gates)], strict=True):
+            u = gradient.double() * run.samples  # of the loss of each sample, since the batch's is their mean
+            if "gradients" in self.statistics:
+                self._add("gradients", site, u.sum(0))
+                self._add("magnitudes", site, u.abs().sum(0))
+            if "pairs" in self.statistics and not squares:
+                self._add("pairs", site, u.T @ u)
+        by_name = dict(zip(self.parameters, full[len(gates) :], strict=True))
+        for site, made in self.makers.items():
+            parts = [unit_sums(self.graph, site, n, d, (by_name[n] * self.parameters[n]).detach().double()) for n, d in made]
+            self._add("weights", site, torch.stack(parts).sum(0) ** 2 if parts else torch.zeros(self.graph.sites[site].size))
+        if squares:
+            self._gauss_newton(run, gates, loss)
+
+    def _gauss_newton(self, run: _Run, gates: list[Tensor], loss: Tensor) -> None:
+        """S += curvature * sum over outputs of J^T J, J the derivatives of that output with respect to the gates."""
+        outputs = run.outputs.flatten(1)
+        curvature = run.curvature * run.samples
+        for column in range(outputs.shape[1]):
+            found = torch.autograd.grad(outputs[:, column].sum(), gates, retain_graph=True, allow_unused=True)
+            for site, jacobian in zip(self.sites, found, strict=True):
+                if jacobian is not None:
+                    self._add("pairs", site, curvature * jacobian.double().T @ jacobian.double())
+
+    def means(self) -> dict[str, Any]:
+        """The fields of `Stats`."""
+        result: dict[str, Any] = {}
+        for statistic in ("gradients", "magnitudes", "pairs"):
+            result[statistic] = {site: total / self.samples for site, total in self.sums[statistic].items()}
+        result["weights"] = {site: total / self.count for site, total in self.sums["weights"].items()}
+        result["zeros"] = {site: total / self.entries["zeros" + site] for site, total in self.sums["zeros"].items()}
+        for statistic in ("gram", "responses"):
+            rows = {module: self.entries[statistic + module] for module in self.sums[statistic]}
+            result[statistic] = {m: Moments(total / rows[m], rows[m]) for m, total in self.sums[statistic].items()}
+        return result
+
+
+class _Run:
+    """One run of the network: how many samples it was given, gates made to their number, and its outputs."""
+
+    def __init__(self, model: nn.Module, graph: Graph, sites: list[str], least_squares: bool) -> None:
+        self.model, self.graph, self.sites, self.least_squares = model, graph, sites, least_squares
+        self.gates: dict[str, Tensor] = {}
+        self.samples = self.runs = 0
+        self.outputs = torch.empty(0)
+        self.curvature = 0.0
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        handles = [self.model.register_forward_pre_hook(self._before), self.model.register_forward_hook(self._after)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _before(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
+        first = next(value for value in inputs if isinstance(value, Tensor))
+        like = next((p for p in model.parameters() if p.is_floating_point()), first)
+        self.samples, self.runs = first.shape[0], self.runs + 1
+        for site in self.sites:
+            self.gates[site] = like.new_ones(self.samples, self.graph.sites[site].size).requires_grad_()
+
+    def _after(self, model: nn.Module, inputs: tuple[Any, ...], outputs: Any) -> None:
+        if self.least_squares and not isinstance(outputs, Tensor):
+            raise InputError(f"least_squares needs a network whose output is one tensor, it gave {type(outputs).__name__}")
+        self.outputs = outputs
+
+    def check(self, loss: Tensor) -> None:
+        """The loss ran the network once and, for least squares, has the same curvature along every output."""
+        if self.runs != 1:
+            raise InputError(f"the loss runs the network {self.runs} times; statistics need a loss that calls it once a batch")
+        if loss.ndim != 0 or not bool(torch.isfinite(loss)):
+            raise InputError(f"the loss of a calibration batch is {loss.detach()}; it has to be one finite number")
+        if self.least_squares:
+            (slope,) = torch.autograd.grad(loss, self.outputs, create_graph=True)
+            bent = torch.autograd.grad(slope.sum(), self.outputs)[0] if slope.requires_grad else torch.zeros(1)
+            self.curvature = float(bent.mean())
+            if self.curvature <= 0 or float((bent - self.curvature).abs().max()) > 1e-4 * self.curvature:
+                raise InputError(
+                    "least_squares is for a loss that is the same multiple of the squared error of every output; leave it out "
+                    "for others"
+                )
