@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from featherweight import artifact, structure
 from featherweight.coding import coded, detach, layouts_kept, plain
+from featherweight.cutting import cut_units
 from featherweight.drivers import Imposed, Target, freeze
 from featherweight.edits import Edit, Snapshot, structure_edit
 from featherweight.factor import materialise
@@ -72,7 +73,7 @@ def compress(
         stage = recipe.stages[memory.stage]
         for start in memory.starts(recipe.candidates):
             memory.finish(_run(stage, start, original, task, memory, monitor))
-        memory.advance(bool(stage.rules), stage.train.epochs + stage.retrain.epochs, recipe.candidates)
+        memory.advance(bool(stage.rules or stage.units), stage.train.epochs + stage.retrain.epochs, recipe.candidates)
     final = memory.pool[memory.newest]
     network = final.snapshot.build(original)
     thin = materialise(network, example=task.example)
@@ -87,6 +88,10 @@ def _run(stage: Stage, start: Partial, original: nn.Module, task: Task, memory: 
     network = start.snapshot.build(original)
     for name in _matched(stage, network) & coded(network).keys():
         detach(network, name)
+    if stage.units and memory.work is None:
+        with layouts_kept(network):
+            edit = cut_units(network, task, stage.units, memory.epochs)
+        structural = structural + ([structure_edit(edit)] if edit is not None else [])
     squares = squared_gradients(network, task, memory.epochs) if stage.fisher else None
     plan = resolve(stage, network, decoded(original), squares, task.example)
     work = memory.work  # what an interrupted run left of this stage
@@ -136,7 +141,8 @@ def _run(stage: Stage, start: Partial, original: nn.Module, task: Task, memory: 
     materialise(thin, example=task.example)  # what this stage would be shipped as: thin factors are two plain layers
     measured = measure(thin, task.example, task.score)
     epochs = stage.train.epochs + stage.retrain.epochs + (start.rows[-1]["epochs"] if start.rows else 0)
-    row = Row(stage.name, measured, stage.keep, _left(network, original), epochs, watch.seconds(), _finite(loss), watch.residuals)
+    asked = stage.units.share if stage.units else stage.keep
+    row = Row(stage.name, measured, asked, _left(network, original), epochs, watch.seconds(), _finite(loss), watch.residuals)
     return Partial(Snapshot.of(network, structural), [*start.rows, row.to_dict()], loss)
 
 

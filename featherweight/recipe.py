@@ -17,6 +17,7 @@ from featherweight.drivers import ADMM, Periodic
 from featherweight.errors import InputError, RecipeError, did_you_mean
 from featherweight.freezing import Freezing
 from featherweight.sets import Codebook, Levels, LowRank, SparseCodebook, TopK, TopRows
+from featherweight.units import Allotment
 from featherweight.views import WHOLE, View
 
 AnySet = Annotated[TopK | TopRows | LowRank | Levels | Codebook | SparseCodebook, Field(discriminator="kind")]
@@ -91,10 +92,54 @@ class Rule:
         _require((self.keep is None or 0 < self.keep <= 1, f"keep is a share in (0, 1], given {self.keep}"))
 
 
+Criterion = Literal[
+    "l1", "l2", "bn_scale", "apoz", "taylor", "taylor_weight", "nisp", "thinet", "channel_lasso", "collaborative",
+    "discriminative",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Units:
+    """Units (channels, neurons, heads) that go for good before the stage trains.
+
+    criterion         which go, and what that is predicted to cost: a name of `criteria.CRITERIA`
+    macs, parameters  share in (0, 1] of what the network has when the stage starts to keep; one of the two
+    allot             how that is spread over the sites (see `units.allot`)
+    sites             name pattern of the sites that may be cut; those that the network's class cannot express never are
+    samples           training samples that the criterion may look at
+    refit             fit what reads the remaining units anew, by least squares on its inputs
+    """
+
+    criterion: Criterion
+    macs: float | None = None
+    parameters: float | None = None
+    allot: Allotment = "uniform"
+    sites: str = "*"
+    samples: int = 1024
+    refit: bool = False
+
+    def __post_init__(self) -> None:
+        given = [share for share in (self.macs, self.parameters) if share is not None]
+        _require(
+            (
+                len(given) == 1,
+                f"units go by a budget of macs or parameters, one of the two, given {self.macs} and {self.parameters}",
+            ),
+            (all(0 < share <= 1 for share in given), f"a budget of units is a share to keep in (0, 1], given {given}"),
+            (self.samples >= 1, f"samples must be at least 1, given {self.samples}"),
+        )
+
+    @property
+    def share(self) -> float:
+        """The budget, of whichever it is of."""
+        return self.macs if self.macs is not None else self.parameters or 1.0
+
+
 @dataclass(frozen=True)
 class Stage:
-    """One round: plan sizes, train under the driver, project and freeze, train on inside the sets.
+    """One round: plan sizes, train under the driver, project and freeze, train on inside the sets. Or cut units, and train on.
 
+    units      units to cut first; a stage has these or rules
     keep       share in (0, 1] of all targets' sizes to keep, spread over the rules that have no size by `allocate`
     macs       share in (0, 1] of the network's multiply-accumulates to keep, for rules of LowRank without a size: the ranks that
                drop least of the weights' squared norm (`ranks.allocate`), and layers for which no rank pays left whole
@@ -117,6 +162,7 @@ class Stage:
     respread: bool = False
     sweep: bool = False
     distill: Distillation | None = None
+    units: Units | None = None
 
     def __post_init__(self) -> None:
         allocator = f"no allocator is named {self.allocate!r}; there are {', '.join(ALLOCATORS)}."
@@ -127,6 +173,7 @@ class Stage:
             (self.macs is None or bool(self.rules), f"stage {self.name!r} has a budget of macs but no rules to spend it on"),
             (self.allocate in ALLOCATORS, f"stage {self.name!r}: {allocator}{did_you_mean(self.allocate, ALLOCATORS)}"),
             (self.driver is None or bool(self.rules), f"stage {self.name!r} has a driver but no rules for it to impose"),
+            (not (self.units and self.rules), f"stage {self.name!r} cuts units and has rules: make it two stages"),
             (self.keep is None or bool(self.rules), f"stage {self.name!r} has a budget but no rules to spend it on"),
             (0 <= self.fisher < math.inf, f"stage {self.name!r}: fisher is a power, at least 0, given {self.fisher}"),
             (not self.respread or self.keep is not None, f"stage {self.name!r}: respread needs a budget (keep) to spread"),
@@ -193,7 +240,7 @@ def to_yaml(recipe: Recipe) -> str:
 
 def _vocabulary() -> set[str]:
     weights: tuple[type, ...] = (View, TopK, TopRows, LowRank, Levels, Codebook, SparseCodebook, ADMM, Periodic, Freezing)
-    described = (Recipe, Stage, Rule, Training, Distillation, *weights)
+    described = (Recipe, Stage, Units, Rule, Training, Distillation, *weights)
     return {field.name for kind in described for field in dataclasses.fields(kind)}
 
 

@@ -6,7 +6,7 @@ import json
 import math
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import table
@@ -19,8 +19,9 @@ from featherweight.drivers import ADMM, Periodic
 from featherweight.errors import InputError, RecipeError
 from featherweight.freezing import Freezing
 from featherweight.plan import matches, resolve
-from featherweight.recipe import Distillation, Recipe, Rule, Stage, Training, from_dict, read, to_yaml
+from featherweight.recipe import Criterion, Distillation, Recipe, Rule, Stage, Training, Units, from_dict, read, to_yaml
 from featherweight.sets import Codebook, Levels, LowRank, SparseCodebook, TopK, TopRows
+from featherweight.units import Allotment
 from featherweight.views import View
 
 # --- made recipes --------------------------------------------------------------------------------------------------------
@@ -71,10 +72,21 @@ a_stage = st.builds(
     sweep=st.booleans(),
     distill=st.none() | st.builds(Distillation, weight=share, temperature=positive),
 )
+units = st.builds(
+    lambda budget, amount, **others: Units(**{budget: amount}, **others),
+    st.sampled_from(["macs", "parameters"]),
+    amount=share,
+    criterion=st.sampled_from(get_args(Criterion)),
+    allot=st.sampled_from(get_args(Allotment)),
+    sites=word,
+    samples=st.integers(1, 9999),
+    refit=st.booleans(),
+)
+a_cut = st.builds(Stage, name=word, units=units, train=a_training)
 a_recipe = st.builds(
     Recipe,
     name=word,
-    stages=st.lists(a_stage, min_size=1, max_size=3, unique_by=lambda stage: stage.name).map(tuple),
+    stages=st.lists(a_stage | a_cut, min_size=1, max_size=3, unique_by=lambda stage: stage.name).map(tuple),
     source=st.text(max_size=12),
     candidates=st.integers(1, 5),
 )
@@ -117,6 +129,7 @@ def test_every_field_survives() -> None:
         (Training, {"epochs", "rate", "shape", "floor", "warmup"}),
         (Distillation, {"weight", "temperature"}),
         (Rule, {"targets", "set", "view", "keep"}),
+        (Units, {"criterion", "macs", "parameters", "allot", "sites", "samples", "refit"}),
         (Recipe, {"name", "stages", "source", "candidates"}),
     ):
         assert {field.name for field in fields(kind)} == named
@@ -190,6 +203,7 @@ UNKNOWN_KEYS = {
     "stage": lambda data: data["stages"][0],
     "training": lambda data: data["stages"][0]["train"],
     "distillation": lambda data: data["stages"][0]["distill"],
+    "units": lambda data: data["stages"][1]["units"],
     "driver": lambda data: data["stages"][0]["driver"],
     "rule": lambda data: data["stages"][0]["rules"][0],
     "set": lambda data: data["stages"][0]["rules"][0]["set"],
@@ -200,7 +214,7 @@ UNKNOWN_KEYS = {
 @pytest.mark.parametrize("place", UNKNOWN_KEYS)
 def test_an_unknown_key_is_refused_at_every_depth(place: str) -> None:
     stage = Stage("a", (Rule("*", TopK(3)),), driver=ADMM(1.0, 2), distill=Distillation())
-    data = Recipe("r", (stage,)).to_dict()
+    data = Recipe("r", (stage, Stage("b", units=Units("l1", macs=0.5)))).to_dict()
     UNKNOWN_KEYS[place](data)["surprise"] = 1
     with pytest.raises(RecipeError, match="there is no key 'surprise'"):
         from_dict(data)

@@ -1,0 +1,157 @@
+"""Stages that cut units: by every criterion, within the budget, trained on, saved, resumed; and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from featherweight import Recipe, Rule, Stage, TopK, compress, load
+from featherweight.allocate.choices import Infeasible
+from featherweight.criteria import CRITERIA
+from featherweight.errors import FeatherweightError
+from featherweight.recipe import Criterion, Distillation, Training, Units
+from featherweight.training import Task
+
+
+class Small(nn.Module):
+    """Two convolutions with batch norms on a residual stream of eight channels, then a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.conv1, self.norm1 = nn.Conv2d(8, 12, 3, padding=1), nn.BatchNorm2d(12)
+        self.conv2, self.norm2 = nn.Conv2d(12, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.last = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.stem(x)))
+        x = torch.relu(x + self.norm2(self.conv2(torch.relu(self.norm1(self.conv1(x))))))
+        return self.last(x.mean((2, 3)))
+
+
+def batches(epoch: int) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(epoch)
+    labels = torch.randint(0, 3, (4, 32), generator=generator)
+    images = torch.randn(4, 32, 1, 6, 6, generator=generator)
+    images[:, :, 0, 0] += labels[..., None].float()
+    return list(zip(images, labels, strict=True))
+
+
+def loss(network: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return nn.functional.cross_entropy(network(batch[0]), batch[1])
+
+
+def score(network: nn.Module) -> float:
+    network.eval()
+    with torch.no_grad():
+        return sum(float((network(x).argmax(1) == y).float().mean()) for x, y in batches(99)) * 25
+
+
+TASK = Task((torch.ones(1, 1, 6, 6),), batches, loss, score, lambda parameters: torch.optim.SGD(parameters, 0.1, momentum=0.9))
+DENSE = Stage("dense", train=Training(1))
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return Small()
+
+
+def test_the_names_that_a_recipe_takes_are_those_that_there_are() -> None:
+    assert set(get_args(Criterion)) == set(CRITERIA)
+
+
+@pytest.mark.parametrize(("criterion", "refit"), [*((name, False) for name in CRITERIA), ("thinet", True), ("l1", True)])
+def test_every_criterion_meets_its_budget_and_trains_on(criterion: Criterion, refit: bool, tmp_path: Path) -> None:
+    units = Units(criterion, macs=0.5, samples=64, refit=refit)
+    result = compress(network(), Recipe("r", (DENSE, Stage("cut", units=units, train=Training(1)))), TASK)
+    dense, cut = (row.measured for row in result.rows)
+    assert dense.macs is not None and cut.macs is not None
+    assert 0.4 * dense.macs <= cut.macs <= 0.5 * dense.macs and result.rows[1].asked == 0.5
+    assert cut.parameters < dense.parameters and cut.score == score(result.model)
+    result.save(tmp_path / "art")
+    fresh = load(tmp_path / "art", Small()).eval()
+    assert torch.equal(fresh(batches(7)[0][0]), result.model.eval()(batches(7)[0][0]))
+
+
+def test_what_is_cut_is_what_the_criterion_says() -> None:
+    """L1 by hand: of the block's inner channels the six with the largest filters stay."""
+    made = network()
+    norms = made.conv1.weight.detach().abs().sum((1, 2, 3))  # type: ignore[union-attr,operator]
+    kept = norms.argsort(descending=True)[:6].sort().values
+    share = (8 * 9 * 36 + 2 * 8 * 6 * 9 * 36 + 24) / (8 * 9 * 36 + 2 * 8 * 12 * 9 * 36 + 24)
+    units = Units("l1", macs=share, sites="conv1")
+    result = compress(made, Recipe("r", (Stage("cut", units=units),)), TASK)
+    assert torch.equal(result.model.conv1.weight, made.conv1.weight[kept])  # type: ignore[union-attr,index]
+    assert torch.equal(result.model.conv2.weight, made.conv2.weight[:, kept])  # type: ignore[union-attr,index]
+
+
+def test_a_budget_of_parameters_and_one_that_holds_already() -> None:
+    half = Recipe("r", (Stage("cut", units=Units("l2", parameters=0.5)),))
+    result = compress(network(), half, TASK)
+    assert result.rows[0].measured.parameters <= 0.5 * sum(p.numel() for p in network().parameters())
+    whole = compress(network(), Recipe("r", (Stage("cut", units=Units("l2", macs=1.0)),)), TASK)
+    assert whole.rows[0].measured.parameters == sum(p.numel() for p in network().parameters())
+
+
+def test_two_cuts_then_masks_and_the_teacher_is_the_dense_network() -> None:
+    stages = (
+        DENSE,
+        Stage("first", units=Units("taylor", macs=0.7, samples=32), train=Training(1), distill=Distillation(0.5)),
+        Stage("second", units=Units("l1", macs=0.7), train=Training(1), distill=Distillation(0.5)),
+        Stage("masked", (Rule("*conv*.weight", TopK()),), keep=0.5, retrain=Training(1), distill=Distillation(0.5)),
+    )
+    result = compress(network(), Recipe("r", stages), TASK)
+    macs = [row.measured.macs for row in result.rows]
+    assert macs[0] > macs[1] > macs[2] == macs[3]  # type: ignore[operator]
+    assert [edit["edit"] for edit in result.snapshot.edits] == ["structure", "structure", "code", "code"]
+
+
+def test_a_run_that_stopped_in_a_cut_stage_ends_with_the_same_bits(tmp_path: Path) -> None:
+    stage = Stage("cut", units=Units("collaborative", macs=0.5, samples=64), train=Training(2))
+    recipe = Recipe("r", (DENSE, stage))
+    whole = compress(network(), recipe, TASK)
+    steps = 0
+
+    def stop(progress: object) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 7:  # of 4 in the dense stage and 8 in the other
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compress(network(), recipe, TASK, workdir=tmp_path, monitor=stop, checkpoint_seconds=0)
+    resumed = compress(network(), recipe, TASK, workdir=tmp_path)
+    for (name, one), other in zip(whole.model.state_dict().items(), resumed.model.state_dict().values(), strict=True):
+        assert torch.equal(one, other), name
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: Units("l1"), "one of the two"),
+        (lambda: Units("l1", macs=0.5, parameters=0.5), "one of the two"),
+        (lambda: Units("l1", macs=1.5), r"in \(0, 1\]"),
+        (lambda: Units("l1", macs=0.5, samples=0), "samples"),
+        (lambda: Stage("s", (Rule("*", TopK()),), keep=0.5, units=Units("l1", macs=0.5)), "two stages"),
+        (lambda: run(Units("l1", macs=0.001)), "Ask for"),
+        (lambda: run(Units("l1", macs=0.5, sites="conv9")), "no units can go"),
+        (lambda: run(Units("taylor", macs=0.5, samples=1000)), "holds 128 samples"),
+        (lambda: run(Units("l1", macs=0.5), Stage("s", (Rule("stem.weight", TopK(5)),))), "before weights are coded"),
+    ],
+)
+def test_what_cannot_be_is_refused(make: object, says: str) -> None:
+    with pytest.raises(FeatherweightError, match=says):
+        make()  # type: ignore[operator]
+
+
+def run(units: Units, *before: Stage) -> None:
+    compress(network(), Recipe("r", (*before, Stage("cut", units=units))), TASK)
+
+
+def test_the_error_of_an_infeasible_budget_is_named() -> None:
+    with pytest.raises(Infeasible, match="one unit a site"):
+        run(Units("l2", parameters=0.01))
