@@ -203,6 +203,8 @@ def plan(recipe: Recipe, stages: Sequence[dict[str, Any]]) -> None:
     screen = output()
     for stage in stages:
         screen.print(Text(f"stage {stage['stage']}", style="bold"))
+        if stage["units"]:
+            screen.print(Text(f"  {_cut(stage['units'])}"))
         phases = [(name, stage[name]) for name in ("train", "retrain") if stage[name]["epochs"]]
         for name, part in phases:
             epochs = f"{part['epochs']} epochs ({part['steps']:,} steps)"
@@ -227,6 +229,13 @@ def plan(recipe: Recipe, stages: Sequence[dict[str, Any]]) -> None:
         screen.print(
             Text("later: the sum holds; it is spread over the parameters during the run, by the weights as they then are")
         )
+
+
+def _cut(units: dict[str, Any]) -> str:
+    """A budget of units in words."""
+    what = "macs" if units["macs"] is not None else "parameters"
+    kept = f"keep {100 * units[what]:g} % of the {what}, {units['allot']} over the sites {units['sites']}"
+    return f"cut units by {units['criterion']}: {kept}{', refit' if units['refit'] else ''}"
 
 
 def _option(value: Any) -> str:

@@ -191,7 +191,7 @@ class ADMM(Driver):
 
     def before_step(self, state: State, weight: Tensor, gradient: Tensor) -> None:
         if self.coupling == "gradient":
-            gradient.add_(weight - state["pulled_to"], alpha=state["rho"])
+            gradient.add_(weight, alpha=state["rho"]).sub_(state["pulled_to"], alpha=state["rho"])  # no temporary: it is large
 
     def after_step(self, state: State, weight: Tensor) -> None:
         if self.coupling == "proximal":

@@ -175,6 +175,10 @@ RECIPES = {  # and the networks each is meant for
     "admm_joint": (lambda: recipes.admm_joint(freezing=0.3), ("lenet5",)),
     "trained_rank_pruning": (recipes.trained_rank_pruning, ("lenet5", "resnet20")),
     "decompose": (recipes.decompose, ("lenet5", "resnet20")),
+    "l1_filters": (recipes.l1_filters, ("lenet5", "resnet20")),
+    "soft_filters": (recipes.soft_filters, ("resnet20",)),
+    **{name: (recipes.RECIPES[name], ("lenet5",)) for name in ("apoz", "taylor", "nisp", "thinet", "channel_lasso")},
+    **{name: (recipes.RECIPES[name], ("lenet5",)) for name in ("collaborative", "discriminative")},
     "low_rank_from_scratch": (lambda: low_rank_from_scratch({"conv2.weight": 5}), ("lenet5",)),
 }
 NEED_ARGUMENTS = {"low_rank_from_scratch"}  # cannot be shown by `featherweight recipes` without

@@ -10,7 +10,18 @@ from featherweight.recipes.admm_clustering import admm_clustering
 from featherweight.recipes.admm_joint import admm_joint
 from featherweight.recipes.admm_quantization import admm_quantization
 from featherweight.recipes.decompose import decompose
+from featherweight.recipes.one_shot import (
+    apoz,
+    channel_lasso,
+    collaborative,
+    discriminative,
+    l1_filters,
+    nisp,
+    taylor,
+    thinet,
+)
 from featherweight.recipes.progressive_admm import progressive_admm
+from featherweight.recipes.soft_filters import soft_filters
 from featherweight.recipes.trained_rank_pruning import trained_rank_pruning
 
 RECIPES: dict[str, Callable[..., Recipe]] = {
@@ -21,4 +32,13 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
     "admm_joint": admm_joint,
     "trained_rank_pruning": trained_rank_pruning,
     "decompose": decompose,
+    "l1_filters": l1_filters,
+    "soft_filters": soft_filters,
+    "apoz": apoz,
+    "taylor": taylor,
+    "nisp": nisp,
+    "thinet": thinet,
+    "channel_lasso": channel_lasso,
+    "collaborative": collaborative,
+    "discriminative": discriminative,
 }

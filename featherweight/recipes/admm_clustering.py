@@ -42,9 +42,7 @@ def admm_clustering(
     steps = [(f"{count} values", (Rule(targets, Codebook(count)),)) for count in counts]
     if counts_of is not None:
         if not counts_of:
-            raise InputError(
-                "counts_of names no parameter: give parameter -> count, or leave it out for one count"
-            )
+            raise InputError("counts_of names no parameter: give parameter -> count, or leave it out for one count")
         steps[-1] = ("values by layer", tuple(Rule(name, Codebook(count)) for name, count in counts_of.items()))
     stages = [
         admm_round(
