@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from featherweight import compress, tasks, zoo
+from featherweight import Compressed, compress, tasks, zoo
 from featherweight.recipe import Recipe, Stage, Training
 from featherweight.recipes import progressive_admm
 from featherweight.report import Row
@@ -110,16 +110,21 @@ def falling(stage: Stage, before: float, ratio: float, epochs: int) -> list[Stag
     return [*ramp, replace(stage, driver=None, respread=False, train=Training(0))]
 
 
+def dense(seed: int) -> Compressed:
+    """The dense network of a seed, trained on augmented images unless that is done."""
+    torch.manual_seed(seed)
+    augmented = tasks.mnist(seed, batch_size=128, augment=True)
+    recipe = Recipe("dense", (Stage("dense", train=Training(DENSE_EPOCHS, 2.0, warmup=0.03)),))
+    network = zoo.lenet5().to(memory_format=torch.channels_last)
+    return compress(network, recipe, augmented, workdir=WORK / f"dense{seed}", checkpoint_seconds=60)
+
+
 def train(name: str, run: Run) -> list[Row]:
     """Run `run` to its end, saving an artifact after each ratio where asked."""
     torch.manual_seed(run.seed)
     torch.set_num_threads(1)
-    augmented = tasks.mnist(run.seed, batch_size=128, augment=True)
     plain = tasks.mnist(run.seed, batch_size=BATCH, augment=False)
-    dense = Recipe("dense", (Stage("dense", train=Training(DENSE_EPOCHS, 2.0, warmup=0.03)),))
-    network = zoo.lenet5().to(memory_format=torch.channels_last)
-    shared = WORK / f"dense{run.seed}"
-    baseline = compress(network, dense, augmented, workdir=shared, checkpoint_seconds=60)
+    baseline = dense(run.seed)
     print(f"{name}: dense {baseline.rows[-1].measured.score:.2f}", flush=True)
     whole = recipe(run)
     rows: list[Row] = []

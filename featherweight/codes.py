@@ -38,6 +38,10 @@ class Code(nn.Module, abc.ABC):
         """Refit: the free part whose decoding is nearest to `matrix` (rows, cols), the discrete part fixed."""
 
     @abc.abstractmethod
+    def free(self) -> tuple[tuple[int, ...], ...]:
+        """The shapes of the free part."""
+
+    @abc.abstractmethod
     def bits(self) -> int:
         """Information held: 32 bits a free number, and the discrete part at the size of an enumerative code."""
 
@@ -86,6 +90,9 @@ class Sparse(Code):
     def right_inverse(self, matrix: Tensor) -> Tensor:
         return matrix.reshape(-1)[self.index.long()]
 
+    def free(self) -> tuple[tuple[int, ...], ...]:
+        return ((self.index.numel(),),)
+
     def bits(self) -> int:
         return self.index.numel() * FLOAT_BITS + _log2_choose(self.rows * self.cols, self.index.numel())
 
@@ -120,6 +127,9 @@ class Rows(Code):
     def right_inverse(self, matrix: Tensor) -> Tensor:
         return matrix[self.index.long()]
 
+    def free(self) -> tuple[tuple[int, ...], ...]:
+        return ((self.index.numel(), self.cols),)
+
     def bits(self) -> int:
         return self.weights() * FLOAT_BITS + _log2_choose(self.rows, self.index.numel())
 
@@ -152,7 +162,11 @@ class Factors(Code):
 
     def right_inverse(self, matrix: Tensor) -> tuple[Tensor, ...]:
         left, right = truncated(matrix, rank=self.rank).factors()
-        return left.to(matrix.dtype), right.to(matrix.dtype)
+        # of one layout, wherever they come from: a product's last bits depend on its factors' strides
+        return left.to(matrix.dtype).contiguous(), right.to(matrix.dtype).contiguous()
+
+    def free(self) -> tuple[tuple[int, ...], ...]:
+        return ((self.rows, self.rank), (self.rank, self.cols))
 
     def bits(self) -> int:
         return self.rank * (self.rows + self.cols) * FLOAT_BITS
@@ -188,6 +202,9 @@ class Scaled(Code):
         chosen = self.levels.to(matrix.dtype)[self.index.long()]
         square = (chosen * chosen).sum(1, keepdim=True)
         return (matrix * chosen).sum(1, keepdim=True) / square.clamp_min(torch.finfo(matrix.dtype).tiny)
+
+    def free(self) -> tuple[tuple[int, ...], ...]:
+        return ((self.rows, 1),)
 
     def bits(self) -> int:
         return self.rows * FLOAT_BITS + math.ceil(self.index.numel() * math.log2(self.levels.numel()))
@@ -236,6 +253,9 @@ class SparseScaled(Code):
         sums.index_add_(1, row, torch.stack([values * chosen, chosen * chosen]))
         return (sums[0] / sums[1].clamp_min(torch.finfo(torch.float64).tiny)).to(matrix.dtype)[:, None]
 
+    def free(self) -> tuple[tuple[int, ...], ...]:
+        return ((self.rows, 1),)
+
     def bits(self) -> int:
         count = self.position.numel()
         places = _log2_choose(self.rows * self.cols, count)
@@ -273,6 +293,9 @@ class Shared(Code):
 
     def right_inverse(self, matrix: Tensor) -> Tensor:
         return _means(matrix.reshape(-1), self.index.reshape(-1).long(), self.count)
+
+    def free(self) -> tuple[tuple[int, ...], ...]:
+        return ((self.count,),)
 
     def bits(self) -> int:
         return self.count * FLOAT_BITS + math.ceil(self.index.numel() * math.log2(self.count))
@@ -315,6 +338,9 @@ class SparseShared(Code):
     def right_inverse(self, matrix: Tensor) -> Tensor:
         return _means(matrix.reshape(-1)[self.position.long()], self.index.long(), self.shared)
 
+    def free(self) -> tuple[tuple[int, ...], ...]:
+        return ((self.shared,),)
+
     def bits(self) -> int:
         count = self.position.numel()
         places = _log2_choose(self.rows * self.cols, count)
@@ -338,29 +364,6 @@ class SparseShared(Code):
 CODES: dict[str, Callable[..., Code]] = {  # kind -> (rows, cols, **sizes) -> a code whose discrete part is still to be loaded
     code.kind: code.blank for code in (Sparse, Rows, Factors, Scaled, Shared, SparseShared, SparseScaled)
 }
-LARGEST_TABLE = 2**16  # levels or shared values that a file may ask for
-
-
-def blank(kind: str, rows: int, cols: int, sizes: dict[str, int]) -> Code:
-    """A code whose discrete part is still to be loaded. Raises ValueError at a size that such a code cannot have."""
-    entries = rows * cols
-    limits = {
-        "sparse": {"count": (0, entries)},
-        "rows": {"count": (0, rows)},
-        "factors": {"rank": (0, min(rows, cols))},
-        "scaled": {"count": (1, LARGEST_TABLE)},
-        "shared": {"count": (1, max(entries, 1))},
-        "sparse_shared": {"count": (0, entries), "shared": (1, LARGEST_TABLE)},
-        "sparse_scaled": {"count": (0, entries), "shared": (1, LARGEST_TABLE)},
-    }[kind]
-    if sizes.keys() != limits.keys():
-        raise ValueError(f"a {kind} code has the sizes {sorted(limits)}, not {sorted(sizes)}")
-    for name, (least, most) in limits.items():
-        if not least <= sizes[name] <= most:
-            raise ValueError(
-                f"{name} = {sizes[name]} is not a size that a {kind} code of {rows} x {cols} can have ({least} to {most})"
-            )
-    return CODES[kind](rows, cols, **sizes)
 
 
 def _means(values: Tensor, index: Tensor, count: int) -> Tensor:

@@ -18,11 +18,12 @@ class Viewed(nn.Module):
     """A code seen through a view: the parametrization that stands on a parameter of `shape`.
 
     `channels_last`: decode into that memory layout, without which a convolution runs at half its speed on some processors.
+    `blank`: the next refit gives zeros, since a state will be loaded.
     """
 
-    def __init__(self, view: View, shape: tuple[int, ...], code: Code, channels_last: bool = False):
+    def __init__(self, view: View, shape: tuple[int, ...], code: Code, channels_last: bool = False, blank: bool = False):
         super().__init__()
-        self.view, self.shape, self.code, self.channels_last = view, tuple(shape), code, channels_last
+        self.view, self.shape, self.code, self.channels_last, self.blank = view, tuple(shape), code, channels_last, blank
 
     def forward(self, *free: Tensor) -> Tensor:
         # under autocast a product of factors would be rounded to bfloat16 in training and not in scoring
@@ -31,15 +32,22 @@ class Viewed(nn.Module):
             return weight.clone(memory_format=torch.channels_last) if self.channels_last else weight
 
     def right_inverse(self, weight: Tensor) -> Tensor | tuple[Tensor, ...]:
+        if self.blank:
+            self.blank = False
+            zeros = tuple(weight.new_zeros(shape) for shape in self.code.free())
+            return zeros if len(zeros) > 1 else zeros[0]
         return self.code.right_inverse(self.view.to_matrix(weight))
 
 
-def attach(model: nn.Module, name: str, view: View, code: Code) -> None:
-    """Put `code` on parameter `name`, refitted to its present value; the parameter becomes the code's free part."""
+def attach(model: nn.Module, name: str, view: View, code: Code, *, blank: bool = False) -> None:
+    """Put `code` on parameter `name`, refitted to its present value; the parameter becomes the code's free part.
+
+    `blank`: not refitted but zero, for a code whose discrete part and values are still to be loaded.
+    """
     module, attribute = owner(model, name)
     weight = getattr(module, attribute)
-    viewed = Viewed(view, tuple(weight.shape), code, is_channels_last(weight))
-    parametrize.register_parametrization(module, attribute, viewed)
+    viewed = Viewed(view, tuple(weight.shape), code, is_channels_last(weight), blank)
+    parametrize.register_parametrization(module, attribute, viewed, unsafe=blank)  # unsafe: without decoding for a look
 
 
 def detach(model: nn.Module, name: str) -> None:

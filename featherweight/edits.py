@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, StrictInt, ValidationError
 from torch import Tensor, nn
 
 from featherweight import structure
-from featherweight.codes import blank
+from featherweight.codes import CODES, Code
 from featherweight.coding import attach, coded, layouts_kept
 from featherweight.errors import ArtifactError, InputError
 from featherweight.factor import replay_factor
@@ -19,6 +19,7 @@ from featherweight.structure.errors import StructureError
 from featherweight.views import View
 
 Edit = dict[str, Any]  # plain JSON data; "edit" names the kind
+LARGEST_TABLE = 2**16  # levels or shared values that a file may ask for
 
 
 def code_edits(model: nn.Module) -> list[Edit]:
@@ -135,10 +136,32 @@ def _attach_blank(model: nn.Module, given: Mapping[str, Any], where: str) -> Non
     if (layout.rows, layout.cols) != expected:
         raise ArtifactError(f"{where}: parameter {name!r} has shape {shape}, a {expected} matrix; the artifact holds another")
     try:
-        code = blank(layout.kind, layout.rows, layout.cols, layout.sizes)
+        code = _blank(layout.kind, layout.rows, layout.cols, layout.sizes)
     except ValueError as error:
         raise ArtifactError(f"{where}: {error}") from None
-    attach(model, name, view, code)
+    attach(model, name, view, code, blank=True)
+
+
+def _blank(kind: str, rows: int, cols: int, sizes: dict[str, int]) -> Code:
+    """A code whose discrete part is still to be loaded. Raises ValueError at a size that such a code cannot have."""
+    entries = rows * cols
+    limits = {
+        "sparse": {"count": (0, entries)},
+        "rows": {"count": (0, rows)},
+        "factors": {"rank": (0, min(rows, cols))},
+        "scaled": {"count": (1, LARGEST_TABLE)},
+        "shared": {"count": (1, max(entries, 1))},
+        "sparse_shared": {"count": (0, entries), "shared": (1, LARGEST_TABLE)},
+        "sparse_scaled": {"count": (0, entries), "shared": (1, LARGEST_TABLE)},
+    }[kind]
+    if sizes.keys() != limits.keys():
+        raise ValueError(f"a {kind} code has the sizes {sorted(limits)}, not {sorted(sizes)}")
+    for name, (least, most) in limits.items():
+        if not least <= sizes[name] <= most:
+            raise ValueError(
+                f"{name} = {sizes[name]} is not a size that a {kind} code of {rows} x {cols} can have ({least} to {most})"
+            )
+    return CODES[kind](rows, cols, **sizes)
 
 
 def check_state(model: nn.Module) -> None:

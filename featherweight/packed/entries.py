@@ -61,28 +61,34 @@ class Layout:
     def places(self, matrix_places: Ints) -> Ints:
         return matrix_places if self.order is None else self.order[matrix_places]
 
-    def work(self, count: int) -> int:
-        rows, channels, cells = self.extent
-        lines = max(rows, channels) if cells == 1 else max(rows * channels, 1)
-        per_line = 40 + max(channels * cells, rows * cells) // 20
-        listed = rows * channels * cells if min(rows, channels) == 1 else 0
-        return lines * per_line + 40 * count + listed + 3 * (rows + channels)
+    def living(self, places: Ints) -> tuple[int, int, int]:
+        """The extent of the rows and channels that have entries."""
+        _, channels, cells = self.extent
+        return np.unique(places // (channels * cells)).size, np.unique(places // cells % channels).size, cells
+
+
+def _work(extent: tuple[int, int, int], count: int) -> int:
+    """Units that a model takes for `count` entries in an array of this extent."""
+    rows, channels, cells = extent
+    lines = max(rows, channels) if cells == 1 else max(rows * channels, 1)
+    per_line = 40 + max(channels * cells, rows * cells) // 20
+    listed = rows * channels * cells if min(rows, channels) == 1 else 0
+    return lines * per_line + 40 * count + listed + 3 * (rows + channels)
 
 
 def code_places(coder: Coder, bulk: Bulk, budget: Budget, places: Ints | None, layout: Layout, count: int) -> Ints:
     """`count` ascending places in the matrix of `layout`."""
     if count in (0, layout.size):
         return np.arange(count)
-    work = layout.work(count)
     plan: _Plan | None = None if places is not None else _Plan()
-    if places is not None and budget.allows(work):
-        plan = _search(np.sort(layout.places(places)), layout, count, max(2, min(TRIALS, EFFORT // work)))
-        if _bulk_bits(places, layout) < (1.005 if count > 2000 else 1.0) * plan.bits:  # a gain that is worth the slower way
+    if places is not None:
+        plan = _search(np.sort(layout.places(places)), layout, count, budget)
+        worth = 1.005 if count > 2000 else 1.0  # the gain that makes up for the slower way
+        if plan is not None and _bulk_bits(places, layout) < worth * plan.bits:
             plan = None
     if coder.choice(int(plan is None), "large", 2):
         return _code_bulk_places(coder, bulk, budget, places, layout, count)
-    budget.spend(work)
-    found = _code_plan(coder, None if places is None else np.sort(layout.places(places)), layout, count, plan or _Plan())
+    found = _code_plan(coder, budget, None if places is None else np.sort(layout.places(places)), layout, count, plan or _Plan())
     if layout.order is None:
         return found
     back = np.empty(layout.size, np.int64)
@@ -103,9 +109,15 @@ class _Plan:
     bits: float = 0.0
 
 
-def _search(places: Ints, layout: Layout, count: int, trials: int) -> _Plan:
-    """Each shape of plan after a few trials, and the two best of them after more."""
+def _search(places: Ints, layout: Layout, count: int, budget: Budget) -> _Plan | None:
+    """Each shape of plan after a few trials, and the two best of them after more; None where the budget allows no plan."""
+    whole, trimmed = _work(layout.extent, count), _work(layout.living(places), count) + 3 * sum(layout.extent)
+    work = whole if budget.allows(whole) else trimmed
+    if not budget.allows(work):
+        return None
+    trials = max(2, min(TRIALS, EFFORT // work))
     shapes = [shape for shape in product((False, True), repeat=3) if layout.extent[2] > 1 or not shape[2]]
+    shapes = [shape for shape in shapes if (budget.allows(trimmed) if shape[1] else work == whole)]
     plans = sorted((_tried(places, layout, count, min(trials, 4), *shape) for shape in shapes), key=lambda plan: plan.bits)
     more = [_tried(places, layout, count, trials, plan.turned, plan.trimmed, plan.nested) for plan in plans[:2]]
     return min([*plans, *more], key=lambda plan: plan.bits)
@@ -128,7 +140,7 @@ def _tried(places: Ints, layout: Layout, count: int, trials: int, turned: bool, 
     return _Plan(turned, trimmed, nested, outer, inner, meter.bits + bits + more)
 
 
-def _code_plan(coder: Coder, places: Ints | None, layout: Layout, count: int, plan: _Plan) -> Ints:
+def _code_plan(coder: Coder, budget: Budget, places: Ints | None, layout: Layout, count: int, plan: _Plan) -> Ints:
     """The places in the parameter, ascending."""
     turned, trimmed = bool(coder.uniform(int(plan.turned), 2)), bool(coder.uniform(int(plan.trimmed), 2))
     spatial = layout.extent[2] > 1
@@ -136,8 +148,10 @@ def _code_plan(coder: Coder, places: Ints | None, layout: Layout, count: int, pl
     whole, alive, flat = _turn(layout, places, turned)
     extent = whole
     if trimmed:
+        budget.spend(3 * sum(whole))
         rows, channels, flat = _code_lines(coder, flat, whole, alive)
         extent, alive = (rows.size, channels.size, whole[2]), (None, None)
+    budget.spend(_work(extent, count))
     if not count <= math.prod(extent):
         raise ArtifactError(f"the file is damaged: {count} entries of {coder.section} in {math.prod(extent)} places")
     outer = plan.outer.code(coder, spatial and not nested, alive[0] is not None, alive[1] is not None)
@@ -172,10 +186,12 @@ def _code_lines(
         if line is not None:
             hit[line] = 1
         hint = alive[axis]
-        contexts = [Symbols(2), Symbols(2)]
+        contexts = [Symbols(2) for _ in range(4)]  # the line before as well: living units may stand together
         classes = [0] * extent[axis] if hint is None else (hint > 0).astype(int).tolist()
-        found = [contexts[kind].code(coder, value) for kind, value in zip(classes, hit.tolist(), strict=True)]
-        lines.append(np.flatnonzero(found))
+        found = [1]
+        for kind, value in zip(classes, hit.tolist(), strict=True):
+            found.append(contexts[2 * kind + found[-1]].code(coder, value))
+        lines.append(np.flatnonzero(found[1:]))
     if places is not None:
         row = np.searchsorted(lines[0], places // (channels * cells))
         channel = np.searchsorted(lines[1], places // cells % channels)

@@ -185,6 +185,23 @@ def test_attaching_projects_the_weight_and_frees_the_code(kind: str) -> None:
 
 
 @EVERY_KIND
+def test_a_blank_code_is_zeros_of_the_free_shapes_and_takes_a_state(kind: str) -> None:
+    layer, other = nn.Linear(8, 6, dtype=torch.float64), nn.Linear(8, 6, dtype=torch.float64)
+    layer.weight.data.copy_(table.suited(kind))
+    code = table.SAMPLE[kind].encode(table.suited(kind))
+    assert tuple(part.shape for part in free_part(code, table.matrix())) == code.free()
+    attach(layer, "weight", View("o i -> o i"), code)
+    layout = code.layout()
+    attach(other, "weight", View("o i -> o i"), codes.CODES[kind](6, 8, **layout["sizes"]), blank=True)
+    assert all(int(p.count_nonzero()) == 0 for name, p in other.named_parameters() if "original" in name)
+    other.load_state_dict(layer.state_dict())
+    assert torch.equal(other.weight, layer.weight)
+    with torch.no_grad():
+        other.weight = table.matrix(seed=4)  # only the first refit is blank
+    torch.testing.assert_close(other.weight, refitted(code, table.matrix(seed=4)), rtol=1e-12, atol=1e-12)
+
+
+@EVERY_KIND
 def test_a_view_stands_between_the_code_and_the_parameter(kind: str) -> None:
     network = table.toy().double()
     network.hidden.weight.data = table.suited(kind, network.hidden.weight.data)
