@@ -86,7 +86,7 @@ def losses(model: nn.Module, heads: Mapping[str, nn.Module], task: Task, batch: 
 def with_auxiliary(task: Task, heads: Mapping[str, nn.Module], least: float = 0.01) -> Task:
     """The task whose loss adds that of each head, weighted by max(least, (L_head / L_own)^2) as the authors' code of DCP does.
 
-    Training with it moves the network through the heads, and the heads themselves only if the optimizer is given their parameters.
+    To train the heads along, set them to train, let them require gradients, and give their parameters to the optimizer too.
     """
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:

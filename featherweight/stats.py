@@ -246,7 +246,7 @@ class _Sums:
         self.sums: dict[str, dict[str, Tensor]] = {name: {} for name in (*STATISTICS, "magnitudes")}
         self.entries: dict[str, int] = {}  # of "zeros", "gram" and "responses", by site or module
         self.makers = {site: producers(graph, site) for site in sites} if "weights" in self.statistics else {}
-        self.parameters = {name: graph.captured.tensors[name] for made in self.makers.values() for name, _ in made}
+        self.parameters = {name: model.get_parameter(name) for made in self.makers.values() for name, _ in made}
         fixed = [name for name, parameter in self.parameters.items() if not parameter.requires_grad]
         if fixed:
             raise InputError(f"the statistic 'weights' needs gradients of {', '.join(fixed)}: call requires_grad_(True) on them")
@@ -274,7 +274,7 @@ class _Sums:
                     counts.index_add_(0, numbers[owned], zero.sum(1).double().cpu()[owned])
                     self._add("zeros", site, counts, int(owned.sum()) * zero.shape[1] // self.graph.sites[site].size)
         assert isinstance(layer, Layer)
-        if "gram" in self.statistics:
+        if "gram" in self.statistics and reader.units:
             self._moments("gram", reader.module, patches(layer, x, self.positions, self.generator))
         if self.last is not None and reader.module == self.last.module:
             rows = x.movedim(reader.axis, -1).flatten(1, -2) if x.ndim > 2 else x[:, None]

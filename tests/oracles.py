@@ -210,3 +210,46 @@ def least_error(errors: dict[str, Sequence[float]], total: int) -> float:
         for sizes in itertools.product(*choices)
         if sum(sizes) == total
     )
+
+
+# --- choosing units ------------------------------------------------------------------------------------------------------
+
+
+def least_quadratic(linear: Array, pairs: Array, count: int) -> tuple[float, tuple[int, ...]]:
+    """min -u^T z + 1/2 z^T S z over z in {0, 1}^c with `count` ones, and the ones: every choice is tried."""
+    best = (math.inf, ())
+    for chosen in itertools.combinations(range(linear.size), count):
+        ones = list(chosen)
+        best = min(best, (float(pairs[np.ix_(ones, ones)].sum() / 2 - linear[ones].sum()), chosen))
+    return best
+
+
+def paper_quadratic(linear: Array, pairs: Array, kept: Sequence[int]) -> float:
+    """b^T S_hat b with s_hat_ij = s_ij / 2 and s_hat_ii = s_ii / 2 + u_i - sum_j s_ij, plus the constant that the paper drops."""
+    b = np.zeros(linear.size)
+    b[list(kept)] = 1
+    hat = pairs / 2 + np.diag(linear - pairs.sum(1))
+    return float(b @ hat @ b + pairs.sum() / 2 - linear.sum())
+
+
+def greedy_removal(contributions: Array) -> list[int]:
+    """ThiNet on (samples, outputs, units): at each step every unit left is tried, and the least sum of squares goes."""
+    units = contributions.shape[2]
+    gone: list[int] = []
+    while len(gone) < units:
+        costs = {unit: float((contributions[:, :, [*gone, unit]].sum(2) ** 2).sum()) for unit in range(units) if unit not in gone}
+        gone.append(min(costs, key=lambda unit: costs[unit]))
+    return gone
+
+
+def lasso_by_coordinates(responses: Array, penalty: float, rounds: int = 20000) -> Array:
+    """min 1/2 (1 - b)^T G (1 - b) + penalty |b|_1, one coordinate at a time in closed form."""
+    b = np.ones(len(responses))
+    for _ in range(rounds):
+        before = b.copy()
+        for i in range(b.size):
+            slope = float(responses[i] @ (1 - b)) + responses[i, i] * b[i]
+            b[i] = np.sign(slope) * max(abs(slope) - penalty, 0.0) / responses[i, i]
+        if np.abs(b - before).max() < 1e-13:
+            break
+    return b

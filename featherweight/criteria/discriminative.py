@@ -12,6 +12,7 @@ takes them one by one.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -150,7 +151,7 @@ def _pivot_behind(graph: Graph, readers: tuple[Reader, ...], heads: Mapping[str,
 def _between(marks: list[tuple[int, float]], size: int) -> list[float]:
     """L at 0 .. size units, straight between the numbers at which it is known."""
     values = [0.0] * (size + 1)
-    for (low, first), (high, second) in zip(marks, marks[1:], strict=False):
+    for (low, first), (high, second) in itertools.pairwise(marks):
         for k in range(low, high + 1):
             values[k] = first + (second - first) * (k - low) / max(high - low, 1)
     return values

@@ -18,21 +18,21 @@ from featherweight.structure import Graph
 
 def l1(model: nn.Module, graph: Graph, stats: Stats) -> dict[str, Ranking]:
     """Sum of |w| of each unit (Li et al., ICLR 2017, section 3.1)."""
-    return {site: by_score(_powers(graph, site, 1)) for site in stats.sites}
+    return {site: by_score(_powers(model, graph, site, 1)) for site in stats.sites}
 
 
 def l2(model: nn.Module, graph: Graph, stats: Stats) -> dict[str, Ranking]:
     """Euclidean norm of each unit's weights (He et al., IJCAI 2018, equation 2 with p = 2)."""
-    return {site: by_score(_powers(graph, site, 2).sqrt()) for site in stats.sites}
+    return {site: by_score(_powers(model, graph, site, 2).sqrt()) for site in stats.sites}
 
 
-def _powers(graph: Graph, site: str, power: int) -> Tensor:
+def _powers(model: nn.Module, graph: Graph, site: str, power: int) -> Tensor:
     """(units,) sums of |w|^power."""
     made = producers(graph, site)
     if not made:
         raise Unsuited(f"no weight matrix makes the units of site {site!r}: leave it out, or rank it by a criterion with data")
-    tensors = graph.captured.tensors
-    return torch.stack([unit_sums(graph, site, n, d, tensors[n].detach().double().abs() ** power) for n, d in made]).sum(0)
+    values = {name: model.get_parameter(name).detach().double().abs() ** power for name, _ in made}
+    return torch.stack([unit_sums(graph, site, name, dim, values[name]) for name, dim in made]).sum(0)
 
 
 def bn_scale(model: nn.Module, graph: Graph, stats: Stats) -> dict[str, Ranking]:
