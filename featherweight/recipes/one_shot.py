@@ -36,7 +36,8 @@ def _one_shot(name: str, source: str, criterion: Criterion, does: str, refit: bo
     ) -> Recipe:
         units = Units(criterion, macs, allot=allot, sites=sites, samples=samples, refit=refit)
         taught = Distillation(distill, temperature) if distill else None
-        return Recipe(name, (Stage("dense"), Stage("cut", units=units, train=Training(epochs, rate), distill=taught)), source)
+        tuned = Stage("tuned", train=Training(epochs, rate), distill=taught)
+        return Recipe(name, (Stage("dense"), Stage("cut", units=units), tuned), source)  # a row each: what tuning gives is seen
 
     recipe.__name__ = recipe.__qualname__ = name
     recipe.__doc__ = f"{does}\n{PARAMETERS}"
