@@ -15,6 +15,7 @@ import copy
 import importlib
 import json
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
