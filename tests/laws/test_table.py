@@ -92,9 +92,9 @@ def test_every_view_pattern_of_the_design_is_listed() -> None:
 
 
 def test_every_allocator_is_listed() -> None:
-    from featherweight import allocate
+    from featherweight.allocate import counts
 
-    public = functions(allocate, "dict[str, int]")
+    public = functions(counts, "dict[str, int]")
     assert {function.__name__ for function in ALLOCATORS.values()} == public
     assert ALLOCATORS == table.ALLOCATORS
 
