@@ -108,7 +108,7 @@ def default_pivots(model: nn.Module, graph: Graph, count: int = 2) -> tuple[str,
 
 
 def trained_heads(
-    model: nn.Module, stats: Stats, pivots: Sequence[str], rounds: int = 5, rate: float = 1e-2, seed: int = 0
+    model: nn.Module, stats: Stats, pivots: Sequence[str], rounds: int = 10, rate: float = 1e-2, seed: int = 0
 ) -> dict[str, nn.Module]:
     """A head for each pivot, trained by Adam for `rounds` passes over the calibration batches. The network does not change."""
     heads: dict[str, nn.Module] = {}

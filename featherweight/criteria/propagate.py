@@ -104,7 +104,7 @@ def _propagated(twin: nn.Module, graph: Graph, stats: Stats, last: Reader, score
         twin(*inputs)
     shape = [1] * ends[-1].ndim
     shape[last.axis] = -1
-    torch.autograd.grad(ends[-1], inputs, scores.reshape(shape).expand_as(ends[-1]), allow_unused=True)
+    torch.autograd.grad(ends[-1], inputs, (scores / len(ends[-1])).reshape(shape).expand_as(ends[-1]), allow_unused=True)
     return received
 
 

@@ -117,28 +117,27 @@ class Lasso(Ranking):
 
     def _kept(self, k: int) -> tuple[int, ...]:
         low, high = 0.0, float(self.responses.sum(1).abs().max())  # at `high` nothing is left
-        factors = self.shrunk(0.0)
-        for _ in range(40):
-            middle = (low + high) / 2
-            tried = self.shrunk(middle)
-            if int((tried != 0).sum()) >= k:
-                low, factors = middle, tried
-                if int((tried != 0).sum()) == k:
-                    break
-            else:
-                high = middle
+        factors = torch.zeros(self.size, dtype=torch.float64)
+        for _ in range(5):
+            penalties = torch.linspace(low, high, 33, dtype=torch.float64)
+            tried = self.shrunk(penalties)
+            left = (tried != 0).sum(1)
+            at = max([0, *(left >= k).nonzero().flatten().tolist()])
+            factors, low, high = tried[at], float(penalties[at]), float(penalties[min(at + 1, 32)])
+            if int(left[at]) == k:
+                break
         return tuple(sorted(factors.abs().argsort(descending=True, stable=True)[:k].tolist()))
 
-    def shrunk(self, penalty: float, steps: int = 500) -> Tensor:
-        """argmin over b of 1/2 (1 - b)^T G (1 - b) + penalty |b|_1, by accelerated proximal gradients from b = 1."""
+    def shrunk(self, penalties: Tensor, steps: int = 500) -> Tensor:
+        """(p,) -> (p, units): argmin over b of 1/2 (1 - b)^T G (1 - b) + penalty |b|_1, by accelerated proximal gradients."""
         top = float(torch.linalg.eigvalsh(self.responses)[-1])
         if top <= 0:
-            return torch.zeros(self.size, dtype=torch.float64)
-        factors = ahead = (self.responses.diagonal() > 0).double()
-        momentum = 1.0
+            return torch.zeros(len(penalties), self.size, dtype=torch.float64)
+        factors = ahead = (self.responses.diagonal() > 0).double().expand(len(penalties), -1)
+        momentum, threshold = 1.0, penalties[:, None] / top
         for _ in range(steps):
-            moved = ahead + self.responses @ (1 - ahead) / top
-            after = moved.sign() * (moved.abs() - penalty / top).clamp_min(0)
+            moved = ahead + (1 - ahead) @ self.responses / top
+            after = moved.sign() * (moved.abs() - threshold).clamp_min(0)
             larger = (1 + (1 + 4 * momentum**2) ** 0.5) / 2
             ahead = after + (momentum - 1) / larger * (after - factors)
             factors, momentum = after, larger

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from toys import SAMPLES, Net, data, task, trained
+from toys import SAMPLES, data, task, trained
 
 from featherweight.auxiliary import default_pivots, losses, trained_heads, with_auxiliary
 from featherweight.criteria import (
@@ -29,7 +29,7 @@ from featherweight.criteria.propagate import infinite_selection
 from featherweight.criteria.reconstruct import responses_of
 from featherweight.errors import InputError
 from featherweight.gates import find_readers, gated, masks
-from featherweight.stats import STATISTICS, Moments, Stats, TooFewSamples, collect
+from featherweight.stats import STATISTICS, Moments, TooFewSamples, collect
 from featherweight.structure import Graph, trace
 
 WITH_BATCH_NORM = ("stem", "block.conv1")  # `hidden` has none
@@ -86,9 +86,7 @@ def test_a_dead_unit_goes_first(criterion: str, site: str, unit: int) -> None:
             if part.parameter in dict(model.named_parameters()):
                 model.get_parameter(part.parameter).index_fill_(part.dim, torch.tensor(part.index), 0.0)
     if criterion == "collaborative":
-        for parameter in (model.stem.weight, model.block.conv1.weight):
-            assert parameter.shape  # its linear part may gain by a live unit's going, so the network is first brought to rest
-        _settled(model)
+        _settled(model)  # away from a minimum the first-order term may gain by a live unit's going
     ranking = ranked(criterion, model, graph)[site]
     assert unit not in ranking.keep(ranking.size - 1)
     assert ranking.loss(ranking.size - 1) == pytest.approx(0, abs=1e-6)
@@ -206,7 +204,7 @@ def test_lasso_leaves_what_coordinate_descent_leaves() -> None:
     top = np.abs(responses.sum(1)).max()
     for penalty in (0.02 * top, 0.2 * top, 0.6 * top):
         b = oracles.lasso_by_coordinates(responses, penalty)
-        np.testing.assert_allclose(ranking.shrunk(penalty, 5000).numpy(), b, atol=1e-6)
+        np.testing.assert_allclose(ranking.shrunk(torch.tensor([penalty]), 5000)[0].numpy(), b, atol=1e-6)
         left = tuple(np.flatnonzero(b).tolist())
         assert ranking.keep(len(left)) == left
         fitted, *_ = np.linalg.lstsq(z[:, left], z.sum(1), rcond=None)
@@ -297,9 +295,8 @@ def test_infinite_selection_sums_paths_of_all_lengths() -> None:
 def test_auxiliary_heads_learn_the_task_and_leave_the_network_alone() -> None:
     model, graph = trained()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    stats = collect(model, graph, task(), [], samples=SAMPLES)
     stats = collect(model, graph, task(), ["zeros"], samples=SAMPLES)
-    heads = trained_heads(model, stats, ["block"], rounds=8)
+    heads = trained_heads(model, stats, ["block"], rounds=30)
     each = losses(model.eval(), heads, task(), data())
     assert set(each) == {"", "block"}
     assert float(each["block"]) < 0.7 * np.log(4)
@@ -307,7 +304,7 @@ def test_auxiliary_heads_learn_the_task_and_leave_the_network_alone() -> None:
     joint = with_auxiliary(task(), heads).loss(model, data())
     weight = max(0.01, float(each["block"] / each[""]) ** 2)
     assert float(joint) == pytest.approx(float(each[""] + weight * each["block"]))
-    with pytest.raises(InputError, match="no module 'blok' for an auxiliary head. Did you mean 'block'"):
+    with pytest.raises(InputError, match=r"no module 'blok' for an auxiliary head. Did you mean 'block'"):
         trained_heads(model, stats, ["blok"])
 
 
@@ -322,13 +319,11 @@ def test_discriminative_selection_takes_the_steepest_units_first() -> None:
     with torch.no_grad():
         x = F.relu(model.hidden(F.avg_pool2d(model.block(F.relu(model.norm(model.stem(data()[0])))), 3).flatten(1)))
         whole = x @ model.out.weight.T
-        ones = torch.cat([x, torch.ones(SAMPLES, 1)], 1)
         bias = model.out.bias + whole.mean(0)  # what least squares leaves of the response without any unit
     weight = torch.zeros_like(model.out.weight, requires_grad=True)
     response = x @ weight.T
     value = F.cross_entropy(response + bias, data()[1]) + (response - whole).square().sum() / whole.square().sum()
     norms = torch.autograd.grad(value, weight)[0].norm(dim=0)
-    assert ones.shape[1] == 8
     assert order_of(ranking)[:2] == norms.argsort(descending=True)[:2].tolist()
     assert ranking.loss(1) > ranking.loss(4) > ranking.loss(7) == 0
 
@@ -369,21 +364,19 @@ def test_too_few_patches_to_refit_is_an_error_with_the_way_out() -> None:
 
 
 class Bare(nn.Module):
-    """The input is the residual stream: nothing makes its units."""
+    """What the layer reads is a vector that is learnt."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.scale, self.out = nn.Parameter(torch.rand(6)), nn.Linear(6, 4)
+        self.given, self.out = nn.Parameter(torch.rand(6)), nn.Linear(6, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out(x.mean((1, 2)) * self.scale)
+        return self.out(torch.relu(self.given).expand(x.shape[0], 6))
 
 
 def test_a_site_that_no_weight_makes_has_no_norms() -> None:
     model = Bare().double()
     graph = trace(model, task().example)
-    if not graph.sites:
-        pytest.fail("the toy has a site to rank")
+    assert len(graph.sites) == 1
     with pytest.raises(Unsuited, match="no weight matrix makes the units"):
         CRITERIA["l1"](model, graph, collect(model, graph, task(), []))
-    assert isinstance(Net(), nn.Module) and Stats is not None
