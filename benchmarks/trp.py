@@ -38,6 +38,7 @@ WORK = HERE.parent / "runs" / "trp"
 
 SEED = 0
 BASELINE_EPOCHS = 24
+LONGER_EPOCHS = 8  # 24 ended at 91.47, short of the 91.5 that a baseline has to have
 EPOCHS = 8  # of trained rank pruning, and of fine-tuning: the same budget
 SCRATCH_EPOCHS = 16
 RATE = 0.3  # of the base rate 0.1, falling to 0
@@ -103,7 +104,8 @@ def train_baseline(weights: Path | None) -> None:
     torch.manual_seed(SEED)
     network = zoo.resnet20_projection()
     network.load_state_dict(zoo.from_pytorchcv(load_file(weights)))
-    dense = Recipe("dense", (Stage("dense", train=Training(BASELINE_EPOCHS, 1.0, warmup=0.02)),))
+    stages = (Stage("dense", train=Training(BASELINE_EPOCHS, 1.0, warmup=0.02)), Stage("longer", train=Training(LONGER_EPOCHS, 0.3)))
+    dense = Recipe("dense", stages)
     result = compress(channels_last(network), dense, tasks.cifar10(SEED), workdir=WORK / "baseline", checkpoint_seconds=60)
     print(f"baseline {result.rows[-1].measured.score:.2f}", flush=True)
     result.save(BASELINE, model="resnet20_projection", data="cifar10")

@@ -20,7 +20,7 @@ from torch import nn
 from torch.optim import SGD, Adam
 from torch.utils.data import DataLoader, TensorDataset
 
-from featherweight import checkpoint
+from featherweight import checkpoint, measure
 from featherweight.compress import Compressed, compress
 from featherweight.drivers import ADMM, Periodic
 from featherweight.errors import ArtifactError, FeatherweightError, InputError, StorageError
@@ -38,6 +38,12 @@ def no_waiting_for_the_disk(request: pytest.FixtureRequest, monkeypatch: pytest.
     """A process that is killed leaves its writes to the kernel; only a power cut asks for fsync, and it is slow."""
     if "fsync" not in request.node.name:
         monkeypatch.setattr(checkpoint.os, "fsync", lambda handle: None)
+
+
+@pytest.fixture(autouse=True)
+def no_counting_of_macs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It exports the network after every stage, which is most of the time of these runs and no part of what is tested."""
+    monkeypatch.setattr(measure, "count_macs", lambda model, example: (1, ()))
 
 
 class Killed(BaseException):
