@@ -104,7 +104,10 @@ def train_baseline(weights: Path | None) -> None:
     torch.manual_seed(SEED)
     network = zoo.resnet20_projection()
     network.load_state_dict(zoo.from_pytorchcv(load_file(weights)))
-    stages = (Stage("dense", train=Training(BASELINE_EPOCHS, 1.0, warmup=0.02)), Stage("longer", train=Training(LONGER_EPOCHS, 0.3)))
+    stages = (
+        Stage("dense", train=Training(BASELINE_EPOCHS, 1.0, warmup=0.02)),
+        Stage("longer", train=Training(LONGER_EPOCHS, 0.3)),
+    )
     dense = Recipe("dense", stages)
     result = compress(channels_last(network), dense, tasks.cifar10(SEED), workdir=WORK / "baseline", checkpoint_seconds=60)
     print(f"baseline {result.rows[-1].measured.score:.2f}", flush=True)
