@@ -275,6 +275,19 @@ def test_propagated_scores_are_products_of_absolute_weights() -> None:
         assert ranking.loss(1) == pytest.approx(float(expected.sort().values[:-1].sum()), rel=1e-9)
 
 
+def test_propagation_does_not_see_biases_and_limits() -> None:
+    """A ReLU6 that a bias has saturated passes no gradient, yet scores go through it: it is 1-Lipschitz."""
+    model, graph = trained(nn.ReLU6)
+    stats = collect(model, graph, task(), ["responses"], samples=SAMPLES)
+    before = CRITERIA["nisp"](model, graph, stats)
+    with torch.no_grad():
+        model.hidden.bias.fill_(100)
+    after = CRITERIA["nisp"](model, graph, stats)
+    for site, ranking in before.items():
+        assert order_of(after[site]) == order_of(ranking)
+        assert 0 < after[site].loss(1) == pytest.approx(ranking.loss(1))
+
+
 def test_infinite_selection_sums_paths_of_all_lengths() -> None:
     rows = torch.cat([torch.randn(50, 4, generator=torch.Generator().manual_seed(0)), torch.ones(50, 1)], 1).double()
     found = infinite_selection(Moments(rows.T @ rows / 50, 50))
@@ -308,12 +321,13 @@ def test_auxiliary_heads_learn_the_task_and_leave_the_network_alone() -> None:
         trained_heads(model, stats, ["blok"])
 
 
-def test_discriminative_selection_takes_the_steepest_units_first() -> None:
+@pytest.mark.parametrize("balance", [0.0, 1.0])
+def test_discriminative_selection_takes_the_steepest_units_first(balance: float) -> None:
     """The first group is that of the largest gradients of L in W at W = 0, here by autograd on the whole of it."""
     model, graph = trained()
     stats = collect(model, graph, task(), ["gram"], samples=SAMPLES, positions=1000)
     state = {name: value.clone() for name, value in model.state_dict().items()}
-    ranking = discriminative(model, graph, stats, heads={}, rounds=4)["hidden"]
+    ranking = discriminative(model, graph, stats, heads={}, rounds=4, balance=balance)["hidden"]
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     model.eval()
     with torch.no_grad():
@@ -322,7 +336,7 @@ def test_discriminative_selection_takes_the_steepest_units_first() -> None:
         bias = model.out.bias + whole.mean(0)  # what least squares leaves of the response without any unit
     weight = torch.zeros_like(model.out.weight, requires_grad=True)
     response = x @ weight.T
-    value = F.cross_entropy(response + bias, data()[1]) + (response - whole).square().sum() / whole.square().sum()
+    value = balance * F.cross_entropy(response + bias, data()[1]) + (response - whole).square().sum() / whole.square().sum()
     norms = torch.autograd.grad(value, weight)[0].norm(dim=0)
     assert order_of(ranking)[:2] == norms.argsort(descending=True)[:2].tolist()
     assert ranking.loss(1) > ranking.loss(4) > ranking.loss(7) == 0
