@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import bisect
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 import torch
 from torch import nn
 
 from featherweight.coding import coded
-from featherweight.criteria import CRITERIA, NEEDS, Ranking, refit
+from featherweight.criteria import CRITERIA, NEEDS, Ordered, Ranking, refit
 from featherweight.errors import InputError
 from featherweight.gates import find_readers
 from featherweight.plan import matches
@@ -39,7 +44,7 @@ def cut_units(network: nn.Module, task: Task, asked: Units, epoch: int) -> Edit 
     stats = collect(network, graph, task, statistics, sites=sites, samples=asked.samples, epoch=epoch)
     rankings = CRITERIA[asked.criterion](network, graph, stats)
     count = graph.macs if asked.macs is not None else graph.parameters
-    sizes = allot(asked.allot, {site: _losses(ranking) for site, ranking in rankings.items()}, count, asked.share * count())
+    sizes = allot(asked.allot, {site: _Damage(ranking) for site, ranking in rankings.items()}, count, asked.share * count())
     keep = {site: rankings[site].keep(size) for site, size in sizes.items() if size < rankings[site].size}
     if asked.refit and keep:
         parameters = dict(network.named_parameters())
@@ -49,7 +54,37 @@ def cut_units(network: nn.Module, task: Task, asked: Units, epoch: int) -> Edit 
     return prune(network, graph, keep, where="class").edit if keep else None
 
 
-def _losses(ranking: Ranking) -> list[float]:
-    """The damage of keeping 0 .. size units. None at all is not offered: it counts as one step more of the same."""
-    losses = [ranking.loss(k) for k in range(1, ranking.size + 1)]
-    return [2 * losses[0] - losses[min(1, len(losses) - 1)], *losses]
+SOLVED = 33  # sizes at which a ranking that solves a problem for each is asked; between them the damage is interpolated
+
+
+class _Damage(Sequence[float]):
+    """The damage of keeping 0 .. size units, found when asked for: an even share asks for hardly any of it."""
+
+    def __init__(self, ranking: Ranking) -> None:
+        self.ranking = ranking
+        sizes = range(1, ranking.size + 1)
+        known = isinstance(ranking, Ordered) or ranking.size <= SOLVED
+        self.solved = list(sizes) if known else sorted({round(k) for k in np.linspace(1, ranking.size, SOLVED)})
+        self.found: dict[int, float] = {}
+
+    def __len__(self) -> int:
+        return self.ranking.size + 1
+
+    def __getitem__(self, k: Any) -> Any:
+        if isinstance(k, slice):
+            return [self[i] for i in range(*k.indices(len(self)))]
+        if not 0 <= k < len(self):
+            raise IndexError(k)
+        if k == 0:  # is not offered: it counts as one step more of the same
+            return 2 * self[1] - self[min(2, self.ranking.size)]
+        above = bisect.bisect_left(self.solved, k)
+        high = self.solved[above]
+        if high == k:
+            return self._at(k)
+        low = self.solved[above - 1]
+        return self._at(low) + (self._at(high) - self._at(low)) * (k - low) / (high - low)
+
+    def _at(self, k: int) -> float:
+        if k not in self.found:
+            self.found[k] = self.ranking.loss(k)
+        return self.found[k]

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from featherweight import Recipe, Rule, Stage, TopK, compress, load
 from featherweight.allocate.choices import Infeasible
-from featherweight.criteria import CRITERIA
+from featherweight.criteria import CRITERIA, Ranking
+from featherweight.cutting import _Damage
 from featherweight.errors import FeatherweightError
 from featherweight.recipe import Criterion, Distillation, Training, Units
 from featherweight.training import Task
+from featherweight.units import allot
 
 
 class Small(nn.Module):
@@ -155,3 +157,24 @@ def run(units: Units, *before: Stage) -> None:
 def test_the_error_of_an_infeasible_budget_is_named() -> None:
     with pytest.raises(Infeasible, match="one unit a site"):
         run(Units("l2", parameters=0.01))
+
+
+def test_an_even_share_asks_a_costly_ranking_for_few_sizes() -> None:
+    """A collaborative ranking solves a programme for each size: of 500 units only those that are looked at."""
+    asked = []
+
+    class Costly(Ranking):
+        size = 500
+
+        def keep(self, k: int) -> tuple[int, ...]:
+            return tuple(range(k))
+
+        def loss(self, k: int) -> float:
+            asked.append(k)
+            return float((500 - k) ** 2)
+
+    losses = {"wide": _Damage(Costly())}
+    sizes = allot("uniform", losses, lambda sizes: sizes.get("wide", 500) * 10, 2505)
+    assert sizes == {"wide": 250} and len(set(asked)) <= 4
+    assert len(losses["wide"]) == 501 and losses["wide"][500] == 0 and len({*map(float, losses["wide"])}) > 490
+    assert len(set(asked)) <= 33 and all(abs(losses["wide"][k] - (500 - k) ** 2) < 100 for k in range(1, 501))
