@@ -154,6 +154,10 @@ OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], Optimizer]] = {
     "sgd": lambda parameters: SGD(parameters, lr=0.05, momentum=0.9, weight_decay=0.01),
     "adam": lambda parameters: Adam(parameters, lr=0.01, weight_decay=0.01),
 }
+CRITERIA = (
+    *("l1", "l2", "bn_scale", "apoz", "taylor", "taylor_weight", "nisp"),
+    *("thinet", "channel_lasso", "collaborative", "discriminative"),
+)
 ALLOCATORS = {"uniform": allocate.uniform, "magnitude": allocate.magnitude, "lamp": allocate.lamp}
 NETWORKS: dict[str, tuple[tuple[int, ...], Callable[[], nn.Module]]] = {  # name -> (shape of one example, builder)
     "lenet5": ((1, 28, 28), zoo.lenet5),

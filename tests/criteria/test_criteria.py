@@ -7,6 +7,7 @@ import functools
 import numpy as np
 import oracles
 import pytest
+import table
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -64,7 +65,7 @@ def rearranged(site: str, order: Tensor) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("criterion", table.CRITERIA)
 def test_renumbered_units_are_ranked_the_same(criterion: str) -> None:
     order = torch.tensor([3, 0, 5, 1, 4, 2])
     model, graph = rearranged("stem", order), trained()[1]
@@ -76,7 +77,7 @@ def test_renumbered_units_are_ranked_the_same(criterion: str) -> None:
         assert after.loss(k) == pytest.approx(before.loss(k), rel=1e-5, abs=1e-9)
 
 
-@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("criterion", table.CRITERIA)
 @pytest.mark.parametrize(("site", "unit"), [("stem", 2), ("block.conv1", 5)])
 def test_a_dead_unit_goes_first(criterion: str, site: str, unit: int) -> None:
     """All that it owns is 0, and so is what its going costs."""
@@ -110,7 +111,7 @@ def _settled(model: nn.Module) -> None:
         parameter.grad = None
 
 
-@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("criterion", table.CRITERIA)
 def test_every_size_is_kept_and_losing_nothing_costs_nothing(criterion: str) -> None:
     sites = sites_of(criterion) or ("stem", "block.conv1", "hidden")
     assert tuple(plainly(criterion)) == sites

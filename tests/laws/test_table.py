@@ -14,6 +14,7 @@ from torch import nn
 import featherweight
 from featherweight import codes, drivers, sets, views
 from featherweight.allocate import ALLOCATORS
+from featherweight.criteria import CRITERIA, NEEDS
 from featherweight.recipe import AnyDriver, AnySet, Recipe
 from featherweight.recipes import RECIPES
 from featherweight.tasks import TASKS
@@ -97,6 +98,17 @@ def test_every_allocator_is_listed() -> None:
     public = functions(counts, "dict[str, int]")
     assert {function.__name__ for function in ALLOCATORS.values()} == public
     assert ALLOCATORS == table.ALLOCATORS
+
+
+def test_every_criterion_is_listed() -> None:
+    public = {
+        name
+        for module in spine()
+        if module.__name__.startswith("featherweight.criteria.")
+        for name in functions(module, "dict[str, Ranking]")
+    }
+    assert public == set(CRITERIA) == set(NEEDS) == set(table.CRITERIA)
+    assert all(function.__name__ == name for name, function in CRITERIA.items())
 
 
 def test_every_network_is_listed() -> None:
