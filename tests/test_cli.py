@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -457,7 +458,15 @@ def test_a_full_disk(place: Path) -> None:
     assert not (place / "out").exists() and not out
 
 
-def test_the_second_interrupt_ends_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """A suite that was started in the background ignores SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_the_second_interrupt_ends_at_once(interruptible: None) -> None:
     with pytest.raises(KeyboardInterrupt), console.Display(["a"]):
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.01)  # the first one only asks
@@ -466,7 +475,7 @@ def test_the_second_interrupt_ends_at_once(capsys: pytest.CaptureFixture[str]) -
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_the_monitor_stops_after_the_first_interrupt() -> None:
+def test_the_monitor_stops_after_the_first_interrupt(interruptible: None) -> None:
     step = Progress("a", "train", 1, 2, 0.5, None, {}, 1.0)
     with console.Display(["a"]) as display:
         display(step)
