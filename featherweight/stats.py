@@ -25,7 +25,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Generator, Tensor, nn
@@ -37,6 +37,7 @@ from featherweight.patches import drawn, patches
 from featherweight.structure import Graph
 from featherweight.training import Batch, Task
 
+Curvature = Literal["loss", "least_squares", "outputs"]
 STATISTICS = ("zeros", "gradients", "pairs", "weights", "gram", "responses")
 
 
@@ -68,6 +69,7 @@ class Stats:
     sites: tuple[str, ...]
     readers: Readers
     unobservable: dict[str, str]
+    curvature: Curvature = "loss"  # what `pairs` is the curvature of
     zeros: dict[str, Tensor] = field(default_factory=dict)
     gradients: dict[str, Tensor] = field(default_factory=dict)
     magnitudes: dict[str, Tensor] = field(default_factory=dict)
@@ -113,7 +115,7 @@ def collect(
     samples: int = 1024,
     epoch: int = 0,
     positions: int = 10,
-    least_squares: bool = False,
+    curvature: Curvature = "loss",
     limit: int = 2 << 30,
     seed: int = 0,
 ) -> Stats:
@@ -124,15 +126,21 @@ def collect(
     statistics     some of STATISTICS; none: no data is read, and `sites` are those asked for
     sites          names, which must be watchable; default: all that are
     positions      patches drawn for each sample at each reader, for "gram" and "responses"
-    least_squares  the curvature in "pairs". False: S = mean_n u(n) u(n)^T, which for a cross-entropy with one right class is the
-                   empirical Fisher matrix, the paper's Hessian (CCP, ICML 2019). True: the Gauss-Newton matrix of a loss that
-                   is quadratic in the network's outputs, at one backward pass for each output
+    curvature      what "pairs" is the curvature of.
+                   "loss": S = mean_n u(n) u(n)^T, which for a cross-entropy with one right class is the empirical Fisher
+                   matrix, the Hessian of CCP (ICML 2019). One backward pass with the gradients.
+                   "least_squares": the Gauss-Newton matrix of a loss quadratic in the outputs; a pass for each output.
+                   "outputs": of 1/2 |f - f_0|^2, f_0 what the network puts out now, so what is kept is the function and not the
+                   labels: mean_n J^T J, J = df/dg, estimated without bias by J^T v, v random signs (Hutchinson). One pass
+                   more; the gradient of this loss is 0
     limit          bytes that the sums may take
 
     Raises UnknownSite, Unobservable, TooFewSamples; InputError where the sums would not fit in `limit` or the loss is not what
     it has to be.
     """
     asked = _known(statistics)
+    if curvature not in get_args(Curvature):
+        raise InputError(f"curvature is one of {', '.join(get_args(Curvature))}, not {curvature!r}")
     found = _watched(model, graph, sites, asked)
     if sites is not None and found.unobservable and asked:
         raise Unobservable(
@@ -149,7 +157,7 @@ def collect(
             "at a time, or raise `limit`"
         )
     chosen = [name for name in graph.sites if name not in found.unobservable and (sites is None or name in set(sites))]
-    sums = _Sums(model, graph, found, chosen, asked, positions, seed, least_squares)
+    sums = _Sums(model, graph, found, chosen, asked, positions, seed, curvature)
     with evaluating(model):
         for batch in task.batches(epoch):
             sums.add(task, batch)
@@ -160,7 +168,7 @@ def collect(
             f"the calibration data holds {sums.samples} samples, and {samples} were asked for: give more data, or a smaller "
             "`samples`"
         )
-    return Stats(task, epoch, sums.samples, sums.count, tuple(chosen), found, found.unobservable, **sums.means())
+    return Stats(task, epoch, sums.samples, sums.count, tuple(chosen), found, found.unobservable, curvature, **sums.means())
 
 
 def _known(statistics: Iterable[str]) -> list[str]:
@@ -233,11 +241,11 @@ class _Sums:
         statistics: list[str],
         positions: int,
         seed: int,
-        least_squares: bool,
+        curvature: Curvature,
     ) -> None:
         self.model, self.graph, self.readers, self.sites = model, graph, readers.readers, sites
         self.statistics, self.positions = set(statistics), positions
-        self.least_squares = least_squares and "pairs" in self.statistics
+        self.curvature = curvature if "pairs" in self.statistics else None
         self.last = last_layer(model, graph) if "responses" in self.statistics else None
         if self.last is not None and all(reader.module != self.last.module for reader in self.readers):
             self.readers = (*self.readers, self.last)
@@ -252,9 +260,9 @@ class _Sums:
             raise InputError(f"the statistic 'weights' needs gradients of {', '.join(fixed)}: call requires_grad_(True) on them")
 
     def add(self, task: Task, batch: Batch) -> None:
-        """One batch: one run of the network and at most one pass back, but with `least_squares` one for each output."""
+        """One batch: one run of the network, and the passes back that `collect` says."""
         backward = bool(self.statistics & {"gradients", "pairs", "weights"})
-        run = _Run(self.model, self.graph, self.sites if backward else [], self.least_squares)
+        run = _Run(self.model, self.graph, self.sites if backward else [], self.curvature)
         with torch.set_grad_enabled(backward), gated(self.model, self.readers, run.gates, self._watch), run.listening():
             loss = task.loss(self.model, batch)
         run.check(loss)
@@ -291,33 +299,36 @@ class _Sums:
 
     def _gradients(self, run: _Run, loss: Tensor) -> None:
         gates = [run.gates[site] for site in self.sites]
-        squares = self.least_squares
+        if self.curvature == "least_squares":
+            columns = run.outputs.flatten(1).T
+            self._pairs([column.sum() for column in columns], gates, run.curvature * run.samples)
+        elif self.curvature == "outputs":
+            signs = torch.randint(0, 2, run.outputs.shape, generator=self.generator).to(run.outputs) * 2 - 1
+            self._pairs([(run.outputs * signs).sum()], gates, 1.0)
+        if not self.statistics & {"gradients", "weights"} and self.curvature != "loss":
+            return
         wanted = [*gates, *self.parameters.values()]
-        found = torch.autograd.grad(loss, wanted, retain_graph=squares, allow_unused=True)
+        found = torch.autograd.grad(loss, wanted, allow_unused=True)
         full = [torch.zeros_like(w) if g is None else g for g, w in zip(found, wanted, strict=True)]
         for site, gradient in zip(self.sites, full[: len(gates)], strict=True):
             u = gradient.double() * run.samples  # of the loss of each sample, since the batch's is their mean
             if "gradients" in self.statistics:
                 self._add("gradients", site, u.sum(0))
                 self._add("magnitudes", site, u.abs().sum(0))
-            if "pairs" in self.statistics and not squares:
+            if self.curvature == "loss":
                 self._add("pairs", site, u.T @ u)
         by_name = dict(zip(self.parameters, full[len(gates) :], strict=True))
         for site, made in self.makers.items():
             parts = [unit_sums(self.graph, site, n, d, (by_name[n] * self.parameters[n]).detach().double()) for n, d in made]
             self._add("weights", site, torch.stack(parts).sum(0) ** 2 if parts else torch.zeros(self.graph.sites[site].size))
-        if squares:
-            self._gauss_newton(run, gates, loss)
 
-    def _gauss_newton(self, run: _Run, gates: list[Tensor], loss: Tensor) -> None:
-        """S += curvature * sum over outputs of J^T J, J the derivatives of that output with respect to the gates."""
-        outputs = run.outputs.flatten(1)
-        curvature = run.curvature * run.samples
-        for column in range(outputs.shape[1]):
-            found = torch.autograd.grad(outputs[:, column].sum(), gates, retain_graph=True, allow_unused=True)
-            for site, jacobian in zip(self.sites, found, strict=True):
-                if jacobian is not None:
-                    self._add("pairs", site, curvature * jacobian.double().T @ jacobian.double())
+    def _pairs(self, values: list[Tensor], gates: list[Tensor], scale: float) -> None:
+        """S += scale * sum over `values` of J^T J, J the derivatives with respect to the gates of every sample."""
+        for value in values:
+            found = torch.autograd.grad(value, gates, retain_graph=True, allow_unused=True)
+            for site, gate, jacobian in zip(self.sites, gates, found, strict=True):
+                each = torch.zeros_like(gate) if jacobian is None else jacobian
+                self._add("pairs", site, scale * each.double().T @ each.double())
 
     def means(self) -> dict[str, Any]:
         """The fields of `Stats`."""
@@ -335,8 +346,8 @@ class _Sums:
 class _Run:
     """One run of the network: how many samples it was given, gates made to their number, and its outputs."""
 
-    def __init__(self, model: nn.Module, graph: Graph, sites: list[str], least_squares: bool) -> None:
-        self.model, self.graph, self.sites, self.least_squares = model, graph, sites, least_squares
+    def __init__(self, model: nn.Module, graph: Graph, sites: list[str], curvature: Curvature | None) -> None:
+        self.model, self.graph, self.sites, self.wanted = model, graph, sites, curvature
         self.gates: dict[str, Tensor] = {}
         self.samples = self.runs = 0
         self.outputs = torch.empty(0)
@@ -359,8 +370,10 @@ class _Run:
             self.gates[site] = like.new_ones(self.samples, self.graph.sites[site].size).requires_grad_()
 
     def _after(self, model: nn.Module, inputs: tuple[Any, ...], outputs: Any) -> None:
-        if self.least_squares and not isinstance(outputs, Tensor):
-            raise InputError(f"least_squares needs a network whose output is one tensor, it gave {type(outputs).__name__}")
+        if self.wanted in ("least_squares", "outputs") and not isinstance(outputs, Tensor):
+            raise InputError(
+                f"curvature={self.wanted!r} needs a network whose output is one tensor, not {type(outputs).__name__}"
+            )
         self.outputs = outputs
 
     def check(self, loss: Tensor) -> None:
@@ -369,12 +382,12 @@ class _Run:
             raise InputError(f"the loss runs the network {self.runs} times; statistics need a loss that calls it once a batch")
         if loss.ndim != 0 or not bool(torch.isfinite(loss)):
             raise InputError(f"the loss of a calibration batch is {loss.detach()}; it has to be one finite number")
-        if self.least_squares:
+        if self.wanted == "least_squares":
             (slope,) = torch.autograd.grad(loss, self.outputs, create_graph=True)
             bent = torch.autograd.grad(slope.sum(), self.outputs)[0] if slope.requires_grad else torch.zeros(1)
             self.curvature = float(bent.mean())
             if self.curvature <= 0 or float((bent - self.curvature).abs().max()) > 1e-4 * self.curvature:
                 raise InputError(
-                    "least_squares is for a loss that is the same multiple of the squared error of every output; leave it out "
-                    "for others"
+                    "curvature='least_squares' is for a loss that is the same multiple of the squared error of every output; "
+                    "leave it out for others"
                 )

@@ -28,12 +28,15 @@ from featherweight.structure import Graph
 def collaborative(model: nn.Module, graph: Graph, stats: Stats) -> dict[str, Ranking]:
     """For each site the units that cost least together, chosen anew for every k. The damage is in units of the loss.
 
+    With statistics of `curvature="outputs"` the loss is 1/2 |f - f_0|^2, whose gradient is 0; else it is the task's.
     Raises TooFewSamples where S could not tell the units of a site apart: it has rank at most the number of samples.
     """
     stats.require("pairs")
-    stats.require("gradients")
+    if stats.curvature != "outputs":
+        stats.require("gradients")
     require_samples(stats, [(site, graph.site(site).size) for site in stats.sites], "the curvature of pairs is estimated")
-    return {site: Quadratic(stats.gradients[site], stats.pairs[site]) for site in stats.sites}
+    linear = stats.gradients if stats.curvature != "outputs" else {s: torch.zeros_like(p[0]) for s, p in stats.pairs.items()}
+    return {site: Quadratic(linear[site], stats.pairs[site]) for site in stats.sites}
 
 
 @dataclass(frozen=True)

@@ -108,6 +108,15 @@ def test_zero_curvature_leaves_the_linear_part() -> None:
     assert Quadratic(0 * linear, torch.zeros(4, 4).double()).certificate(2).bound == 0
 
 
+def test_keeping_the_outputs_has_no_linear_part() -> None:
+    model, graph = trained()
+    stats = collect(model, graph, task(), ["pairs", "gradients"], samples=128, curvature="outputs")
+    for site, ranking in collaborative(model, graph, stats).items():
+        assert isinstance(ranking, Quadratic)
+        assert not ranking.linear.any() and torch.equal(ranking.pairs, stats.pairs[site])
+        assert all(ranking.loss(k) >= 0 for k in range(1, ranking.size))
+
+
 def test_bad_sizes_and_too_few_samples_are_errors() -> None:
     linear, pairs = instance(5, 20, 0)
     for k in (0, 6):

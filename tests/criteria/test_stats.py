@@ -115,7 +115,7 @@ def test_pairs_of_least_squares_are_gauss_newton(factor: float) -> None:
     """Of `hidden`, in whose gates the network is linear, they are the exact Hessian; of the others J^T J by jacobians."""
     model, graph = trained()
     scaled = task(lambda network, batch: factor * squared(network, batch))
-    stats = collect(model.eval(), graph, scaled, ["pairs", "gradients"], samples=SAMPLES, least_squares=True)
+    stats = collect(model.eval(), graph, scaled, ["pairs", "gradients"], samples=SAMPLES, curvature="least_squares")
     x, y = data()
     wanted = F.one_hot(y, CLASSES).double()
 
@@ -127,6 +127,26 @@ def test_pairs_of_least_squares_are_gauss_newton(factor: float) -> None:
     jacobian = jacrev(lambda g: by_hand(model, x, {**ones(), "stem": g})[0])(ones()["stem"]).flatten(0, 1)
     torch.testing.assert_close(stats.pairs["stem"], factor * jacobian.T @ jacobian / SAMPLES, rtol=1e-8, atol=1e-12)
     torch.testing.assert_close(stats.gradients["stem"], jacrev(loss)(ones())["stem"], rtol=1e-8, atol=1e-12)
+
+
+def test_pairs_of_the_outputs_are_of_their_squared_change() -> None:
+    """Exactly for a single output, where the random signs do not matter; for several, in the mean over the signs."""
+    model, graph = trained()
+    x = data()[0]
+    jacobian = jacrev(lambda g: by_hand(model.eval(), x, {**ones(), "stem": g})[0])(ones()["stem"])  # (samples, classes, units)
+    found = torch.zeros(6, 6).double()
+    for seed in range(40):
+        stats = collect(model, graph, task(size=128), ["pairs"], sites=["stem"], samples=SAMPLES, curvature="outputs", seed=seed)
+        found += stats.pairs["stem"] / 40
+    expected = jacobian.flatten(0, 1).T @ jacobian.flatten(0, 1) / SAMPLES
+    assert float((found - expected).norm() / expected.norm()) < 0.05
+    assert stats.curvature == "outputs" and not stats.gradients
+    model.out = nn.Linear(7, 1).double()
+    stats = collect(
+        model, trace(model, task().example), task(lambda n, b: n(b[0]).mean()), ["pairs"], samples=SAMPLES, curvature="outputs"
+    )
+    jacobian = jacrev(lambda g: by_hand(model, x, {**ones(), "stem": g})[0])(ones()["stem"])[:, 0]
+    torch.testing.assert_close(stats.pairs["stem"], jacobian.T @ jacobian / SAMPLES)
 
 
 def test_zeros_are_counted_where_units_are_read(everything: tuple[nn.Module, Stats]) -> None:
@@ -248,6 +268,8 @@ def test_collaborative_selection_costs_one_backward_pass_a_batch(monkeypatch: py
     small = dataclasses.replace(task(loss), batches=lambda epoch: list(zip(x.split(2), y.split(2), strict=True)))
     stats = collect(model, graph, small, ["gradients", "pairs"], samples=6)
     assert calls == {"backward": 3, "forward": 3}
+    collect(model, graph, small, ["gradients", "pairs"], samples=6, curvature="outputs")
+    assert calls == {"backward": 3 + 6, "forward": 3 + 3}
     assert set(stats.pairs) == set(graph.sites) and len(graph.sites) >= 28
 
 
@@ -297,8 +319,10 @@ def test_losses_that_statistics_cannot_be_taken_of_are_refused() -> None:
         collect(model, graph, task(lambda n, b: b[0].sum()), ["gradients"], samples=32)
     with pytest.raises(InputError, match="one finite number"):
         collect(model, graph, task(lambda n, b: n(b[0]).sum() * float("nan")), ["gradients"], samples=32)
+    with pytest.raises(InputError, match="curvature is one of loss, least_squares, outputs, not 'output'"):
+        collect(model, graph, task(), ["pairs"], samples=32, curvature="output")
     with pytest.raises(InputError, match="same multiple of the squared error"):
-        collect(model, graph, task(), ["pairs"], samples=32, least_squares=True)
+        collect(model, graph, task(), ["pairs"], samples=32, curvature="least_squares")
     model.stem.weight.requires_grad_(False)
     with pytest.raises(InputError, match=r"stem\.weight: call requires_grad_"):
         collect(model, graph, task(), ["weights"], samples=32)
