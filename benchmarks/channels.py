@@ -155,6 +155,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--row", choices=list(rows()), help="only this row")
     parser.add_argument("--table", action="store_true", help="only the table")
     chosen = parser.parse_args(arguments)
+    if not BASELINE.exists():
+        raise SystemExit(f"{BASELINE} is not there: `featherweight reproduce trp --weights FILE` trains it")
     torch.set_num_threads(1)
     peers = find_spec("torch_pruning") is not None
     for name, (method, saved) in rows().items():

@@ -23,10 +23,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from featherweight import artifact, compress, latency, tasks, zoo
-from featherweight.ranks import CHANNEL, SPATIAL, allocate, convolutions
+from featherweight.ranks import allocate, convolutions
 from featherweight.recipe import Recipe, Stage, Training
 from featherweight.recipes import trained_rank_pruning
 from featherweight.recipes.decompose import decompose, low_rank_from_scratch
+from featherweight.recipes.trained_rank_pruning import VIEWS
 from featherweight.report import Row
 
 HERE = Path(__file__).parent
@@ -198,9 +199,9 @@ def main(arguments: list[str] | None = None) -> None:
     dense = artifact.load(BASELINE, zoo.resnet20_projection())
     example = tasks.cifar10(SEED).example
     allotted: dict[View, dict[str, int]] = {}
-    views: dict[View, Any] = {"channel": CHANNEL, "spatial": SPATIAL}
-    for view, form in views.items():
-        found = allocate(dense, example, dict.fromkeys(convolutions(dense), form), MACS[view])
+    views: tuple[View, ...] = ("channel", "spatial")
+    for view in views:
+        found = allocate(dense, example, dict.fromkeys(convolutions(dense), VIEWS[view]), MACS[view])
         allotted[view], before = found.ranks, found.macs_before
     wanted = plans(allotted)
     if chosen.row is not None and chosen.row not in wanted:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from featherweight.errors import InputError, did_you_mean
-from featherweight.stats import Stats, evaluating
+from featherweight.modes import evaluating
+from featherweight.stats import Stats
 from featherweight.structure import Graph
 from featherweight.training import Batch, Task
 

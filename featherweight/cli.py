@@ -165,12 +165,11 @@ def inspect_command(
 
     Exits with 4 where an artifact's files disagree with its report.
     """
+    held = subject.load(target, model, data, seed, threads)
     if subject.is_model(target):
-        made = Job.load(target, data or subject.data_for(target), None, seed, threads)
-        found = outline.outline(trace(made.network, made.task.example))
+        found = outline.outline(trace(held.network, held.task.example))
         console.json_object(found) if as_json else console.outline(target, found)
         return
-    held = subject.load(target, model, data, seed, threads)
     measured, folder = measure(held.network, held.task.example, held.task.score), Path(target)
     left = job.weights_left(held.network, held.original) if held.original is not None else {}
     if held.description is None:

@@ -22,6 +22,7 @@ from torch import nn
 
 from featherweight import recipe as recipes_as_data
 from featherweight.errors import ArtifactError, DataError, InputError, RecipeError, did_you_mean
+from featherweight.modes import evaluating
 from featherweight.recipe import Recipe
 from featherweight.recipes import RECIPES
 from featherweight.tasks import TASKS
@@ -68,10 +69,8 @@ def task(text: str, seed: int) -> Task:
 
 def check_fit(model: nn.Module, work: Task, model_text: str, data_text: str) -> None:
     """Run the network on the task's example once. Raises InputError where they are not made for each other."""
-    was_training = [(module, module.training) for module in model.modules()]
     try:
-        model.eval()
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
             model(*work.example)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in work.example)
@@ -79,9 +78,6 @@ def check_fit(model: nn.Module, work: Task, model_text: str, data_text: str) -> 
         raise InputError(
             f"the network {model_text} does not take the example of {data_text}, of shape {shapes}: {reason}"
         ) from error
-    finally:
-        for module, training in was_training:
-            module.training = training
 
 
 def _load(model: nn.Module, path: Path, text: str) -> None:

@@ -14,7 +14,7 @@ from featherweight.allocate import ALLOCATORS
 from featherweight.drivers import Spread, Target
 from featherweight.errors import InputError, RecipeError, did_you_mean
 from featherweight.measure import decoded
-from featherweight.ranking import Menu
+from featherweight.menus import Menu
 from featherweight.recipe import Stage
 from featherweight.sets import LowRank
 

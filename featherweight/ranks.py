@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize
 from featherweight.allocate.choices import Choices, lagrangian
 from featherweight.errors import InputError, did_you_mean
 from featherweight.measure import count_macs, decoded
+from featherweight.modes import evaluating
 from featherweight.svd import squared_values
 from featherweight.views import View
 
@@ -124,16 +125,12 @@ def input_shapes(model: nn.Module, example: tuple[Tensor, ...]) -> dict[str, lis
 
         if not isinstance(module, parametrize.ParametrizationList):
             handles.append(module.register_forward_pre_hook(look))
-    modes = [(module, module.training) for module in model.modules()]
     try:
-        model.eval()
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
             model(*example)
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in modes:
-            module.training = mode
     return found
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from featherweight import codes, kmeans
-from featherweight.ranking import Menu, SetError, checked, clustering_error, finite, largest, ratio, sorted_menu, support
+from featherweight.menus import Menu, SetError, checked, clustering_error, finite, largest, ratio, sorted_menu, support
 from featherweight.scales import best_scale
 from featherweight.svd import squared_values, truncated
 

@@ -33,6 +33,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from featherweight.errors import InputError, did_you_mean
 from featherweight.gates import Layer, Reader, Readers, Unobservable, find_readers, gated, producers, unit_sums
+from featherweight.modes import evaluating
 from featherweight.patches import drawn, patches
 from featherweight.structure import Graph
 from featherweight.training import Batch, Task
@@ -58,7 +59,6 @@ class Stats:
     """What `collect` found. Dictionaries are empty where a statistic was not asked for.
 
     sites         those that were asked about and can be watched, in the order of the graph
-    unobservable  site -> why it cannot be watched
     samples       how many were seen, in `count` batches
     """
 
@@ -68,7 +68,6 @@ class Stats:
     count: int
     sites: tuple[str, ...]
     readers: Readers
-    unobservable: dict[str, str]
     curvature: Curvature = "loss"  # what `pairs` is the curvature of
     zeros: dict[str, Tensor] = field(default_factory=dict)
     gradients: dict[str, Tensor] = field(default_factory=dict)
@@ -77,6 +76,11 @@ class Stats:
     weights: dict[str, Tensor] = field(default_factory=dict)
     gram: dict[str, Moments] = field(default_factory=dict)  # by the reader's module
     responses: dict[str, Moments] = field(default_factory=dict)  # of the last reader, by its module
+
+    @property
+    def unobservable(self) -> dict[str, str]:
+        """Site -> why it cannot be watched."""
+        return self.readers.unobservable
 
     def batches(self) -> Iterator[Batch]:
         """The batches that these statistics are of."""
@@ -149,7 +153,7 @@ def collect(
             + ". Leave them out, or rank them by their weights (l1, l2)"
         )
     if not asked:
-        return Stats(task, epoch, 0, 0, tuple(graph.sites if sites is None else sites), found, found.unobservable)
+        return Stats(task, epoch, 0, 0, tuple(graph.sites if sites is None else sites), found)
     needed = memory(model, graph, asked, sites)
     if needed > limit:
         raise InputError(
@@ -168,7 +172,7 @@ def collect(
             f"the calibration data holds {sums.samples} samples, and {samples} were asked for: give more data, or a smaller "
             "`samples`"
         )
-    return Stats(task, epoch, sums.samples, sums.count, tuple(chosen), found, found.unobservable, curvature, **sums.means())
+    return Stats(task, epoch, sums.samples, sums.count, tuple(chosen), found, curvature, **sums.means())
 
 
 def _known(statistics: Iterable[str]) -> list[str]:
@@ -212,18 +216,6 @@ def _width(model: nn.Module, reader: Reader, kernel: bool = True) -> int:
     weight = model.get_submodule(reader.module).weight
     assert isinstance(weight, Tensor)
     return 1 + weight.shape[reader.dim] * (prod(weight.shape[2:]) if kernel else 1)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode with gradients: no sample sees another. Every module's own mode is restored on exit."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 # --- the sums ------------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from torch import nn
 from featherweight import artifact, given, packed
 from featherweight.artifact import Description
 from featherweight.errors import ArtifactError, InputError
+from featherweight.job import Job
 from featherweight.measure import Measurement
 from featherweight.tasks import TASKS
 from featherweight.training import Task
@@ -45,35 +46,29 @@ def load(target: str, model: str | None = None, data: str | None = None, seed: i
     `model` and `data`: those of a target that does not name its own. Raises ArtifactError for damaged files, and InputError
     where something is not named or network and task are not made for each other.
     """
-    if threads is not None:
-        torch.set_num_threads(threads)
-    torch.manual_seed(seed)
     path = Path(target)
     if is_model(target):
-        return _made(target, data or data_for(target), seed)
+        made = Job.load(target, data or data_for(target), None, seed, threads)
+        return Subject(made.network, made.network, made.task, None, target, made.data)
     if path.suffix == PACKED:
         if model is None or data is None:
             raise InputError(f"{path} names no network and no data: give --model and --data")
-        made = _made(model, data, seed)
+        made = Job.load(model, data, None, seed, threads)
         return Subject(packed.load(path, made.network), made.network, made.task, None, model, data)
     described = artifact.describe(path)
     # A path such as file.py:Net is code: it is taken from the command line only, whatever the artifact says.
     if described.exported is not None:
+        if threads is not None:
+            torch.set_num_threads(threads)
         data = data or recorded(described.data, TASKS, "--data", path)
         network, task = artifact.load(path), given.task(data, seed)
         given.check_fit(network, task, target, data)
         return Subject(network, None, task, described, model or target, data)
     model = model or recorded(described.model, NETWORKS, "--model", path)
-    made = _made(model, data or recorded(described.data, TASKS, "--data", path), seed)
+    made = Job.load(model, data or recorded(described.data, TASKS, "--data", path), None, seed, threads)
     network = artifact.load(path, made.network)
     given.check_fit(network, made.task, model, made.data)
     return Subject(network, made.network, made.task, described, model, made.data)
-
-
-def _made(model: str, data: str, seed: int) -> Subject:
-    network, task = given.network(model, None), given.task(data, seed)
-    given.check_fit(network, task, model, data)
-    return Subject(network, network, task, None, model, data)
 
 
 def is_model(target: str) -> bool:

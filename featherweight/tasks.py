@@ -16,6 +16,7 @@ from torch.optim import SGD, Adam, Optimizer
 
 from featherweight import data
 from featherweight.data import Dataset
+from featherweight.modes import evaluating
 from featherweight.training import Task
 
 LabelledImages = tuple[Tensor, Tensor]  # float32 (batch, channels, height, width), int64 (batch,)
@@ -101,20 +102,11 @@ def cross_entropy_bfloat16(network: nn.Module, batch: LabelledImages) -> Tensor:
 def accuracy(
     network: nn.Module, inputs: Tensor, labels: Tensor, view: Callable[[Tensor], Tensor], batch_size: int = 250
 ) -> float:
-    """Percent of the inputs whose largest logit is at their label; eval mode, float32, without autocast.
-
-    The training flag of every module is restored, also after an error: they may differ, as where batch norms are frozen.
-    """
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
+    """Percent of the inputs whose largest logit is at their label; eval mode, float32, without autocast."""
     correct = 0
-    try:
-        with torch.inference_mode(), torch.autocast("cpu", enabled=False):
-            for images, answers in zip(inputs.split(batch_size), labels.split(batch_size), strict=True):
-                correct += int((network(view(images)).argmax(dim=1) == answers).sum())
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with evaluating(network), torch.inference_mode(), torch.autocast("cpu", enabled=False):
+        for images, answers in zip(inputs.split(batch_size), labels.split(batch_size), strict=True):
+            correct += int((network(view(images)).argmax(dim=1) == answers).sum())
     return 100.0 * correct / len(labels)
 
 

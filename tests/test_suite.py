@@ -15,8 +15,8 @@ PACKAGE = Path(featherweight.__file__).parent
 TEST_FILES = sorted(TESTS.rglob("test_*.py"))
 
 ORDER = (  # each may import only what stands before it; `structure` and `recipes` are packages with an order of their own
-    *("version", "errors", "views", "svd", "scales", "kmeans", "codes", "coding"),  # weights
-    *("ranking", "sets", "allocate", "drivers", "freezing", "bits"),  # what must hold of them, and how it is imposed
+    *("version", "errors", "modes", "views", "svd", "scales", "kmeans", "codes", "coding"),  # weights
+    *("menus", "sets", "allocate", "drivers", "freezing", "bits"),  # what must hold of them, and how it is imposed
     *("structure", "measure", "ranks", "units", "factor", "edits", "checkpoint"),  # structure, and what was done as data
     *("recipe", "recipes", "plan"),  # what to do
     *("data", "zoo", "packed", "artifact", "report", "training", "export", "latency", "tasks"),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from featherweight.errors import InputError
-from featherweight.ranking import Menu
+from featherweight.menus import Menu
 
 Allocator = Callable[[Mapping[str, Menu], int], dict[str, int]]
 

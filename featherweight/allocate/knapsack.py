@@ -1,11 +1,10 @@
-"""The exact choice from many menus under one budget. A file of its own: only who needs it pays the import of the solver."""
+"""The exact choice from many menus under one budget."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
 
 from featherweight.allocate.choices import Choices, check_least
 from featherweight.errors import InputError
@@ -17,6 +16,8 @@ def knapsack(menus: Mapping[str, Choices], budget: int) -> dict[str, int]:
     The multiple-choice knapsack problem as a mixed-integer programme (HiGHS): seconds for menus of some thousand choices in
     all. Raises Infeasible as `lagrangian`.
     """
+    from scipy.optimize import Bounds, LinearConstraint, milp  # half a second that only who solves is to pay
+
     check_least(menus, budget)
     errors = np.concatenate([np.asarray(menu.errors, dtype=float) for menu in menus.values()])
     costs = np.concatenate([np.asarray(menu.costs, dtype=float) for menu in menus.values()])

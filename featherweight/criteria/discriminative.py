@@ -23,7 +23,8 @@ from featherweight.auxiliary import default_pivots, losses, trained_heads
 from featherweight.criteria.ranking import Ordered, Ranking
 from featherweight.criteria.reconstruct import refit
 from featherweight.gates import Reader
-from featherweight.stats import Stats, evaluating
+from featherweight.modes import evaluating
+from featherweight.stats import Stats
 from featherweight.structure import Graph
 
 

@@ -15,7 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from featherweight.criteria.ranking import Ranking, Unsuited, by_score
 from featherweight.gates import Layer, Reader, gated
-from featherweight.stats import Moments, Stats, evaluating, last_layer
+from featherweight.modes import evaluating
+from featherweight.stats import Moments, Stats, last_layer
 from featherweight.structure import Graph
 from featherweight.structure.gate import double_copy
 from featherweight.structure.walk import operation

@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import Literal
 
 from featherweight.errors import InputError
-from featherweight.recipe import Recipe, Rule, Stage, Training
+from featherweight.recipe import Recipe, Rule
 from featherweight.recipes.admm_quantization import SCALES
-from featherweight.recipes.rounds import admm_round
+from featherweight.recipes.rounds import Round
 from featherweight.sets import Levels
 
 
@@ -42,23 +42,10 @@ def admm_binarization(
         raise InputError(f"per must be one of {', '.join(SCALES)}, given {per!r}")
     if not targets:
         raise InputError('targets names no stage: give a pattern of names for each, such as ("*.weight",)')
-    stages = [
-        admm_round(
-            levels if len(targets) == 1 else f"{levels} {pattern}",
-            (Rule(pattern, Levels(levels), SCALES[per]),),
-            epochs=epochs,
-            retrain_epochs=retrain_epochs,
-            rate=rate,
-            retrain_rate=retrain_rate,
-            every=every,
-            rho=rho,
-            growth=growth,
-            rho_max=rho_max,
-            coupling=coupling,
-            distill=distill,
-            temperature=temperature,
-            masked=False,
-        )
-        for pattern in targets
-    ]
-    return Recipe("admm_binarization", (Stage("dense", train=Training(dense_epochs)), *stages), "arXiv 1903.09769")
+    names = [levels] if len(targets) == 1 else [f"{levels} {pattern}" for pattern in targets]
+    rules = [(Rule(pattern, Levels(levels), SCALES[per]),) for pattern in targets]
+    rounds = Round(
+        epochs, retrain_epochs, rate, retrain_rate, every, rho, growth, rho_max, coupling, distill, temperature
+    )  # fmt: skip
+    stages = rounds.after_dense(dense_epochs, zip(names, rules, strict=True), masked=False)
+    return Recipe("admm_binarization", stages, "arXiv 1903.09769")

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Literal
 
 from featherweight.errors import InputError
-from featherweight.recipe import Recipe, Rule, Stage, Training
-from featherweight.recipes.rounds import admm_round
+from featherweight.recipe import Recipe, Rule
+from featherweight.recipes.rounds import Round, Step
 from featherweight.sets import Codebook
 
 
@@ -38,28 +38,12 @@ def admm_clustering(
     """
     if not counts:
         raise InputError("counts names no stage: give the shared values of each, such as (16, 8)")
-    steps: list[tuple[str, tuple[Rule, ...]]]
-    steps = [(f"{count} values", (Rule(targets, Codebook(count)),)) for count in counts]
+    steps: list[Step] = [(f"{count} values", (Rule(targets, Codebook(count)),)) for count in counts]
     if counts_of is not None:
         if not counts_of:
             raise InputError("counts_of names no parameter: give parameter -> count, or leave it out for one count")
         steps[-1] = ("values by layer", tuple(Rule(name, Codebook(count)) for name, count in counts_of.items()))
-    stages = [
-        admm_round(
-            name,
-            rules,
-            epochs=epochs,
-            retrain_epochs=retrain_epochs,
-            rate=rate,
-            retrain_rate=retrain_rate,
-            every=every,
-            rho=rho,
-            growth=growth,
-            rho_max=rho_max,
-            coupling=coupling,
-            distill=distill,
-            temperature=temperature,
-        )
-        for name, rules in steps
-    ]
-    return Recipe("admm_clustering", (Stage("dense", train=Training(dense_epochs)), *stages), "arXiv 1811.01907")
+    rounds = Round(
+        epochs, retrain_epochs, rate, retrain_rate, every, rho, growth, rho_max, coupling, distill, temperature
+    )  # fmt: skip
+    return Recipe("admm_clustering", rounds.after_dense(dense_epochs, steps), "arXiv 1811.01907")

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Literal
 
 from featherweight.errors import InputError
-from featherweight.recipe import Recipe, Rule, Stage, Training
-from featherweight.recipes.rounds import admm_round
+from featherweight.recipe import Recipe, Rule
+from featherweight.recipes.rounds import Round, Step
 from featherweight.sets import Levels
 from featherweight.views import WHOLE, View
 
@@ -49,25 +49,11 @@ def admm_quantization(
     view = _scale(per)
     if not bits:
         raise InputError("bits names no stage: give the bits of each, such as (4, 3)")
-    stages = [
-        admm_round(
-            name,
-            rules,
-            epochs=epochs,
-            retrain_epochs=retrain_epochs,
-            rate=rate,
-            retrain_rate=retrain_rate,
-            every=every,
-            rho=rho,
-            growth=growth,
-            rho_max=rho_max,
-            coupling=coupling,
-            distill=distill,
-            temperature=temperature,
-        )
-        for name, rules in _steps(bits, levels, view, bits_of, targets)
-    ]
-    return Recipe("admm_quantization", (Stage("dense", train=Training(dense_epochs)), *stages), "arXiv 1811.01907, 1810.07378")
+    rounds = Round(
+        epochs, retrain_epochs, rate, retrain_rate, every, rho, growth, rho_max, coupling, distill, temperature
+    )  # fmt: skip
+    steps = _steps(bits, levels, view, bits_of, targets)
+    return Recipe("admm_quantization", rounds.after_dense(dense_epochs, steps), "arXiv 1811.01907, 1810.07378")
 
 
 def _scale(per: str) -> View:
@@ -78,10 +64,9 @@ def _scale(per: str) -> View:
 
 def _steps(
     bits: tuple[int, ...], levels: Literal["uniform", "power_of_two"], view: View, bits_of: Mapping[str, int] | None, targets: str
-) -> list[tuple[str, tuple[Rule, ...]]]:
+) -> list[Step]:
     """(name, rules) of each stage."""
-    steps: list[tuple[str, tuple[Rule, ...]]]
-    steps = [(f"{number} bits", (Rule(targets, Levels(levels, number), view),)) for number in bits]
+    steps: list[Step] = [(f"{number} bits", (Rule(targets, Levels(levels, number), view),)) for number in bits]
     if bits_of is not None:
         if not bits_of:
             raise InputError("bits_of names no parameter: give parameter -> bits, or leave it out for the same bits everywhere")

@@ -7,7 +7,7 @@ from typing import Literal
 
 from featherweight.errors import InputError
 from featherweight.recipe import Recipe, Rule, Stage, Training
-from featherweight.recipes.rounds import admm_round
+from featherweight.recipes.rounds import Round
 from featherweight.sets import TopK, TopRows
 from featherweight.views import View
 
@@ -52,23 +52,13 @@ def progressive_admm(
     if not ratios or min(ratios) < 1:
         raise InputError(f"ratios are weights before over weights left (1 / keep), each at least 1, given {ratios}")
     dense = Stage("dense", train=Training(dense_epochs))
+    rounds = Round(
+        epochs, retrain_epochs, rate, retrain_rate, every, rho, growth, rho_max, coupling, distill, temperature
+    )  # fmt: skip
+    rules = (Rule(targets, TopK()),)
     stages = [
         replace(
-            admm_round(
-                f"{ratio:g}x",
-                (Rule(targets, TopK()),),
-                epochs=epochs,
-                retrain_epochs=retrain_epochs,
-                rate=rate,
-                retrain_rate=retrain_rate,
-                every=every,
-                rho=rho,
-                growth=growth,
-                rho_max=rho_max,
-                coupling=coupling,
-                distill=distill,
-                temperature=temperature,
-            ),
+            rounds.stage(f"{ratio:g}x", rules),
             keep=1 / ratio,
             allocate=allocate,
             fisher=fisher,

@@ -2,36 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Literal
 
 from featherweight.drivers import ADMM
 from featherweight.recipe import Distillation, Rule, Stage, Training
 
+Step = tuple[str, tuple[Rule, ...]]  # the name of a stage, and what it imposes
 
-def admm_round(
-    name: str,
-    rules: tuple[Rule, ...],
-    *,
-    epochs: int,
-    retrain_epochs: int,
-    rate: float,
-    retrain_rate: float,
-    every: int,
-    rho: float,
-    growth: float,
-    rho_max: float,
-    coupling: Literal["gradient", "proximal"],
-    distill: float,
-    temperature: float,
-    masked: bool = True,
-) -> Stage:
-    """One stage; the arguments are those of `progressive_admm`. Sizes that the rules leave open are the caller's to add."""
-    return Stage(
-        name,
-        rules=rules,
-        driver=ADMM(rho, every, growth, rho_max, coupling),
-        train=Training(epochs, rate, floor=0.3, warmup=0.5 / max(epochs, 1)),
-        retrain=Training(retrain_epochs, retrain_rate, warmup=0.3 / max(retrain_epochs, 1)),
-        masked=masked,
-        distill=Distillation(distill, temperature) if distill else None,
-    )
+
+@dataclass(frozen=True)
+class Round:
+    """What the rounds of one recipe have in common; the fields are the arguments of `progressive_admm`."""
+
+    epochs: int
+    retrain_epochs: int
+    rate: float
+    retrain_rate: float
+    every: int
+    rho: float
+    growth: float
+    rho_max: float
+    coupling: Literal["gradient", "proximal"]
+    distill: float
+    temperature: float
+
+    def stage(self, name: str, rules: tuple[Rule, ...], *, masked: bool = True) -> Stage:
+        """One round. Sizes that the rules leave open are the caller's to add."""
+        return Stage(
+            name,
+            rules=rules,
+            driver=ADMM(self.rho, self.every, self.growth, self.rho_max, self.coupling),
+            train=Training(self.epochs, self.rate, floor=0.3, warmup=0.5 / max(self.epochs, 1)),
+            retrain=Training(self.retrain_epochs, self.retrain_rate, warmup=0.3 / max(self.retrain_epochs, 1)),
+            masked=masked,
+            distill=Distillation(self.distill, self.temperature) if self.distill else None,
+        )
+
+    def after_dense(self, dense_epochs: int, steps: Iterable[Step], *, masked: bool = True) -> tuple[Stage, ...]:
+        """The stage of the dense network, and a round for each step."""
+        return Stage("dense", train=Training(dense_epochs)), *(self.stage(name, rules, masked=masked) for name, rules in steps)

@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from featherweight.modes import evaluating
 from featherweight.structure.errors import BadExample, DataDependentControlFlow, NotExportable
 
 Kind = Literal["parameter", "buffer", "constant", "input", "other"]
@@ -51,18 +52,14 @@ class Captured:
 
 @contextlib.contextmanager
 def evaluation(model: nn.Module) -> Iterator[None]:
-    """Eval mode, no gradients and whole attention; every module's own mode is restored on exit."""
-    modes = {name: module.training for name, module in model.named_modules()}
+    """Eval mode, no gradients and whole attention."""
     fast = torch.backends.mha.get_fastpath_enabled()
-    model.eval()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        for name, module in model.named_modules():
-            module.training = modes.get(name, module.training)
 
 
 def double_batch(example: Sequence[Any]) -> tuple[tuple[Any, ...], int]:

@@ -21,6 +21,7 @@ import torch
 from torch import fx, nn
 
 from featherweight.structure.errors import EditMismatch, StructureError
+from featherweight.structure.unlift import register
 
 FORMAT = 1
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -112,16 +113,7 @@ def _build(data: Mapping[str, Any]) -> fx.GraphModule:
         if not _PATH.fullmatch(name) or not all(isinstance(n, int) and 0 <= n < 1 << 40 for n in shape):
             raise ValueError(f"{name!r} {shape!r} is not a tensor's name and shape")
         tensor = torch.zeros(shape, dtype=_named("dtype", kind), device="meta")
-        *path, leaf = name.split(".")
-        owner = root
-        for part in path:
-            if part not in owner._modules:
-                owner.add_module(part, nn.Module())
-            owner = owner.get_submodule(part)
-        if trainable:
-            owner.register_parameter(leaf, nn.Parameter(tensor, requires_grad=bool(gradient) and tensor.is_floating_point()))
-        else:
-            owner.register_buffer(leaf, tensor)
+        register(root, name, tensor, bool(trainable), bool(gradient) and tensor.is_floating_point())
     graph = fx.Graph()
     made: dict[str, fx.Node] = {}
     for op, name, target, args, kwargs in data["nodes"]:

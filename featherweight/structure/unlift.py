@@ -33,7 +33,7 @@ def module_of(captured: Captured, rewritten: fx.GraphModule, tensors: dict[str, 
     for node, kind, name in pending:
         if name not in made:
             trains = kind == "parameter" and captured.tensors[name].requires_grad
-            made[name] = _register(root, name, tensors[name], kind == "parameter", trains)
+            made[name] = register(root, name, tensors[name], kind == "parameter", trains)
         replaced[node] = graph.get_attr(made[name])
         replaced[node].meta = dict(node.meta)
     for node in rewritten.graph.nodes:
@@ -46,7 +46,8 @@ def module_of(captured: Captured, rewritten: fx.GraphModule, tensors: dict[str, 
     return fx.GraphModule(root, graph)
 
 
-def _register(root: nn.Module, name: str, tensor: Tensor, parameter: bool, trains: bool) -> str:
+def register(root: nn.Module, name: str, tensor: Tensor, parameter: bool, trains: bool) -> str:
+    """Put `tensor` at the dotted path `name` under `root`, with the modules on the way; the name."""
     *path, leaf = name.split(".")
     module = root
     for part in path:

@@ -1,4 +1,4 @@
-"""What sets share: menus of sizes, checks of sizes and matrices, and entries ranked by magnitude."""
+"""Menus of sizes, and what else sets share: checks of sizes and matrices, entries ranked by magnitude."""
 
 from __future__ import annotations
 
