@@ -261,7 +261,7 @@ class Imposed:
         self._weights = {name: parameters[name] for name in targets}
         self.spread = spread
         self._squares = {name: squares[name].clone() for name in targets if targets[name].fisher} if squares else {}
-        self._support: dict[str, Tensor] = {}
+        self._support: dict[str, Tensor | None] = {}  # None: nothing is dead, and there is nothing to hold
         self.states: dict[str, State] = {}
         self.step = 0
         self._handles: list[Any] = []
@@ -274,7 +274,8 @@ class Imposed:
                 if self.driver is not None and name not in self.states:  # else a checkpoint has been loaded
                     self.states[name] = self.driver.start(weight, target, self._squares.get(name))
                 if target.masked and name not in self._support:
-                    self._support[name] = (weight != 0).to(weight.dtype)
+                    support = (weight != 0).to(weight.dtype)
+                    self._support[name] = None if support.all() else support
         self._handles = [
             self.optimizer.register_step_pre_hook(self._before),
             self.optimizer.register_step_post_hook(self._after),
@@ -288,8 +289,9 @@ class Imposed:
             return
         self._last = self.residuals()
         for name, target in self.targets.items():
-            if target.masked and target.set.prunes:  # dead entries must not be chosen to fill a size that is too large
-                live = self.targets[name].set.shrunk(target.view.to_matrix(self._support[name])).size()
+            support = self._support.get(name)
+            if support is not None and target.set.prunes:  # dead entries must not be chosen to fill a size that is too large
+                live = self.targets[name].set.shrunk(target.view.to_matrix(support)).size()
                 target = replace(target, set=target.set.sized(min(live, target.set.size())))
             freeze(self.model, name, target, self._squares.get(name))
 
@@ -341,7 +343,8 @@ class Imposed:
             for name, weight in self._weights.items():
                 driver.after_step(self.states[name], weight)
         for name, support in self._support.items():
-            self._weights[name].mul_(support)  # momentum and weight decay cannot regrow what was pruned
+            if support is not None:
+                self._weights[name].mul_(support)  # momentum and weight decay cannot regrow what was pruned
         if driver is not None and self.step % driver.every == 0:
             self._respread(driver)
             for name, weight in self._weights.items():

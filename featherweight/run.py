@@ -17,7 +17,7 @@ from featherweight import checkpoint
 from featherweight.drivers import Imposed
 from featherweight.edits import Edit, Snapshot
 from featherweight.errors import ArtifactError, InputError
-from featherweight.recipe import Recipe, Stage
+from featherweight.recipe import Recipe, Stage, from_dict
 from featherweight.training import Step
 
 CHECKPOINT = "checkpoint.pt"
@@ -97,10 +97,15 @@ class Memory:
         saved = checkpoint.read(path) if path else None
         if saved is None:
             return cls(path, every, described, original, [Partial(original)])
+        foreign = ArtifactError(f"{path} is not a checkpoint of this version of featherweight; delete it to start over")
         if not isinstance(saved, dict) or saved.keys() != KEYS:
-            raise ArtifactError(f"{path} is not a checkpoint of this version of featherweight; delete it to start over")
+            raise foreign
+        try:
+            earlier = from_dict(saved["recipe"]).to_dict()  # fields that a newer version has brought take their defaults
+        except InputError as error:
+            raise foreign from error
         begun = saved["stage"] + bool(saved["work"] or saved["results"])
-        if _begun(saved["recipe"], begun) != _begun(described, begun):
+        if _begun(earlier, begun) != _begun(described, begun):
             raise InputError(
                 f"{workdir} holds a run of another recipe; give the same one to go on, or another --workdir to start over"
             )

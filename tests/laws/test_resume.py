@@ -397,6 +397,25 @@ def test_the_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:
             compress(small(), other, small_task(), workdir=tmp_path)
 
 
+def test_a_checkpoint_from_before_a_field_was_added_goes_on(tmp_path: Path) -> None:
+    expected = compress(small(), SMALL, small_task())
+    path = interrupted(tmp_path)
+    saved = checkpoint.read(path)
+    for stage in saved["recipe"]["stages"]:
+        assert stage.pop("units") is None
+    checkpoint.write(path, saved)
+    assert same(compress(small(), SMALL, small_task(), workdir=tmp_path), expected)
+
+
+def test_a_checkpoint_with_a_field_that_is_gone_is_refused(tmp_path: Path) -> None:
+    path = interrupted(tmp_path)
+    saved = checkpoint.read(path)
+    saved["recipe"]["stages"][0]["forgotten"] = 1
+    checkpoint.write(path, saved)
+    with pytest.raises(ArtifactError, match="delete it to start over"):
+        compress(small(), SMALL, small_task(), workdir=tmp_path)
+
+
 def test_stages_that_have_not_begun_may_change(tmp_path: Path) -> None:
     changed = replace(SMALL, stages=(*STAGES[:2], STAGES[3]))
     task = small_task()
