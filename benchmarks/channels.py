@@ -10,16 +10,14 @@ A row is taken up where it was killed. Every figure is the last epoch's. torch-p
 
 from __future__ import annotations
 
-import argparse
 import copy
 import importlib
-import json
 import time
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
+from rows import Line, Rows, parser, wanted
 from torch import nn
 
 from featherweight import artifact, compress, latency, tasks, zoo
@@ -30,8 +28,7 @@ from featherweight.report import Row
 from featherweight.training import recalibrate
 
 HERE = Path(__file__).parent
-ROWS = HERE / "channels.jsonl"
-TABLE = HERE / "channels.md"
+ROWS = Rows(__file__)
 BASELINE = HERE / "artifacts" / "resnet20-baseline"
 WORK = HERE.parent / "runs" / "channels"
 
@@ -59,7 +56,7 @@ def rows() -> dict[str, tuple[str, str]]:
     return {f"{method}, {saved}": (method, saved) for saved in SAVED for method in (*METHODS, *PEERS)}
 
 
-def run(method: str, saved: str, dense: nn.Module) -> dict[str, Any]:
+def run(method: str, saved: str, dense: nn.Module) -> Line:
     """Cut, measure, fine-tune, measure."""
     torch.manual_seed(SEED)
     task, share = tasks.cifar10(SEED), 1 - SAVED[saved]
@@ -80,7 +77,6 @@ def run(method: str, saved: str, dense: nn.Module) -> dict[str, Any]:
         tuned, network = result.rows[-1], result.model
     timed = latency.bench({"dense": dense, "cut": network}, task.example, runtimes=("onnx",), rounds=ROUNDS)
     return {
-        "row": f"{method}, {saved}",
         "before": before,
         "top1": tuned.measured.score,
         "macs": tuned.measured.macs,
@@ -124,12 +120,7 @@ def channels_last(network: nn.Module) -> nn.Module:
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def read() -> dict[str, dict[str, Any]]:
-    lines = [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
-    return {line["row"]: line for line in lines}
-
-
-def table(done: dict[str, dict[str, Any]]) -> str:
+def table(done: dict[str, Line]) -> str:
     """The whole of channels.md from the rows there are."""
     base = Row.from_dict(artifact.describe(BASELINE).report[-1]).measured
     text = [INTRODUCTION.format(seed=SEED, epochs=EPOCHS, rate=0.1 * RATE)]
@@ -151,24 +142,17 @@ def table(done: dict[str, dict[str, Any]]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--row", choices=list(rows()), help="only this row")
-    parser.add_argument("--table", action="store_true", help="only the table")
-    chosen = parser.parse_args(arguments)
+    chosen = parser(__doc__, rows()).parse_args(arguments)
     if not BASELINE.exists():
         raise SystemExit(f"{BASELINE} is not there: `featherweight reproduce trp --weights FILE` trains it")
     torch.set_num_threads(1)
     peers = find_spec("torch_pruning") is not None
-    for name, (method, saved) in rows().items():
-        if chosen.table or name in read() or chosen.row not in (None, name) or (method in PEERS and not peers):
-            continue
-        line = run(method, saved, artifact.load(BASELINE, zoo.resnet20_projection()))
-        with open(ROWS, "a") as file:
-            file.write(json.dumps(line) + "\n")
-        print(f"{name}: {line['before']:.2f} -> {line['top1']:.2f}", flush=True)
-        TABLE.write_text(table(read()))
-    TABLE.write_text(table(read()))
-    print(TABLE.read_text())
+    possible = [name for name, (method, _) in rows().items() if peers or method not in PEERS]
+
+    def measure_row(name: str) -> Line:
+        return run(*rows()[name], artifact.load(BASELINE, zoo.resnet20_projection()))
+
+    ROWS.fill(wanted(chosen, possible), measure_row, table)
 
 
 if __name__ == "__main__":

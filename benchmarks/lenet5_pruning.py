@@ -1,7 +1,7 @@
 """LeNet-5 on MNIST pruned to the extreme: the rows of benchmarks/lenet5-pruning.md.
 
     featherweight reproduce lenet5-pruning                 every run that is not done yet, then the table
-    python benchmarks/lenet5_pruning.py --run 'seed 1'        one run (two side by side suit two cores)
+    python benchmarks/lenet5_pruning.py --row 'seed 1'     one run (two side by side suit two cores)
     python benchmarks/lenet5_pruning.py --table            only the table, from the rows there are
 
 A run is taken up where it was killed. Settings were chosen on 10,000 images held out from the training set; the test set is
@@ -10,14 +10,13 @@ used for the rows alone. Every figure is the last epoch's.
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from rows import Line, Rows, parser, wanted
 
 from featherweight import Compressed, compress, tasks, zoo
 from featherweight.recipe import Recipe, Stage, Training
@@ -25,8 +24,7 @@ from featherweight.recipes import progressive_admm
 from featherweight.report import Row
 
 HERE = Path(__file__).parent
-ROWS = HERE / "lenet5-pruning.jsonl"
-TABLE = HERE / "lenet5-pruning.md"
+ROWS = Rows(__file__)
 ARTIFACTS = HERE / "artifacts"
 WORK = HERE.parent / "runs" / "lenet5-pruning"
 
@@ -147,32 +145,20 @@ def file_name(name: str) -> str:
     return name.replace(",", "").replace(" ", "-")
 
 
+def measured(name: str) -> Line:
+    started = time.time()
+    rows = train(name, RUNS[name])
+    return {"minutes": round((time.time() - started) / 60, 1), "rows": [row.to_dict() for row in rows]}
+
+
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", choices=RUNS, help="only this run")
-    parser.add_argument("--table", action="store_true", help="only the table")
-    chosen = parser.parse_args(arguments)
-    done = {line["run"] for line in read()}
-    for name in [] if chosen.table else [chosen.run] if chosen.run else RUNS:
-        if name in done:
-            continue
-        started = time.time()
-        rows = train(name, RUNS[name])
-        line = {"run": name, "minutes": round((time.time() - started) / 60, 1), "rows": [row.to_dict() for row in rows]}
-        with open(ROWS, "a") as file:
-            file.write(json.dumps(line) + "\n")
-    TABLE.write_text(table())
-    print(TABLE.read_text())
+    chosen = parser(__doc__, RUNS).parse_args(arguments)
+    ROWS.fill(wanted(chosen, RUNS), measured, table)
 
 
-def read() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
-
-
-def table() -> str:
+def table(done: dict[str, Line]) -> str:
     """The whole of lenet5-pruning.md from the rows there are."""
-    lines = read()
-    full = dict(sorted((line["run"], line) for line in lines if line["run"].startswith("seed")))
+    full = dict(sorted((name, line) for name, line in done.items() if name.startswith("seed")))
     text = [INTRODUCTION.format(full=_epochs(FULL))]
     text += ["| seed | dense | " + " | ".join(f"{ratio:g}x" for ratio, _, _ in FULL) + " | minutes |"]
     text += ["|---|---|" + "---|" * (len(FULL) + 1)]
@@ -196,13 +182,13 @@ def table() -> str:
     text += ["", "## What each ingredient adds", "", f"Seed 0, equal epochs: {_epochs(SHORT)}", ""]
     text += ["| run | " + " | ".join(f"{ratio:g}x" for ratio, _, _ in SHORT) + " | mean training loss at the end |"]
     text += ["|---|" + "---|" * (len(SHORT) + 1)]
-    for line in lines:
-        if not line["run"].startswith("seed"):
+    for name, line in done.items():
+        if name not in full:
             rows = {row["stage"]: row for row in line["rows"]}
             cells = [_score(rows.get(f"{ratio:g}x")) for ratio, _, _ in SHORT]
-            loss = "(another loss)" if "no distillation" in line["run"] else f"{line['rows'][-1]['loss']:.3f}"
-            text.append(f"| {line['run'].removeprefix('short, ')} | {' | '.join(cells)} | {loss} |")
-    if all(line["run"].startswith("seed") for line in lines):
+            loss = "(another loss)" if "no distillation" in name else f"{line['rows'][-1]['loss']:.3f}"
+            text.append(f"| {name.removeprefix('short, ')} | {' | '.join(cells)} | {loss} |")
+    if done.keys() == full.keys():
         text.append("| (not run yet) |" + " |" * (len(SHORT) + 1))
     text += [NOTE]
     return "\n".join(text)

@@ -1,9 +1,9 @@
 """LeNet-5 on MNIST in the fewest bytes: the rows of benchmarks/lenet5-storage.md and the files that they are read from.
 
     featherweight reproduce lenet5-storage                 every run that is not done yet, then the table
-    python benchmarks/lenet5_storage.py --run 'seed 0, 1,000 B'   one run
-    python benchmarks/lenet5_storage.py --held-out --run ..  the same on 50,000 images, scored on the other 10,000; writes no row
-    python benchmarks/lenet5_storage.py --table            only the table, from the rows there are
+    python benchmarks/lenet5_storage.py --row 'seed 0, 1,000 B'   one row
+    python benchmarks/lenet5_storage.py --held-out --row ..  the same on 50,000 images, scored on the other 10,000; writes no row
+    python benchmarks/lenet5_storage.py --table             only the table, from the rows there are
 
 A run is taken up where it was killed. It begins at a pruned artifact of `lenet5_pruning.py`; settings were chosen on 10,000
 images held out from the training set (which those artifacts had been trained on). Every figure is the last epoch's, of the
@@ -12,16 +12,16 @@ network as the .fwz file gives it back; `featherweight inspect FILE --model lene
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import lenet5_pruning  # for the dense networks, which this benchmark goes on from
 import torch
 import torch.nn.functional as F
+from rows import Line, Rows, parser, wanted
 from torch import Tensor, nn
 
 from featherweight import artifact, compress, data, packed, tasks, zoo
@@ -35,13 +35,8 @@ from featherweight.tasks import EpochBatches, LabelledImages
 from featherweight.training import Task
 from featherweight.views import WHOLE
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))  # for the dense networks of the benchmark that this one goes on from
-
-import lenet5_pruning  # noqa: E402
-
-ROWS = HERE / "lenet5-storage.jsonl"
-TABLE = HERE / "lenet5-storage.md"
+HERE = Path(__file__).parent
+ROWS = Rows(__file__)
 ARTIFACTS = HERE / "artifacts"
 WORK = HERE.parent / "runs" / "lenet5-storage"
 
@@ -193,7 +188,7 @@ def binarise(name: str, run: Binary, held_out: int) -> tuple[Snapshot, list[Row]
 # --- rows ----------------------------------------------------------------------------------------------------------------
 
 
-def measured(name: str, held_out: int) -> dict[str, Any]:
+def measured(name: str, held_out: int = 0) -> Line:
     """Run `name` to its end, write its file, and measure what that gives back."""
     run = RUNS[name]
     torch.manual_seed(run.seed)
@@ -205,7 +200,6 @@ def measured(name: str, held_out: int) -> dict[str, Any]:
     network = packed.load(file, zoo.lenet5())
     decoded = {key: weight for key, weight in plain(network).state_dict().items() if key.endswith("weight")}
     return {
-        "run": name,
         "seed": run.seed,
         "dense": rows[0].measured.score,
         "score": tasks.mnist(run.seed, held_out).score(network),
@@ -223,9 +217,8 @@ def file_name(name: str, held_out: int) -> str:
     return name.replace(",", "").replace(" ", "-") + ("-held-out" if held_out else "")
 
 
-def table() -> str:
+def table(lines: dict[str, Line]) -> str:
     """The whole of lenet5-storage.md from the rows there are."""
-    lines = {line["run"]: line for line in read()}
     text = [INTRODUCTION, "## Pruned and clustered", ""]
     text += ["| goal | seed | dense | accuracy | weights | data only | whole file | goal met | file |", "|---|" + "---|" * 8]
     for goal, (most, least) in GOALS.items():
@@ -252,29 +245,15 @@ def table() -> str:
     return "\n".join(text)
 
 
-def read() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
-
-
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", choices=RUNS, help="only this run")
-    parser.add_argument("--held-out", action="store_true", help="train on 50,000 images, score on the rest, write no row")
-    parser.add_argument("--table", action="store_true", help="only the table")
-    chosen = parser.parse_args(arguments)
-    done = {line["run"] for line in read()}
-    for name in [] if chosen.table else [chosen.run] if chosen.run else RUNS:
-        if chosen.held_out:
+    made = parser(__doc__, RUNS)
+    made.add_argument("--held-out", action="store_true", help="train on 50,000 images, score on the rest, write no row")
+    chosen = made.parse_args(arguments)
+    if chosen.held_out:
+        for name in wanted(chosen, RUNS):
             print(json.dumps(measured(name, HELD_OUT) | {"rows": []}), flush=True)
-        elif name not in done:
-            line = measured(name, 0)
-            with open(ROWS, "a") as file:
-                file.write(json.dumps(line) + "\n")
-            print(f"{name}: {line['score']:.2f} in {line['storage']['file']} bytes", flush=True)
-            TABLE.write_text(table())
-    if not chosen.held_out:
-        TABLE.write_text(table())
-        print(TABLE.read_text())
+    else:
+        ROWS.fill(wanted(chosen, RUNS), measured, table)
 
 
 if __name__ == "__main__":

@@ -10,15 +10,14 @@ pytorchcv's resnet20_cifar10 to start from. A row is taken up where it was kille
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
+from rows import Line, Rows, parser, wanted
 from safetensors.torch import load_file
 from torch import nn
 
@@ -31,8 +30,7 @@ from featherweight.recipes.trained_rank_pruning import VIEWS
 from featherweight.report import Row
 
 HERE = Path(__file__).parent
-ROWS = HERE / "trp.jsonl"
-TABLE = HERE / "trp.md"
+ROWS = Rows(__file__)
 ARTIFACTS = HERE / "artifacts"
 BASELINE = ARTIFACTS / "resnet20-baseline"
 WORK = HERE.parent / "runs" / "trp"
@@ -115,7 +113,7 @@ def train_baseline(weights: Path | None) -> None:
     result.save(BASELINE, model="resnet20_projection", data="cifar10")
 
 
-def run(name: str, plan: Plan, dense: nn.Module, before: int) -> dict[str, Any]:
+def run(name: str, plan: Plan, dense: nn.Module, before: int) -> Line:
     """Train one row and measure what came out beside the baseline `dense`, of `before` MACs."""
     torch.manual_seed(SEED)
     start, task, started = zoo.resnet20_projection() if plan.scratch else dense, tasks.cifar10(SEED), time.time()
@@ -126,7 +124,6 @@ def run(name: str, plan: Plan, dense: nn.Module, before: int) -> dict[str, Any]:
     assert last.measured.macs is not None
     timed = latency.bench({"baseline": dense, name: result.model}, task.example, runtimes=("onnx",), rounds=ROUNDS)
     return {
-        "row": name,
         "top1": last.measured.score,
         "macs": last.measured.macs,
         "ratio": before / last.measured.macs,
@@ -145,12 +142,7 @@ def channels_last(network: nn.Module) -> nn.Module:
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the layout in which bfloat16 convolutions are fast
 
 
-def read() -> dict[str, dict[str, Any]]:
-    lines = [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
-    return {line["row"]: line for line in lines}
-
-
-def table(done: dict[str, dict[str, Any]]) -> str:
+def table(done: dict[str, Line]) -> str:
     """The whole of trp.md from the rows there are."""
     base = Row.from_dict(artifact.describe(BASELINE).report[-1])
     held, top1 = base.measured, base.measured.score
@@ -188,11 +180,9 @@ def _ranks(given: dict[str, int]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--row", help="only this row")
-    parser.add_argument("--weights", type=Path, help="to train the baseline from")
-    parser.add_argument("--table", action="store_true", help="only the table")
-    chosen = parser.parse_args(arguments)
+    made = parser(__doc__)
+    made.add_argument("--weights", type=Path, help="to train the baseline from")
+    chosen = made.parse_args(arguments)
     torch.set_num_threads(1)
     if not BASELINE.exists():
         train_baseline(chosen.weights)
@@ -203,19 +193,10 @@ def main(arguments: list[str] | None = None) -> None:
     for view in views:
         found = allocate(dense, example, dict.fromkeys(convolutions(dense), VIEWS[view]), MACS[view])
         allotted[view], before = found.ranks, found.macs_before
-    wanted = plans(allotted)
-    if chosen.row is not None and chosen.row not in wanted:
-        raise SystemExit(f"no row is named {chosen.row!r}; there are: {'; '.join(wanted)}")
-    for name, plan in wanted.items():
-        if chosen.table or name in read() or chosen.row not in (None, name):
-            continue
-        line = run(name, plan, dense, before)
-        with open(ROWS, "a") as file:
-            file.write(json.dumps(line) + "\n")
-        print(f"{name}: {line['top1']:.2f} at {line['ratio']:.2f}x", flush=True)
-        TABLE.write_text(table(read()))
-    TABLE.write_text(table(read()))
-    print(TABLE.read_text())
+    rows = plans(allotted)
+    if chosen.row is not None and chosen.row not in rows:
+        raise SystemExit(f"no row is named {chosen.row!r}; there are: {'; '.join(rows)}")
+    ROWS.fill(wanted(chosen, rows), lambda name: run(name, rows[name], dense, before), table)
 
 
 if __name__ == "__main__":

@@ -340,6 +340,7 @@ def reproduce_command(ctx: typer.Context, name: Annotated[str | None, typer.Argu
     if name not in known:
         raise InputError(f"no benchmark is named {name!r}.{did_you_mean(name, known)} There are: {', '.join(known)}")
     sys.argv = [str(known[name]), *ctx.args]  # the benchmark's own argument parser reads them
+    sys.path.insert(0, str(known[name].parent))  # benchmarks import what they share, as when run as scripts
     runpy.run_path(str(known[name]), run_name="__main__")
 
 

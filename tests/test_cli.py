@@ -246,9 +246,13 @@ def test_settings_reach_into_a_file(place: Path) -> None:
 def test_reproduce_lists_runs_and_corrects(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("featherweight.checkout.__file__", str(place / "featherweight/checkout.py"))
     monkeypatch.setattr(sys, "argv", sys.argv)
+    monkeypatch.setattr(sys, "path", [*sys.path])
     assert "checkout" in message(call("reproduce", code=2))
     (place / "benchmarks").mkdir()
-    runs = 'import sys\ndef main():\n    open("ran", "w").write(" ".join(sys.argv[1:]))\nif __name__ == "__main__":\n    main()\n'
+    runs = (
+        'import sys, helper\ndef main():\n    open("ran", "w").write(" ".join(sys.argv[helper.x:]))\n'
+        'if __name__ == "__main__":\n    main()\n'
+    )
     (place / "benchmarks/one_two.py").write_text(f'"""Counts."""\n{runs}')
     (place / "benchmarks/helper.py").write_text("x = 1\n")
     listed = call("reproduce").stdout
