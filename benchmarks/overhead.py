@@ -12,13 +12,14 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from featherweight import ADMM, Imposed, Target, TopK
+from featherweight import ADMM, Codebook, Imposed, Levels, Target, TopK
 from featherweight.allocate import magnitude
 from featherweight.drivers import Spread
 from featherweight.zoo import NETWORKS
@@ -39,8 +40,13 @@ def steps(network: nn.Module, inputs: Tensor, labels: Tensor, optimizer: torch.o
     return step
 
 
-def imposed_ratio(name: str, shape: tuple[int, ...], every: int, pairs: int, fisher: float) -> list[float]:
-    """Time of `every` steps with ADMM, one projection included, over that of the plain steps between them; `pairs` of them."""
+def imposed_ratio(
+    name: str, shape: tuple[int, ...], every: int, pairs: int, wanted: Callable[[nn.Parameter], Target]
+) -> list[float]:
+    """Time of `every` steps with ADMM, one projection included, over that of the plain steps between them; `pairs` of them.
+
+    wanted   weight -> what must hold of it
+    """
     torch.manual_seed(0)
     inputs = torch.randn(shape).to(memory_format=torch.channels_last)
     labels = torch.randint(0, 10, shape[:1])
@@ -50,7 +56,8 @@ def imposed_ratio(name: str, shape: tuple[int, ...], every: int, pairs: int, fis
         optimizer = torch.optim.Adam(network.parameters(), 1e-4)
         weights = {n: p for n, p in network.named_parameters() if p.ndim > 1}
         if with_admm:
-            targets = {n: Target(TopK(max(1, p.numel() // 20)), masked=True, fisher=fisher) for n, p in weights.items()}
+            targets = {n: wanted(p) for n, p in weights.items()}
+            fisher = any(target.fisher for target in targets.values())
             total = sum(p.numel() for p in weights.values()) // 20
             driver = ADMM(0.03, every, 1.1, 1.0, "proximal" if fisher else "gradient")
             squares = {n: torch.ones_like(p) for n, p in weights.items()} if fisher else None
@@ -59,6 +66,22 @@ def imposed_ratio(name: str, shape: tuple[int, ...], every: int, pairs: int, fis
             imposed.__enter__()  # left open: what freezes at the end is no part of a step
         runs.append(steps(network, inputs, labels, optimizer))
     return ratios(runs[0], runs[1], pairs, every)
+
+
+def pruned(weight: nn.Parameter) -> Target:
+    return Target(TopK(max(1, weight.numel() // 20)), masked=True)
+
+
+def weighed(weight: nn.Parameter) -> Target:
+    return replace(pruned(weight), fisher=0.25)
+
+
+def quantised(weight: nn.Parameter) -> Target:
+    return Target(Levels("uniform", 3))
+
+
+def clustered(weight: nn.Parameter) -> Target:
+    return Target(Codebook(16))
 
 
 def projection_ratio(size: int, share: float, pairs: int) -> list[float]:
@@ -93,15 +116,27 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=int, default=100_000_000, help="size of the projection benchmark")
     parser.add_argument("--pairs", type=int, default=9)
+    parser.add_argument("--only", default="", help="only rows whose name holds this; prints them, writes no table")
     chosen = parser.parse_args(arguments)
     pairs = chosen.pairs
-    lenet, vgg = ("lenet5", (128, 1, 28, 28), 40, pairs), ("vgg16_cifar10", (128, 3, 32, 32), 20, max(3, pairs // 3))
+    few = max(3, pairs // 3)
+
+    def lenet(wanted: Callable[[nn.Parameter], Target], every: int = 40) -> Callable[[], list[float]]:
+        return lambda: imposed_ratio("lenet5", (128, 1, 28, 28), every, pairs if every == 40 else few, wanted)
+
+    def vgg(wanted: Callable[[nn.Parameter], Target]) -> Callable[[], list[float]]:
+        return lambda: imposed_ratio("vgg16_cifar10", (128, 3, 32, 32), 20, few, wanted)
+
     update = f"Z and U update of {chosen.weights // 10**6} M weights, 5 % kept, over one topk"
     cases: list[tuple[str, float, Callable[[], list[float]]]] = [
-        ("LeNet-5 step, batch 128, ADMM by gradient, a projection in 40", 1.05, lambda: imposed_ratio(*lenet, 0.0)),
-        ("the same, weighed by squared gradients and spread anew", 1.05, lambda: imposed_ratio(*lenet, 0.25)),
+        ("LeNet-5, pruning by gradient, a projection in 40 steps", 1.05, lenet(pruned)),
+        ("LeNet-5, pruning, weighed by squared gradients and spread anew, 40", 1.05, lenet(weighed)),
         (update, 1.5, lambda: projection_ratio(chosen.weights, 0.05, pairs)),
-        ("VGG-16 (14.7 M) step, batch 128, ADMM by gradient, a projection in 20", 1.05, lambda: imposed_ratio(*vgg, 0.0)),
+        ("VGG-16 (14.7 M weights), pruning by gradient, 20", 1.05, vgg(pruned)),
+        ("LeNet-5, quantisation to 3 bits, 234 (half an epoch)", 1.10, lenet(quantised, 234)),
+        ("LeNet-5, 16 shared values, 234", 1.10, lenet(clustered, 234)),
+        ("VGG-16, quantisation to 3 bits, 20", 1.10, vgg(quantised)),
+        ("VGG-16, 16 shared values, 20", 1.10, vgg(clustered)),
     ]
     lines = [
         "# Overhead of ADMM",
@@ -111,10 +146,13 @@ def main(arguments: list[str] | None = None) -> None:
     ]
     lines += ["| what | ratio (median) | quartiles | asked |", "|---|---|---|---|"]
     for name, limit, measure in cases:
+        if chosen.only not in name:
+            continue
         low, middle, high = statistics.quantiles(measure(), n=4)
         lines.append(f"| {name} | {middle:.3f} | {low:.3f} to {high:.3f} | at most {limit} |")
         print(lines[-1], flush=True)
-        TABLE.write_text("\n".join(lines) + "\n")  # after every row: the last ones take minutes
+        if not chosen.only:
+            TABLE.write_text("\n".join(lines) + "\n")  # after every row: the last ones take minutes
 
 
 if __name__ == "__main__":

@@ -108,6 +108,8 @@ class Units:
     sites             name pattern of the sites that may be cut; those that the network's class cannot express never are
     samples           training samples that the criterion may look at
     refit             fit what reads the remaining units anew, by least squares on its inputs
+    curvature         what pairs of units bend, for a criterion that looks at pairs: half the squared change of the outputs, or
+                      the loss itself, as in the paper (see `stats`)
     """
 
     criterion: Criterion
@@ -117,6 +119,7 @@ class Units:
     sites: str = "*"
     samples: int = 1024
     refit: bool = False
+    curvature: Literal["outputs", "loss"] = "outputs"
 
     def __post_init__(self) -> None:
         given = [share for share in (self.macs, self.parameters) if share is not None]
