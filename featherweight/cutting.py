@@ -41,9 +41,7 @@ def cut_units(network: nn.Module, task: Task, asked: Units, epoch: int) -> Edit 
             f"no units can go: of the sites {', '.join(graph.sites) or '(none)'} those that match {asked.sites!r} cannot be cut "
             f"in the network's own class, or not be watched{''.join(f'; {name}: {why}' for name, why in out.items())}"
         )
-    stats = collect(
-        network, graph, task, statistics, sites=sites, samples=asked.samples, epoch=epoch, curvature=asked.curvature
-    )
+    stats = collect(network, graph, task, statistics, sites=sites, samples=asked.samples, epoch=epoch, curvature=asked.curvature)
     rankings = CRITERIA[asked.criterion](network, graph, stats)
     count = graph.macs if asked.macs is not None else graph.parameters
     sizes = allot(asked.allot, {site: _Damage(ranking) for site, ranking in rankings.items()}, count, asked.share * count())

@@ -129,7 +129,7 @@ def test_every_field_survives() -> None:
         (Training, {"epochs", "rate", "shape", "floor", "warmup"}),
         (Distillation, {"weight", "temperature"}),
         (Rule, {"targets", "set", "view", "keep"}),
-        (Units, {"criterion", "macs", "parameters", "allot", "sites", "samples", "refit"}),
+        (Units, {"criterion", "macs", "parameters", "allot", "sites", "samples", "refit", "curvature"}),
         (Recipe, {"name", "stages", "source", "candidates"}),
     ):
         assert {field.name for field in fields(kind)} == named
