@@ -13,6 +13,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from featherweight import artifact, structure
+from featherweight.budgets import Spent
 from featherweight.coding import coded, detach, layouts_kept, plain
 from featherweight.cutting import cut_units
 from featherweight.drivers import Imposed, Target, freeze
@@ -88,17 +89,18 @@ def _run(stage: Stage, start: Partial, original: nn.Module, task: Task, memory: 
     network = start.snapshot.build(original)
     for name in _matched(stage, network) & coded(network).keys():
         detach(network, name)
+    spent: Spent | None = None
     if stage.units and memory.work is None:
-        with layouts_kept(network):
-            edit = cut_units(network, task, stage.units, memory.epochs)
-        structural = structural + ([structure_edit(edit)] if edit is not None else [])
+        done = cut_units(network, task, stage.units, memory.epochs)
+        structural, spent = structural + ([structure_edit(done.edit)] if done.edit is not None else []), done.spent
     squares = squared_gradients(network, task, memory.epochs) if stage.fisher else None
     plan = resolve(stage, network, decoded(original), squares, task.example)
     work = memory.work  # what an interrupted run left of this stage
     if work is not None:
         structural, network = work.snapshot.structural(), work.snapshot.build(original)
+        spent = Spent(**work.spent) if work.spent else None
     teacher = memory.baseline.build(original).eval() if stage.distill else None
-    watch = Watch(memory, monitor, stage, start, len(task.batches(memory.epochs)))
+    watch = Watch(memory, monitor, stage, start, len(task.batches(memory.epochs)), spent)
 
     def train(phase: str, optimizer: Optimizer, imposed: Imposed | None = None) -> float:
         training, first_epoch = stage.train, memory.epochs
@@ -142,7 +144,9 @@ def _run(stage: Stage, start: Partial, original: nn.Module, task: Task, memory: 
     measured = measure(thin, task.example, task.score)
     epochs = stage.train.epochs + stage.retrain.epochs + (start.rows[-1]["epochs"] if start.rows else 0)
     asked = stage.units.share if stage.units else stage.keep
-    row = Row(stage.name, measured, asked, _left(network, original), epochs, watch.seconds(), _finite(loss), watch.residuals)
+    row = Row(
+        stage.name, measured, asked, _left(network, original), epochs, watch.seconds(), _finite(loss), watch.residuals, spent
+    )  # fmt: skip
     return Partial(Snapshot.of(network, structural), [*start.rows, row.to_dict()], loss)
 
 

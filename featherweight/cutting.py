@@ -3,30 +3,42 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from featherweight.coding import coded
+from featherweight.budgets import Spent, cost_of, counted
+from featherweight.coding import coded, layouts_kept
 from featherweight.criteria import CRITERIA, NEEDS, Ordered, Ranking, refit
 from featherweight.errors import InputError
 from featherweight.gates import find_readers
+from featherweight.pace import within
 from featherweight.plan import matches
 from featherweight.recipe import Units
-from featherweight.stats import collect
-from featherweight.structure import Edit, expressible, prune, trace
+from featherweight.stats import Stats, collect
+from featherweight.structure import Edit, Graph, expressible, prune, trace
 from featherweight.training import Task
-from featherweight.units import allot
+from featherweight.units import Sizes, allot, offered
 
 
-def cut_units(network: nn.Module, task: Task, asked: Units, epoch: int) -> Edit | None:
-    """Cut `network` in place, by what it does on the first batches of `epoch`; the edit, or None where the budget holds already.
+@dataclass(frozen=True)
+class Cutting:
+    """What `cut_units` did: the edit, or None where the budget held already; and what was made of the budget."""
 
-    Raises InputError where no site may go or codes are in the way, Infeasible for a budget below one unit a site, and what the
-    criterion raises.
+    edit: Edit | None
+    spent: Spent
+
+
+def cut_units(network: nn.Module, task: Task, asked: Units, epoch: int) -> Cutting:
+    """Cut `network` in place, by what it does on the first batches of `epoch`.
+
+    Raises InputError where no site may go or codes are in the way, Infeasible for a budget below what the smallest sizes cost,
+    and what the criterion raises.
     """
     held = sorted(coded(network))
     if held:
@@ -42,16 +54,55 @@ def cut_units(network: nn.Module, task: Task, asked: Units, epoch: int) -> Edit 
             f"in the network's own class, or not be watched{''.join(f'; {name}: {why}' for name, why in out.items())}"
         )
     stats = collect(network, graph, task, statistics, sites=sites, samples=asked.samples, epoch=epoch)
-    rankings = CRITERIA[asked.criterion](network, graph, stats)
-    count = graph.macs if asked.macs is not None else graph.parameters
-    sizes = allot(asked.allot, {site: _Damage(ranking) for site, ranking in rankings.items()}, count, asked.share * count())
-    keep = {site: rankings[site].keep(size) for site, size in sizes.items() if size < rankings[site].size}
-    if asked.refit and keep:
-        parameters = dict(network.named_parameters())
-        with torch.no_grad():
-            for name, values in refit(network, graph, stats, keep).items():
-                parameters[name].copy_(values)
-    return prune(network, graph, keep, where="class").edit if keep else None
+    ranked = Ranked(network, graph, stats, CRITERIA[asked.criterion](network, graph, stats), asked.refit)
+    sizes, spent = _sizes(ranked, asked)
+    return Cutting(ranked.cut(network, sizes), spent)
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A network whose units are ranked, to be cut to any sizes."""
+
+    network: nn.Module
+    graph: Graph
+    stats: Stats
+    rankings: Mapping[str, Ranking]
+    refit: bool
+
+    def cut(self, network: nn.Module, sizes: Sizes) -> Edit | None:
+        """Cut `network`, which is ours or a copy of it, in place. None where all units stay."""
+        keep = {site: self.rankings[site].keep(size) for site, size in sizes.items() if size < self.rankings[site].size}
+        if self.refit and keep:
+            parameters = dict(network.named_parameters())
+            with torch.no_grad():
+                for name, values in refit(network, self.graph, self.stats, keep).items():
+                    parameters[name].copy_(values)
+        with layouts_kept(network):
+            return prune(network, self.graph, keep, where="class").edit if keep else None
+
+    def copy(self, sizes: Sizes) -> nn.Module:
+        """A copy of the network, cut."""
+        made = copy.deepcopy(self.network)
+        self.cut(made, sizes)
+        return made
+
+
+def _sizes(ranked: Ranked, asked: Units) -> tuple[Sizes, Spent]:
+    """The sizes that meet the budget, and what they cost."""
+    losses = {site: _Damage(ranking) for site, ranking in ranked.rankings.items()}
+    what, amount = asked.budget
+    cost = cost_of(what, ranked.network, ranked.graph)
+
+    def allotted(limit: float) -> Sizes:
+        return allot(asked.allot, losses, cost, limit, asked.multiple)
+
+    if what == "latency_ms":
+        whole = {site: ranking.size for site, ranking in ranked.rankings.items()}
+        least = {site: offered(size, asked.multiple)[0] for site, size in whole.items()}
+        return within(amount, ranked.stats.task.example, allotted, cost, ranked.copy, least, whole)
+    limit = amount * cost({})
+    sizes = allotted(limit)
+    return sizes, counted(what, cost, sizes, limit, whole=amount == 1)
 
 
 SOLVED = 33  # sizes at which a ranking that solves a problem for each is asked; between them the damage is interpolated

@@ -13,6 +13,7 @@ import yaml
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from featherweight.allocate import ALLOCATORS
+from featherweight.budgets import SHARES, What
 from featherweight.drivers import ADMM, Periodic
 from featherweight.errors import InputError, RecipeError, did_you_mean
 from featherweight.freezing import Freezing
@@ -103,36 +104,57 @@ class Units:
     """Units (channels, neurons, heads) that go for good before the stage trains.
 
     criterion         which go, and what that is predicted to cost: a name of `criteria.CRITERIA`
-    macs, parameters  share in (0, 1] of what the network has when the stage starts to keep; one of the two
+    macs, parameters, bytes
+                      share in (0, 1] of what the network has when the stage starts to keep; bytes: of its state dict
+    latency_ms        or milliseconds that one example may take on this machine (see `pace`). One budget of the four
     allot             how that is spread over the sites (see `units.allot`)
     sites             name pattern of the sites that may be cut; those that the network's class cannot express never are
     samples           training samples that the criterion may look at
     refit             fit what reads the remaining units anew, by least squares on its inputs
+    multiple          sizes are multiples of this, or the whole site: a site smaller than it is free
     """
 
     criterion: Criterion
     macs: float | None = None
     parameters: float | None = None
+    bytes: float | None = None
+    latency_ms: float | None = None
     allot: Allotment = "uniform"
     sites: str = "*"
     samples: int = 1024
     refit: bool = False
+    multiple: int = 1
 
     def __post_init__(self) -> None:
-        given = [share for share in (self.macs, self.parameters) if share is not None]
+        given = self._given()
+        shares = [amount for what, amount in given if what in SHARES]
         _require(
             (
                 len(given) == 1,
-                f"units go by a budget of macs or parameters, one of the two, given {self.macs} and {self.parameters}",
+                "units go by one budget, of macs, parameters, bytes or latency_ms, given "
+                f"{', '.join(f'{what}={amount}' for what, amount in given) or 'none'}",
             ),
-            (all(0 < share <= 1 for share in given), f"a budget of units is a share to keep in (0, 1], given {given}"),
+            (all(0 < share <= 1 for share in shares), f"a budget of units is a share to keep in (0, 1], given {shares}"),
+            (self.latency_ms is None or 0 < self.latency_ms < math.inf, f"latency_ms must be above 0, given {self.latency_ms}"),
             (self.samples >= 1, f"samples must be at least 1, given {self.samples}"),
+            (self.multiple >= 1, f"multiple must be at least 1, given {self.multiple}"),
         )
 
+    def _given(self) -> list[tuple[What, float]]:
+        amounts: dict[What, float | None] = {"macs": self.macs, "parameters": self.parameters, "bytes": self.bytes}
+        amounts["latency_ms"] = self.latency_ms
+        return [(what, amount) for what, amount in amounts.items() if amount is not None]
+
     @property
-    def share(self) -> float:
-        """The budget, of whichever it is of."""
-        return self.macs if self.macs is not None else self.parameters or 1.0
+    def budget(self) -> tuple[What, float]:
+        """What the budget is of, and how much of it: a share, or milliseconds."""
+        return self._given()[0]
+
+    @property
+    def share(self) -> float | None:
+        """The share to keep; None for a budget of milliseconds, which is none."""
+        what, amount = self.budget
+        return amount if what in SHARES else None
 
 
 @dataclass(frozen=True)

@@ -134,8 +134,8 @@ def test_a_run_that_stopped_in_a_cut_stage_ends_with_the_same_bits(tmp_path: Pat
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: Units("l1"), "one of the two"),
-        (lambda: Units("l1", macs=0.5, parameters=0.5), "one of the two"),
+        (lambda: Units("l1"), "one budget"),
+        (lambda: Units("l1", macs=0.5, parameters=0.5), "one budget"),
         (lambda: Units("l1", macs=1.5), r"in \(0, 1\]"),
         (lambda: Units("l1", macs=0.5, samples=0), "samples"),
         (lambda: Stage("s", (Rule("*", TopK()),), keep=0.5, units=Units("l1", macs=0.5)), "two stages"),

@@ -13,7 +13,8 @@ from featherweight.recipe import Criterion, Distillation, Recipe, Stage, Trainin
 from featherweight.units import Allotment
 
 PARAMETERS = """
-macs      share of the multiply-accumulates to keep; allot: how it is spread over the sites (see `units.allot`)
+macs      share of the multiply-accumulates to keep, a half without a budget; or of parameters or bytes; or latency_ms, for
+          one example on this machine. allot: how it is spread over the sites (see `units.allot`); multiple: of each size
 sites     name pattern of what may be cut
 samples   training samples that the criterion looks at, where it looks at any
 epochs    of fine-tuning, at `rate` times the task's base rate
@@ -25,8 +26,12 @@ def _one_shot(name: str, source: str, criterion: Criterion, does: str, refit: bo
     """The recipe of a paper: one parameter list for all of them."""
 
     def recipe(
-        macs: float = 0.5,
+        macs: float | None = None,
+        parameters: float | None = None,
+        bytes: float | None = None,
+        latency_ms: float | None = None,
         allot: Allotment = "uniform",
+        multiple: int = 1,
         sites: str = "*",
         samples: int = 1024,
         epochs: int = 20,
@@ -34,7 +39,8 @@ def _one_shot(name: str, source: str, criterion: Criterion, does: str, refit: bo
         distill: float = 0.0,
         temperature: float = 4.0,
     ) -> Recipe:
-        units = Units(criterion, macs, allot=allot, sites=sites, samples=samples, refit=refit)
+        macs = 0.5 if {macs, parameters, bytes, latency_ms} == {None} else macs
+        units = Units(criterion, macs, parameters, bytes, latency_ms, allot, sites, samples, refit, multiple)
         taught = Distillation(distill, temperature) if distill else None
         tuned = Stage("tuned", train=Training(epochs, rate), distill=taught)
         return Recipe(name, (Stage("dense"), Stage("cut", units=units), tuned), source)  # a row each: what tuning gives is seen

@@ -24,6 +24,8 @@ from featherweight.sets import Codebook, Levels, LowRank, SparseCodebook, TopK, 
 from featherweight.units import Allotment
 from featherweight.views import View
 
+BUDGETS = ("macs", "parameters", "bytes", "latency_ms")
+
 # --- made recipes --------------------------------------------------------------------------------------------------------
 
 maybe_size = st.none() | st.integers(0, 10**9)
@@ -74,8 +76,9 @@ a_stage = st.builds(
 )
 units = st.builds(
     lambda budget, amount, **others: Units(**{budget: amount}, **others),
-    st.sampled_from(["macs", "parameters"]),
+    st.sampled_from(BUDGETS),
     amount=share,
+    multiple=st.integers(1, 32),
     criterion=st.sampled_from(get_args(Criterion)),
     allot=st.sampled_from(get_args(Allotment)),
     sites=word,
@@ -129,7 +132,7 @@ def test_every_field_survives() -> None:
         (Training, {"epochs", "rate", "shape", "floor", "warmup"}),
         (Distillation, {"weight", "temperature"}),
         (Rule, {"targets", "set", "view", "keep"}),
-        (Units, {"criterion", "macs", "parameters", "allot", "sites", "samples", "refit"}),
+        (Units, {"criterion", *BUDGETS, "allot", "sites", "samples", "refit", "multiple"}),
         (Recipe, {"name", "stages", "source", "candidates"}),
     ):
         assert {field.name for field in fields(kind)} == named
