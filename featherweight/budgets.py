@@ -71,9 +71,8 @@ def _bytes(network: nn.Module, graph: Graph) -> Cost:
     return cost
 
 
-def counted(what: What, cost: Cost, sizes: Mapping[str, int], asked: float, whole: bool) -> Spent:
-    """What was made of a budget that is counted. `whole`: it asked for no cut."""
+def counted(what: What, cost: Cost, sizes: Mapping[str, int], asked: float, why: str = "") -> Spent:
+    """What was made of a budget that is counted. `why`: what else than the next size being too much leaves some of it."""
     before, after = cost({}), cost(sizes)
-    close = whole or after >= (1 - CLOSE) * asked
-    note = "" if close else "one size more at any site would be above it"
+    note = "" if after >= (1 - CLOSE) * asked else why or "one size more at any site would be above it"
     return Spent(what, asked, before, after, note=note)

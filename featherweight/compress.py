@@ -13,6 +13,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from featherweight import artifact, structure
+from featherweight.auxiliary import new_heads, with_auxiliary
 from featherweight.budgets import Spent
 from featherweight.coding import coded, detach, layouts_kept, plain
 from featherweight.cutting import cut_units
@@ -91,7 +92,7 @@ def _run(stage: Stage, start: Partial, original: nn.Module, task: Task, memory: 
         detach(network, name)
     spent: Spent | None = None
     if stage.units and memory.work is None:
-        done = cut_units(network, task, stage.units, memory.epochs)
+        done = cut_units(network, task, stage.units, memory.epochs, stage.auxiliary)
         structural, spent = structural + ([structure_edit(done.edit)] if done.edit is not None else []), done.spent
     squares = squared_gradients(network, task, memory.epochs) if stage.fisher else None
     plan = resolve(stage, network, decoded(original), squares, task.example)
@@ -99,8 +100,17 @@ def _run(stage: Stage, start: Partial, original: nn.Module, task: Task, memory: 
     if work is not None:
         structural, network = work.snapshot.structural(), work.snapshot.build(original)
         spent = Spent(**work.spent) if work.spent else None
+    heads: dict[str, nn.Module] = {}
+    if stage.auxiliary and stage.train.epochs + stage.retrain.epochs:
+        heads = new_heads(network, task, memory.epochs, list(work.heads), 0) if work else new_heads(network, task, memory.epochs)
+        for pivot, head in heads.items():
+            head.train().requires_grad_(True)
+            if work is not None:
+                head.load_state_dict(work.heads[pivot])
+    taught = with_auxiliary(task, heads, most=1.0) if heads else task
+    along = [parameter for head in heads.values() for parameter in head.parameters()]
     teacher = memory.baseline.build(original).eval() if stage.distill else None
-    watch = Watch(memory, monitor, stage, start, len(task.batches(memory.epochs)), spent)
+    watch = Watch(memory, monitor, stage, start, len(task.batches(memory.epochs)), spent, heads)
 
     def train(phase: str, optimizer: Optimizer, imposed: Imposed | None = None) -> float:
         training, first_epoch = stage.train, memory.epochs
@@ -114,7 +124,7 @@ def _run(stage: Stage, start: Partial, original: nn.Module, task: Task, memory: 
         return fit(
             network,
             optimizer,
-            task,
+            taught,
             training,
             first_epoch=first_epoch,
             start=steps,
@@ -127,7 +137,7 @@ def _run(stage: Stage, start: Partial, original: nn.Module, task: Task, memory: 
 
     loss = math.inf
     if work is None or work.phase == "train":
-        optimizer = task.optimizer(_ordered(network))
+        optimizer = task.optimizer(_ordered(network) + along)
         imposed = Imposed(stage.driver, network, optimizer, plan.targets, squares=squares, spread=plan.spread)
         if work is not None and work.imposed is not None:
             imposed.load_state_dict(work.imposed)
@@ -137,7 +147,7 @@ def _run(stage: Stage, start: Partial, original: nn.Module, task: Task, memory: 
         if stage.sweep:
             structural = structural + _sweep(network, task, imposed.targets)
     if stage.retrain.epochs:
-        loss = train("retrain", task.optimizer(_ordered(network)))
+        loss = train("retrain", task.optimizer(_ordered(network) + along))
     recalibrate(network, task, memory.epochs)
     thin = Snapshot.of(network, structural).build(original)
     materialise(thin, example=task.example)  # what this stage would be shipped as: thin factors are two plain layers

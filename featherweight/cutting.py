@@ -5,13 +5,14 @@ from __future__ import annotations
 import bisect
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from featherweight.auxiliary import new_heads, with_auxiliary
 from featherweight.budgets import Spent, cost_of, counted
 from featherweight.coding import coded, layouts_kept
 from featherweight.criteria import CRITERIA, NEEDS, Ordered, Ranking, refit
@@ -23,7 +24,7 @@ from featherweight.recipe import Units
 from featherweight.stats import Stats, collect
 from featherweight.structure import Edit, Graph, expressible, prune, trace
 from featherweight.training import Task
-from featherweight.units import Sizes, allot, offered
+from featherweight.units import Sizes, Stopping, allot, offered
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,9 @@ class Cutting:
     spent: Spent
 
 
-def cut_units(network: nn.Module, task: Task, asked: Units, epoch: int) -> Cutting:
-    """Cut `network` in place, by what it does on the first batches of `epoch`.
+def cut_units(network: nn.Module, task: Task, asked: Units, epoch: int, auxiliary: bool = False) -> Cutting:
+    """Cut `network` in place, by what it does on the first batches of `epoch`. `auxiliary`: the loss that the criterion looks at
+    adds those of heads inside the network, trained here.
 
     Raises InputError where no site may go or codes are in the way, Infeasible for a budget below what the smallest sizes cost,
     and what the criterion raises.
@@ -53,7 +55,9 @@ def cut_units(network: nn.Module, task: Task, asked: Units, epoch: int) -> Cutti
             f"no units can go: of the sites {', '.join(graph.sites) or '(none)'} those that match {asked.sites!r} cannot be cut "
             f"in the network's own class, or not be watched{''.join(f'; {name}: {why}' for name, why in out.items())}"
         )
-    stats = collect(network, graph, task, statistics, sites=sites, samples=asked.samples, epoch=epoch)
+    watched = with_auxiliary(task, new_heads(network, task, epoch), most=1.0) if auxiliary else task
+    stats = collect(network, graph, watched, statistics, sites=sites, samples=asked.samples, epoch=epoch)
+    stats = replace(stats, task=task)
     ranked = Ranked(network, graph, stats, CRITERIA[asked.criterion](network, graph, stats), asked.refit)
     sizes, spent = _sizes(ranked, asked)
     return Cutting(ranked.cut(network, sizes), spent)
@@ -102,7 +106,8 @@ def _sizes(ranked: Ranked, asked: Units) -> tuple[Sizes, Spent]:
         return within(amount, ranked.stats.task.example, allotted, cost, ranked.copy, least, whole)
     limit = amount * cost({})
     sizes = allotted(limit)
-    return sizes, counted(what, cost, sizes, limit, whole=amount == 1)
+    why = f"the stopping rule at {asked.allot.tolerance:g} keeps no more" if isinstance(asked.allot, Stopping) else ""
+    return sizes, counted(what, cost, sizes, limit, why)
 
 
 SOLVED = 33  # sizes at which a ranking that solves a problem for each is asked; between them the damage is interpolated

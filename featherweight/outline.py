@@ -87,7 +87,7 @@ def cuts(network: nn.Module, task: Task, what: What, amount: float) -> dict[str,
     else:
         cost = cost_of(what, network, graph)
         kept = allot("uniform", {name: [0.0] * (size + 1) for name, size in kept.items()}, cost, amount * cost({}))
-        spent = counted(what, cost, kept, amount * cost({}), whole=amount == 1)
+        spent = counted(what, cost, kept, amount * cost({}))
     costs = {share: cost_of(share, network, graph) for share in SHARES}
     return {
         "asked": {what: amount},

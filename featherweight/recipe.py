@@ -18,7 +18,7 @@ from featherweight.drivers import ADMM, Periodic
 from featherweight.errors import InputError, RecipeError, did_you_mean
 from featherweight.freezing import Freezing
 from featherweight.sets import Codebook, Levels, LowRank, SparseCodebook, TopK, TopRows
-from featherweight.units import Allotment
+from featherweight.units import Allotment, Stopping
 from featherweight.views import WHOLE, View
 
 AnySet = Annotated[TopK | TopRows | LowRank | Levels | Codebook | SparseCodebook, Field(discriminator="kind")]
@@ -107,7 +107,7 @@ class Units:
     macs, parameters, bytes
                       share in (0, 1] of what the network has when the stage starts to keep; bytes: of its state dict
     latency_ms        or milliseconds that one example may take on this machine (see `pace`). One budget of the four
-    allot             how that is spread over the sites (see `units.allot`)
+    allot             how that is spread over the sites (see `units.allot`), or Stopping, for which the budget is a ceiling
     sites             name pattern of the sites that may be cut; those that the network's class cannot express never are
     samples           training samples that the criterion may look at
     refit             fit what reads the remaining units anew, by least squares on its inputs
@@ -119,7 +119,7 @@ class Units:
     parameters: float | None = None
     bytes: float | None = None
     latency_ms: float | None = None
-    allot: Allotment = "uniform"
+    allot: Allotment | Stopping = "uniform"
     sites: str = "*"
     samples: int = 1024
     refit: bool = False
@@ -168,6 +168,8 @@ class Stage:
     masked     what is zero when the stage starts stays zero
     fisher     the power of the mean squared gradient that weighs magnitudes where sets select (see `drivers.Target`)
     respread   spread `keep` anew at every projection, not only when the stage starts
+    auxiliary  the criterion of the units, and the training, see the losses of two heads inside the network besides its own
+               (see `auxiliary`); the heads are trained along and thrown away
     sweep      after the projection, cut the units that it left dead; what stays trains the faster for it
     """
 
@@ -185,8 +187,10 @@ class Stage:
     sweep: bool = False
     distill: Distillation | None = None
     units: Units | None = None
+    auxiliary: bool = False
 
     def __post_init__(self) -> None:
+        epochs = self.train.epochs + self.retrain.epochs
         allocator = f"no allocator is named {self.allocate!r}; there are {', '.join(ALLOCATORS)}."
         _require(
             (self.keep is None or 0 < self.keep <= 1, f"stage {self.name!r}: keep is a share in (0, 1], given {self.keep}"),
@@ -195,6 +199,11 @@ class Stage:
             (self.macs is None or bool(self.rules), f"stage {self.name!r} has a budget of macs but no rules to spend it on"),
             (self.allocate in ALLOCATORS, f"stage {self.name!r}: {allocator}{did_you_mean(self.allocate, ALLOCATORS)}"),
             (self.driver is None or bool(self.rules), f"stage {self.name!r} has a driver but no rules for it to impose"),
+            (not self.auxiliary or bool(self.units or epochs), f"stage {self.name!r}: auxiliary needs training or units to cut"),
+            (
+                not (self.auxiliary and self.sweep),
+                f"stage {self.name!r}: a sweep cuts what auxiliary heads read; part them",
+            ),
             (not (self.units and self.rules), f"stage {self.name!r} cuts units and has rules: make it two stages"),
             (self.keep is None or bool(self.rules), f"stage {self.name!r} has a budget but no rules to spend it on"),
             (0 <= self.fisher < math.inf, f"stage {self.name!r}: fisher is a power, at least 0, given {self.fisher}"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,7 @@ class Work:
     random: torch.Tensor
     losses: list[float]  # of the epoch in progress
     spent: dict[str, Any] | None = None  # what was made of the budget of the stage's units
+    heads: dict[str, dict[str, Any]] = field(default_factory=dict)  # the states of auxiliary heads
 
 
 @dataclass
@@ -159,9 +160,18 @@ class Memory:
 class Watch:
     """Follows one stage from one start: saves when it is time, tells the monitor, and keeps the clock."""
 
-    def __init__(self, memory: Memory, monitor: Monitor, stage: Stage, start: Partial, steps_an_epoch: int, spent: Spent | None):
+    def __init__(
+        self,
+        memory: Memory,
+        monitor: Monitor,
+        stage: Stage,
+        start: Partial,
+        steps_an_epoch: int,
+        spent: Spent | None = None,
+        heads: Mapping[str, nn.Module] | None = None,
+    ):
         self.memory, self.monitor, self.stage, self.start = memory, monitor, stage, start
-        self.steps_an_epoch, self.spent = steps_an_epoch, spent
+        self.steps_an_epoch, self.spent, self.heads = steps_an_epoch, spent, heads or {}
         self.residuals: dict[str, float] = memory.work.residuals if memory.work else {}
         self.earlier = memory.work.seconds if memory.work else 0.0
         self.began = self.saved = time.monotonic()
@@ -178,6 +188,7 @@ class Watch:
                 phase, step.done, Snapshot.of(model, structural), optimizer.state_dict(),
                 imposed.state_dict() if imposed else None, self.residuals, self.seconds(), torch.get_rng_state(),
                 list(step.losses), asdict(self.spent) if self.spent else None,
+                {pivot: head.state_dict() for pivot, head in self.heads.items()},
             )  # fmt: skip
             self.memory.save()
             self.saved = time.monotonic()

@@ -14,7 +14,9 @@ from featherweight.recipes.one_shot import (
     apoz,
     channel_lasso,
     collaborative,
+    collaborative_ac,
     discriminative,
+    discriminative_adapt,
     l1_filters,
     nisp,
     taylor,
@@ -41,4 +43,6 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
     "channel_lasso": channel_lasso,
     "collaborative": collaborative,
     "discriminative": discriminative,
+    "collaborative_ac": collaborative_ac,
+    "discriminative_adapt": discriminative_adapt,
 }

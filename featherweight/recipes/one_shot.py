@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from featherweight.recipe import Criterion, Distillation, Recipe, Stage, Training, Units
-from featherweight.units import Allotment
+from featherweight.units import Allotment, Stopping
 
 PARAMETERS = """
 macs      share of the multiply-accumulates to keep, a half without a budget; or of parameters or bytes; or latency_ms, for
@@ -22,7 +22,9 @@ distill   weight in the loss of the distillation from the dense network, 0 for n
 """
 
 
-def _one_shot(name: str, source: str, criterion: Criterion, does: str, refit: bool = False) -> Callable[..., Recipe]:
+def _one_shot(
+    name: str, source: str, criterion: Criterion, does: str, refit: bool = False, auxiliary: bool = False
+) -> Callable[..., Recipe]:
     """The recipe of a paper: one parameter list for all of them."""
 
     def recipe(
@@ -41,13 +43,20 @@ def _one_shot(name: str, source: str, criterion: Criterion, does: str, refit: bo
     ) -> Recipe:
         macs = 0.5 if {macs, parameters, bytes, latency_ms} == {None} else macs
         units = Units(criterion, macs, parameters, bytes, latency_ms, allot, sites, samples, refit, multiple)
-        taught = Distillation(distill, temperature) if distill else None
-        tuned = Stage("tuned", train=Training(epochs, rate), distill=taught)
-        return Recipe(name, (Stage("dense"), Stage("cut", units=units), tuned), source)  # a row each: what tuning gives is seen
+        return _cut_once(name, source, units, epochs, rate, distill, temperature, auxiliary)
 
     recipe.__name__ = recipe.__qualname__ = name
     recipe.__doc__ = f"{does}\n{PARAMETERS}"
     return recipe
+
+
+def _cut_once(
+    name: str, source: str, units: Units, epochs: int, rate: float, distill: float, temperature: float, auxiliary: bool = False
+) -> Recipe:
+    """A row each for the dense network, the cut one and the tuned one: what tuning gives is seen."""
+    taught = Distillation(distill, temperature) if distill else None
+    tuned = Stage("tuned", train=Training(epochs, rate), distill=taught, auxiliary=auxiliary and epochs > 0)
+    return Recipe(name, (Stage("dense"), Stage("cut", units=units, auxiliary=auxiliary), tuned), source)
 
 
 l1_filters = _one_shot(
@@ -92,3 +101,33 @@ discriminative = _one_shot(
     "discriminative",
     "Take in the units that lower reconstruction and auxiliary losses most, then fine-tune (DCP, Zhuang et al., NeurIPS 2018).",
 )
+collaborative_ac = _one_shot(
+    "collaborative_ac",
+    "ICML 2019, PMLR 97:5113",
+    "collaborative",
+    "`collaborative` on the loss and those of two auxiliary heads, and fine-tuned with them (CCP-AC, Peng et al., ICML 2019).",
+    auxiliary=True,
+)
+
+
+def discriminative_adapt(
+    tolerance: float = 0.01,
+    macs: float = 1.0,
+    sites: str = "*",
+    samples: int = 1024,
+    epochs: int = 20,
+    rate: float = 0.1,
+    distill: float = 0.0,
+    temperature: float = 4.0,
+) -> Recipe:
+    """`discriminative`, each site as small as its own losses say, then fine-tune (DCP-Adapt, Zhuang et al., NeurIPS 2018).
+
+    tolerance  a site stops where one unit more betters its loss by at most this share of what it was with one (`Stopping`)
+    macs       share of the multiply-accumulates that is kept at most; where the rule keeps more, the tolerance is raised
+    sites      name pattern of what may be cut
+    samples    training samples that the criterion looks at
+    epochs     of fine-tuning, at `rate` times the task's base rate
+    distill    weight in the loss of the distillation from the dense network, 0 for none
+    """
+    units = Units("discriminative", macs, allot=Stopping(tolerance), sites=sites, samples=samples)
+    return _cut_once("discriminative_adapt", "arXiv 1810.11809", units, epochs, rate, distill, temperature)

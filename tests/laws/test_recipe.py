@@ -21,7 +21,7 @@ from featherweight.freezing import Freezing
 from featherweight.plan import matches, resolve
 from featherweight.recipe import Criterion, Distillation, Recipe, Rule, Stage, Training, Units, from_dict, read, to_yaml
 from featherweight.sets import Codebook, Levels, LowRank, SparseCodebook, TopK, TopRows
-from featherweight.units import Allotment
+from featherweight.units import Allotment, Stopping
 from featherweight.views import View
 
 BUDGETS = ("macs", "parameters", "bytes", "latency_ms")
@@ -80,12 +80,12 @@ units = st.builds(
     amount=share,
     multiple=st.integers(1, 32),
     criterion=st.sampled_from(get_args(Criterion)),
-    allot=st.sampled_from(get_args(Allotment)),
+    allot=st.sampled_from(get_args(Allotment)) | st.builds(Stopping, st.floats(0.001, 0.999)),
     sites=word,
     samples=st.integers(1, 9999),
     refit=st.booleans(),
 )
-a_cut = st.builds(Stage, name=word, units=units, train=a_training)
+a_cut = st.builds(Stage, name=word, units=units, train=a_training, auxiliary=st.booleans())
 a_recipe = st.builds(
     Recipe,
     name=word,
