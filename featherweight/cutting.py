@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import bisect
 import copy
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
+from featherweight.allocate.amc import Place, Search, search
 from featherweight.auxiliary import new_heads, with_auxiliary
 from featherweight.budgets import Spent, cost_of, counted
 from featherweight.coding import coded, layouts_kept
 from featherweight.criteria import CRITERIA, NEEDS, Ordered, Ranking, refit
 from featherweight.errors import InputError
-from featherweight.gates import find_readers
+from featherweight.gates import find_readers, producers
+from featherweight.modes import evaluating
 from featherweight.pace import within
 from featherweight.plan import matches
 from featherweight.recipe import Units
 from featherweight.stats import Stats, collect
 from featherweight.structure import Edit, Graph, expressible, prune, trace
-from featherweight.training import Task
+from featherweight.training import Batch, Task
 from featherweight.units import Sizes, Stopping, allot, offered
 
 
@@ -97,8 +101,14 @@ def _sizes(ranked: Ranked, asked: Units) -> tuple[Sizes, Spent]:
     what, amount = asked.budget
     cost = cost_of(what, ranked.network, ranked.graph)
 
+    how = asked.allot
+
     def allotted(limit: float) -> Sizes:
-        return allot(asked.allot, losses, cost, limit, asked.multiple)
+        if isinstance(how, Search):
+            places = [_place(ranked, site, offered(r.size, asked.multiple)) for site, r in ranked.rankings.items()]
+            seed = int(torch.randint(2**31, ()))  # of the run's own generator, which a checkpoint holds
+            return search(places, cost, limit, _reward(ranked, asked.samples), how, seed)
+        return allot(how, losses, cost, limit, asked.multiple)
 
     if what == "latency_ms":
         whole = {site: ranking.size for site, ranking in ranked.rankings.items()}
@@ -106,8 +116,62 @@ def _sizes(ranked: Ranked, asked: Units) -> tuple[Sizes, Spent]:
         return within(amount, ranked.stats.task.example, allotted, cost, ranked.copy, least, whole)
     limit = amount * cost({})
     sizes = allotted(limit)
-    why = f"the stopping rule at {asked.allot.tolerance:g} keeps no more" if isinstance(asked.allot, Stopping) else ""
+    why = f"the stopping rule at {how.tolerance:g} keeps no more" if isinstance(how, Stopping) else ""
+    why = "of all that the search tried this did best" if isinstance(how, Search) else why
     return sizes, counted(what, cost, sizes, limit, why)
+
+
+def _place(ranked: Ranked, site: str, sizes: tuple[int, ...]) -> Place:
+    """What AMC's agent is told of the layer that makes the units of a site."""
+    name = producers(ranked.graph, site)
+    path = name[0][0].rpartition(".")[0] if name else ""
+    layer = ranked.network.get_submodule(path)
+    if not isinstance(layer, _ConvNd):
+        return Place(site, sizes, inputs=layer.in_features if isinstance(layer, nn.Linear) else 0, height=1, width=1)
+    made: list[Tensor] = []
+    handle = layer.register_forward_hook(lambda module, inputs, output: made.append(output))
+    try:
+        with evaluating(ranked.network), torch.no_grad():
+            ranked.network(*ranked.stats.task.example)
+    finally:
+        handle.remove()
+    return Place(site, sizes, layer.in_channels, made[0].shape[2], made[0].shape[-1], layer.stride[0], layer.kernel_size[0])
+
+
+def _reward(ranked: Ranked, samples: int) -> Callable[[Sizes], float]:
+    """sizes -> how good the network so cut is, without tuning, on training batches of about `samples` that nothing else looked at:
+    the share of right answers where a batch is (inputs, class of each), else minus the loss. The task's score is never asked.
+
+    Raises InputError where no batch is left.
+    """
+    task, count = ranked.stats.task, ranked.stats.count
+    held: list[Batch] = []
+    seen = 0
+    for batch in itertools.islice(iter(task.batches(ranked.stats.epoch)), count, None):
+        held.append(batch)
+        first = next(
+            (part for part in (batch if isinstance(batch, (tuple, list)) else [batch]) if isinstance(part, Tensor)), None
+        )
+        seen += len(first) if first is not None else 1
+        if seen >= samples:
+            break
+    if not held:
+        raise InputError(f"the search needs training batches beyond the {count} that the criterion looks at: give fewer samples")
+
+    def reward(sizes: Sizes) -> float:
+        network = ranked.copy(sizes)
+        with evaluating(network), torch.no_grad():
+            return sum(_judged(network, task, batch) for batch in held) / len(held)
+
+    return reward
+
+
+def _judged(network: nn.Module, task: Task, batch: Batch) -> float:
+    if isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch):
+        inputs, labels = batch
+        if labels.dim() == 1 and labels.dtype == torch.int64:
+            return float((network(inputs).argmax(1) == labels).float().mean())
+    return -float(task.loss(network, batch))
 
 
 SOLVED = 33  # sizes at which a ranking that solves a problem for each is asked; between them the damage is interpolated

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from featherweight import Recipe, Rule, Stage, TopK, compress, cutting, load
+from featherweight.allocate.amc import Search
 from featherweight.allocate.choices import Infeasible
 from featherweight.criteria import CRITERIA, Ranking
 from featherweight.cutting import _Damage
 from featherweight.errors import FeatherweightError
 from featherweight.recipe import Criterion, Distillation, Training, Units
 from featherweight.stats import Stats, collect
-from featherweight.structure import Graph
+from featherweight.structure import Graph, trace
 from featherweight.training import Task
 from featherweight.units import Stopping, allot
 
@@ -206,6 +207,44 @@ def test_a_stopping_rule_gives_the_sizes_and_the_budget_is_a_ceiling(ceiling: fl
         assert kept < stops and spent.after > 0.85 * spent.asked
 
 
+def test_a_search_cuts_within_the_budget_never_asks_the_score_and_repeats() -> None:
+    """The reward is of training batches that neither the criterion nor the fit looked at; the test's score counts its calls."""
+    asked: list[nn.Module] = []
+
+    def counted(model: nn.Module) -> float:
+        asked.append(model)
+        return score(model)
+
+    task = dataclasses.replace(TASK, score=counted)
+    units = Units("l1", macs=0.5, samples=64, refit=True, allot=Search(6, 3))
+    results = []
+    for seed in (1, 1, 2):
+        made = network()
+        torch.manual_seed(seed)
+        results.append(compress(made, Recipe("r", (Stage("cut", units=units),)), task))
+    assert len(asked) == 3, "once a run, for its row"
+    for result in results:
+        macs, spent = result.rows[0].measured.macs, result.rows[0].spent
+        assert macs is not None and spent is not None and macs == spent.after <= 0.5 * spent.before
+    shapes = [[tuple(value.shape) for value in result.model.state_dict().values()] for result in results]
+    assert shapes[0] == shapes[1] != shapes[2]
+
+
+def test_a_search_is_rewarded_for_right_answers_on_batches_not_seen() -> None:
+    """By hand: batches 2 and 3 of the epoch, since two of 32 hold the 64 samples that the fit looked at."""
+    made = network()
+    graph = trace(made, TASK.example)
+    stats = collect(made, graph, TASK, ["gram"], samples=64)
+    ranked = cutting.Ranked(made, graph, stats, CRITERIA["l1"](made, graph, stats), False)
+    sizes = {name: site.size for name, site in graph.sites.items()}
+    made.eval()
+    right = [float((made(x).argmax(1) == y).float().mean()) for x, y in batches(0)[2:]]
+    assert cutting._reward(ranked, 64)(sizes) == pytest.approx(sum(right) / 2)
+    assert cutting._reward(ranked, 20)(sizes) == pytest.approx(right[0])
+    place = cutting._place(ranked, "conv1", (6, 12))
+    assert (place.inputs, place.height, place.width, place.stride, place.kernel) == (8, 6, 6, 1, 3)
+
+
 @pytest.mark.parametrize(
     ("make", "says"),
     [
@@ -214,6 +253,9 @@ def test_a_stopping_rule_gives_the_sizes_and_the_budget_is_a_ceiling(ceiling: fl
         (lambda: Stage("s", auxiliary=True), "training or units"),
         (lambda: Stage("s", (Rule("*", TopK(3)),), train=Training(1), auxiliary=True, sweep=True), "part them"),
         (lambda: Stopping(0.0), "tolerance"),
+        (lambda: Units("l1", latency_ms=1.0, allot=Search()), "along a path"),
+        (lambda: run(Units("l1", macs=0.5, samples=128, refit=True, allot=Search(2, 1))), "fewer samples"),
+        (lambda: run(Units("l1", macs=0.01, allot=Search(2, 1))), "keeps 20% of every site"),
         (lambda: Units("l1", macs=1.5), r"in \(0, 1\]"),
         (lambda: Units("l1", macs=0.5, samples=0), "samples"),
         (lambda: Stage("s", (Rule("*", TopK()),), keep=0.5, units=Units("l1", macs=0.5)), "two stages"),

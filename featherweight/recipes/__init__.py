@@ -11,6 +11,7 @@ from featherweight.recipes.admm_joint import admm_joint
 from featherweight.recipes.admm_quantization import admm_quantization
 from featherweight.recipes.decompose import decompose
 from featherweight.recipes.one_shot import (
+    amc,
     apoz,
     channel_lasso,
     collaborative,
@@ -45,4 +46,5 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
     "discriminative": discriminative,
     "collaborative_ac": collaborative_ac,
     "discriminative_adapt": discriminative_adapt,
+    "amc": amc,
 }

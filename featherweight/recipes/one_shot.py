@@ -1,7 +1,7 @@
-"""arXiv 1608.08710, 1607.03250, 1611.06440, 1711.05908, 1707.06342, 1707.06168, 1810.11809, ICML 2019 (CCP): cut once, fine-tune.
+"""arXiv 1608.08710, 1607.03250, 1611.06440, 1711.05908, 1707.06342, 1707.06168, 1802.03494, 1810.11809, ICML 2019 (CCP): cut once.
 
 Papers whose method is a criterion. Published for CIFAR-10 ResNet-56, accuracy lost at the share of MACs saved: L1 -0.02 at
-27.6 %, channel lasso 1.00 at 50 %, discriminative 0.31 at 50 %, collaborative 0.08 at 52.6 % and -0.19 at 47.0 % with auxiliary
+27.6 %, channel lasso 1.00 at 50 %, AMC 0.90 at 50 %, discriminative 0.31 at 50 %, collaborative 0.08 at 52.6 % and -0.19 at 47.0 % with auxiliary
 classifiers. Those shares are the papers' own formulas; ours are counted on the network that is left.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from featherweight.allocate.amc import Search
 from featherweight.recipe import Criterion, Distillation, Recipe, Stage, Training, Units
 from featherweight.units import Allotment, Stopping
 
@@ -131,3 +132,30 @@ def discriminative_adapt(
     """
     units = Units("discriminative", macs, allot=Stopping(tolerance), sites=sites, samples=samples)
     return _cut_once("discriminative_adapt", "arXiv 1810.11809", units, epochs, rate, distill, temperature)
+
+
+def amc(
+    macs: float = 0.5,
+    episodes: int = 60,
+    warm_up: int = 20,
+    multiple: int = 1,
+    sites: str = "*",
+    samples: int = 1024,
+    epochs: int = 20,
+    rate: float = 0.1,
+    distill: float = 0.0,
+    temperature: float = 4.0,
+) -> Recipe:
+    """Sizes that an agent finds, the largest sums of |w|, readers fitted anew, then fine-tune (AMC, He et al., ECCV 2018).
+
+    macs       share of the multiply-accumulates to keep
+    episodes   networks that the agent tries; the first `warm_up` at random. The paper: 400 and 100
+    multiple   of each size; the paper: 8
+    sites      name pattern of what may be cut
+    samples    training samples to fit on, and as many others that the agent is rewarded by
+    epochs     of fine-tuning, at `rate` times the task's base rate
+    distill    weight in the loss of the distillation from the dense network, 0 for none
+    """
+    how = Search(episodes, warm_up)
+    units = Units("l1", macs, allot=how, sites=sites, samples=samples, refit=True, multiple=multiple)
+    return _cut_once("amc", "arXiv 1802.03494", units, epochs, rate, distill, temperature)

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from featherweight.allocate.amc import Search
 from featherweight.drivers import ADMM, Periodic
 from featherweight.errors import InputError, RecipeError
 from featherweight.freezing import Freezing
@@ -75,12 +76,14 @@ a_stage = st.builds(
     distill=st.none() | st.builds(Distillation, weight=share, temperature=positive),
 )
 units = st.builds(
-    lambda budget, amount, **others: Units(**{budget: amount}, **others),
+    lambda budget, amount, allot, **others: Units(
+        **{budget: amount}, allot="ranked" if budget == "latency_ms" else allot, **others
+    ),
     st.sampled_from(BUDGETS),
     amount=share,
     multiple=st.integers(1, 32),
     criterion=st.sampled_from(get_args(Criterion)),
-    allot=st.sampled_from(get_args(Allotment)) | st.builds(Stopping, st.floats(0.001, 0.999)),
+    allot=st.sampled_from(get_args(Allotment)) | st.builds(Stopping, st.floats(0.001, 0.999)) | st.just(Search(9, 2)),
     sites=word,
     samples=st.integers(1, 9999),
     refit=st.booleans(),
