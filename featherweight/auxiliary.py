@@ -7,6 +7,7 @@ that is the auxiliary loss; so any task has one, whatever its labels look like.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,10 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from featherweight.coding import plain
 from featherweight.errors import InputError, did_you_mean
+from featherweight.gates import Readers
 from featherweight.modes import evaluating
 from featherweight.stats import Stats
-from featherweight.structure import Graph
+from featherweight.structure import Graph, trace
 from featherweight.training import Batch, Task
 
 
@@ -84,8 +87,10 @@ def losses(model: nn.Module, heads: Mapping[str, nn.Module], task: Task, batch: 
     return result
 
 
-def with_auxiliary(task: Task, heads: Mapping[str, nn.Module], least: float = 0.01) -> Task:
+def with_auxiliary(task: Task, heads: Mapping[str, nn.Module], least: float = 0.01, most: float = math.inf) -> Task:
     """The task whose loss adds that of each head, weighted by max(least, (L_head / L_own)^2) as the authors' code of DCP does.
+
+    most    bound of the weight: where the network's own loss nears 0 the weight nears infinity, and the heads alone would train
 
     To train the heads along, set them to train, let them require gradients, and give their parameters to the optimizer too.
     """
@@ -93,7 +98,7 @@ def with_auxiliary(task: Task, heads: Mapping[str, nn.Module], least: float = 0.
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         each = losses(model, heads, task, batch)
         own = each.pop("")
-        weights = {pivot: max(least, float((value / own).detach()) ** 2) for pivot, value in each.items()}
+        weights = {pivot: max(least, min(most, float((value / own).detach()) ** 2)) for pivot, value in each.items()}
         return own + sum((weights[pivot] * value for pivot, value in each.items()), own.new_zeros(()))
 
     return dataclasses.replace(task, loss=loss)
@@ -133,3 +138,15 @@ def trained_heads(
     for head in heads.values():
         head.eval().requires_grad_(False)
     return heads
+
+
+def new_heads(
+    model: nn.Module, task: Task, epoch: int, pivots: Sequence[str] | None = None, rounds: int = 10, batches: int = 8
+) -> dict[str, nn.Module]:
+    """Heads at `pivots`, else at the default ones, trained for `rounds` passes over the first `batches` of an epoch.
+
+    The network does not change.
+    """
+    if pivots is None:
+        pivots = default_pivots(model, trace(plain(model), task.example))
+    return trained_heads(model, Stats(task, epoch, 0, batches, (), Readers((), {})), pivots, rounds)

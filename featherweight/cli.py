@@ -137,13 +137,16 @@ def plan_command(
     weights: Weights = None,
     seed: Seed = 0,
     as_json: AsJson = False,
-    budget: Annotated[str | None, typer.Option(help="In place of a recipe: macs=50% or parameters=50% to keep.")] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(help="In place of a recipe: macs=50%, parameters=50% or bytes=50% to keep, or latency_ms=3 an example."),
+    ] = None,
 ) -> None:
     """Show what `compress` would do, with exact names and sizes, or which units a budget would cut; and run nothing."""
     if budget is not None:
-        what, share = outline.budget_of(budget)
+        what, amount = outline.budget_of(budget)
         made = Job.load(model, data, weights, seed)
-        found = outline.cuts(trace(made.network, made.task.example), what, share)
+        found = outline.cuts(made.network, made.task, what, amount)
         console.json_object(found) if as_json else console.cuts(found)
         return
     if recipe is None:

@@ -13,6 +13,8 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from featherweight import artifact, structure
+from featherweight.auxiliary import new_heads, with_auxiliary
+from featherweight.budgets import Spent
 from featherweight.coding import coded, detach, layouts_kept, plain
 from featherweight.cutting import cut_units
 from featherweight.drivers import Imposed, Target, freeze
@@ -88,17 +90,27 @@ def _run(stage: Stage, start: Partial, original: nn.Module, task: Task, memory: 
     network = start.snapshot.build(original)
     for name in _matched(stage, network) & coded(network).keys():
         detach(network, name)
+    spent: Spent | None = None
     if stage.units and memory.work is None:
-        with layouts_kept(network):
-            edit = cut_units(network, task, stage.units, memory.epochs)
-        structural = structural + ([structure_edit(edit)] if edit is not None else [])
+        done = cut_units(network, task, stage.units, memory.epochs, stage.auxiliary)
+        structural, spent = structural + ([structure_edit(done.edit)] if done.edit is not None else []), done.spent
     squares = squared_gradients(network, task, memory.epochs) if stage.fisher else None
     plan = resolve(stage, network, decoded(original), squares, task.example)
     work = memory.work  # what an interrupted run left of this stage
     if work is not None:
         structural, network = work.snapshot.structural(), work.snapshot.build(original)
+        spent = Spent(**work.spent) if work.spent else None
+    heads: dict[str, nn.Module] = {}
+    if stage.auxiliary and stage.train.epochs + stage.retrain.epochs:
+        heads = new_heads(network, task, memory.epochs, list(work.heads), 0) if work else new_heads(network, task, memory.epochs)
+        for pivot, head in heads.items():
+            head.train().requires_grad_(True)
+            if work is not None:
+                head.load_state_dict(work.heads[pivot])
+    taught = with_auxiliary(task, heads, most=1.0) if heads else task
+    along = [parameter for head in heads.values() for parameter in head.parameters()]
     teacher = memory.baseline.build(original).eval() if stage.distill else None
-    watch = Watch(memory, monitor, stage, start, len(task.batches(memory.epochs)))
+    watch = Watch(memory, monitor, stage, start, len(task.batches(memory.epochs)), spent, heads)
 
     def train(phase: str, optimizer: Optimizer, imposed: Imposed | None = None) -> float:
         training, first_epoch = stage.train, memory.epochs
@@ -112,7 +124,7 @@ def _run(stage: Stage, start: Partial, original: nn.Module, task: Task, memory: 
         return fit(
             network,
             optimizer,
-            task,
+            taught,
             training,
             first_epoch=first_epoch,
             start=steps,
@@ -125,7 +137,7 @@ def _run(stage: Stage, start: Partial, original: nn.Module, task: Task, memory: 
 
     loss = math.inf
     if work is None or work.phase == "train":
-        optimizer = task.optimizer(_ordered(network))
+        optimizer = task.optimizer(_ordered(network) + along)
         imposed = Imposed(stage.driver, network, optimizer, plan.targets, squares=squares, spread=plan.spread)
         if work is not None and work.imposed is not None:
             imposed.load_state_dict(work.imposed)
@@ -135,14 +147,16 @@ def _run(stage: Stage, start: Partial, original: nn.Module, task: Task, memory: 
         if stage.sweep:
             structural = structural + _sweep(network, task, imposed.targets)
     if stage.retrain.epochs:
-        loss = train("retrain", task.optimizer(_ordered(network)))
+        loss = train("retrain", task.optimizer(_ordered(network) + along))
     recalibrate(network, task, memory.epochs)
     thin = Snapshot.of(network, structural).build(original)
     materialise(thin, example=task.example)  # what this stage would be shipped as: thin factors are two plain layers
     measured = measure(thin, task.example, task.score)
     epochs = stage.train.epochs + stage.retrain.epochs + (start.rows[-1]["epochs"] if start.rows else 0)
     asked = stage.units.share if stage.units else stage.keep
-    row = Row(stage.name, measured, asked, _left(network, original), epochs, watch.seconds(), _finite(loss), watch.residuals)
+    row = Row(
+        stage.name, measured, asked, _left(network, original), epochs, watch.seconds(), _finite(loss), watch.residuals, spent
+    )  # fmt: skip
     return Partial(Snapshot.of(network, structural), [*start.rows, row.to_dict()], loss)
 
 

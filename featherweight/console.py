@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from featherweight import report
+from featherweight.budgets import Spent
 from featherweight.export import Exported
 from featherweight.measure import Measurement
 from featherweight.recipe import Recipe
@@ -233,9 +234,12 @@ def plan(recipe: Recipe, stages: Sequence[dict[str, Any]]) -> None:
 
 def _cut(units: dict[str, Any]) -> str:
     """A budget of units in words."""
-    what = "macs" if units["macs"] is not None else "parameters"
-    kept = f"keep {100 * units[what]:g} % of the {what}, {units['allot']} over the sites {units['sites']}"
-    return f"cut units by {units['criterion']}: {kept}{', refit' if units['refit'] else ''}"
+    what = next(name for name in ("macs", "parameters", "bytes", "latency_ms") if units[name] is not None)
+    amount = f"{units[what]:g} ms on this machine" if what == "latency_ms" else f"{100 * units[what]:g} % of the {what}"
+    spread = _option(units["allot"])
+    kept = f"keep {amount}, {spread} over the sites {units['sites']}"
+    multiples = f", multiples of {units['multiple']}" if units["multiple"] > 1 else ""
+    return f"cut units by {units['criterion']}: {kept}{multiples}{', refit' if units['refit'] else ''}"
 
 
 def _option(value: Any) -> str:
@@ -320,11 +324,13 @@ def cuts(found: dict[str, Any]) -> None:
     screen = output()
     cells = [(name, f"{site['units']:,}", f"{site['of']:,}") for name, site in found["kept"].items()]
     screen.print(table(("site", "keeps", "of"), cells))
-    for what in ("macs", "parameters"):
+    for what in ("macs", "parameters", "bytes"):
         after, before = found[what]["after"], found[what]["before"]
         asked = f", asked {100 * found['asked'][what]:g} %" if what in found["asked"] else ""
         name = "MACs" if what == "macs" else what
         screen.print(Text(f"{name}: {after:,} of {before:,}, {100 * after / max(before, 1):.2f} %{asked}"))
+    if found["spent"]["note"] or found["spent"]["what"] == "latency_ms":
+        screen.print(Text(str(Spent(**found["spent"]))))
 
 
 def storage(rows: Sequence[tuple[str, int, float]], path: Path) -> None:

@@ -3,30 +3,48 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Sequence
+import copy
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
-from featherweight.coding import coded
+from featherweight.allocate.amc import Place, Search, search
+from featherweight.auxiliary import new_heads, with_auxiliary
+from featherweight.budgets import Spent, cost_of, counted
+from featherweight.coding import coded, layouts_kept
 from featherweight.criteria import CRITERIA, NEEDS, Ordered, Ranking, refit
 from featherweight.errors import InputError
-from featherweight.gates import find_readers
+from featherweight.gates import find_readers, producers
+from featherweight.modes import evaluating
+from featherweight.pace import within
 from featherweight.plan import matches
 from featherweight.recipe import Units
-from featherweight.stats import collect
-from featherweight.structure import Edit, expressible, prune, trace
-from featherweight.training import Task
-from featherweight.units import allot
+from featherweight.stats import Stats, collect
+from featherweight.structure import Edit, Graph, expressible, prune, trace
+from featherweight.training import Batch, Task
+from featherweight.units import Sizes, Stopping, allot, offered
 
 
-def cut_units(network: nn.Module, task: Task, asked: Units, epoch: int) -> Edit | None:
-    """Cut `network` in place, by what it does on the first batches of `epoch`; the edit, or None where the budget holds already.
+@dataclass(frozen=True)
+class Cutting:
+    """What `cut_units` did: the edit, or None where the budget held already; and what was made of the budget."""
 
-    Raises InputError where no site may go or codes are in the way, Infeasible for a budget below one unit a site, and what the
-    criterion raises.
+    edit: Edit | None
+    spent: Spent
+
+
+def cut_units(network: nn.Module, task: Task, asked: Units, epoch: int, auxiliary: bool = False) -> Cutting:
+    """Cut `network` in place, by what it does on the first batches of `epoch`. `auxiliary`: the loss that the criterion looks at
+    adds those of heads inside the network, trained here.
+
+    Raises InputError where no site may go or codes are in the way, Infeasible for a budget below what the smallest sizes cost,
+    and what the criterion raises.
     """
     held = sorted(coded(network))
     if held:
@@ -41,17 +59,121 @@ def cut_units(network: nn.Module, task: Task, asked: Units, epoch: int) -> Edit 
             f"no units can go: of the sites {', '.join(graph.sites) or '(none)'} those that match {asked.sites!r} cannot be cut "
             f"in the network's own class, or not be watched{''.join(f'; {name}: {why}' for name, why in out.items())}"
         )
-    stats = collect(network, graph, task, statistics, sites=sites, samples=asked.samples, epoch=epoch, curvature=asked.curvature)
-    rankings = CRITERIA[asked.criterion](network, graph, stats)
-    count = graph.macs if asked.macs is not None else graph.parameters
-    sizes = allot(asked.allot, {site: _Damage(ranking) for site, ranking in rankings.items()}, count, asked.share * count())
-    keep = {site: rankings[site].keep(size) for site, size in sizes.items() if size < rankings[site].size}
-    if asked.refit and keep:
-        parameters = dict(network.named_parameters())
-        with torch.no_grad():
-            for name, values in refit(network, graph, stats, keep).items():
-                parameters[name].copy_(values)
-    return prune(network, graph, keep, where="class").edit if keep else None
+    watched = with_auxiliary(task, new_heads(network, task, epoch), most=1.0) if auxiliary else task
+    stats = collect(
+        network, graph, watched, statistics, sites=sites, samples=asked.samples, epoch=epoch, curvature=asked.curvature
+    )
+    stats = replace(stats, task=task)
+    ranked = Ranked(network, graph, stats, CRITERIA[asked.criterion](network, graph, stats), asked.refit)
+    sizes, spent = _sizes(ranked, asked)
+    return Cutting(ranked.cut(network, sizes), spent)
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A network whose units are ranked, to be cut to any sizes."""
+
+    network: nn.Module
+    graph: Graph
+    stats: Stats
+    rankings: Mapping[str, Ranking]
+    refit: bool
+
+    def cut(self, network: nn.Module, sizes: Sizes) -> Edit | None:
+        """Cut `network`, which is ours or a copy of it, in place. None where all units stay."""
+        keep = {site: self.rankings[site].keep(size) for site, size in sizes.items() if size < self.rankings[site].size}
+        if self.refit and keep:
+            parameters = dict(network.named_parameters())
+            with torch.no_grad():
+                for name, values in refit(network, self.graph, self.stats, keep).items():
+                    parameters[name].copy_(values)
+        with layouts_kept(network):
+            return prune(network, self.graph, keep, where="class").edit if keep else None
+
+    def copy(self, sizes: Sizes) -> nn.Module:
+        """A copy of the network, cut."""
+        made = copy.deepcopy(self.network)
+        self.cut(made, sizes)
+        return made
+
+
+def _sizes(ranked: Ranked, asked: Units) -> tuple[Sizes, Spent]:
+    """The sizes that meet the budget, and what they cost."""
+    losses = {site: _Damage(ranking) for site, ranking in ranked.rankings.items()}
+    what, amount = asked.budget
+    cost = cost_of(what, ranked.network, ranked.graph)
+
+    how = asked.allot
+
+    def allotted(limit: float) -> Sizes:
+        if isinstance(how, Search):
+            places = [_place(ranked, site, offered(r.size, asked.multiple)) for site, r in ranked.rankings.items()]
+            seed = int(torch.randint(2**31, ()))  # of the run's own generator, which a checkpoint holds
+            return search(places, cost, limit, _reward(ranked, asked.samples), how, seed)
+        return allot(how, losses, cost, limit, asked.multiple)
+
+    if what == "latency_ms":
+        whole = {site: ranking.size for site, ranking in ranked.rankings.items()}
+        least = {site: offered(size, asked.multiple)[0] for site, size in whole.items()}
+        return within(amount, ranked.stats.task.example, allotted, cost, ranked.copy, least, whole)
+    limit = amount * cost({})
+    sizes = allotted(limit)
+    why = f"the stopping rule at {how.tolerance:g} keeps no more" if isinstance(how, Stopping) else ""
+    why = "of all that the search tried this did best" if isinstance(how, Search) else why
+    return sizes, counted(what, cost, sizes, limit, why)
+
+
+def _place(ranked: Ranked, site: str, sizes: tuple[int, ...]) -> Place:
+    """What AMC's agent is told of the layer that makes the units of a site."""
+    name = producers(ranked.graph, site)
+    path = name[0][0].rpartition(".")[0] if name else ""
+    layer = ranked.network.get_submodule(path)
+    if not isinstance(layer, _ConvNd):
+        return Place(site, sizes, inputs=layer.in_features if isinstance(layer, nn.Linear) else 0, height=1, width=1)
+    made: list[Tensor] = []
+    handle = layer.register_forward_hook(lambda module, inputs, output: made.append(output))
+    try:
+        with evaluating(ranked.network), torch.no_grad():
+            ranked.network(*ranked.stats.task.example)
+    finally:
+        handle.remove()
+    return Place(site, sizes, layer.in_channels, made[0].shape[2], made[0].shape[-1], layer.stride[0], layer.kernel_size[0])
+
+
+def _reward(ranked: Ranked, samples: int) -> Callable[[Sizes], float]:
+    """sizes -> how good the network so cut is, without tuning, on training batches of about `samples` that nothing else looked at:
+    the share of right answers where a batch is (inputs, class of each), else minus the loss. The task's score is never asked.
+
+    Raises InputError where no batch is left.
+    """
+    task, count = ranked.stats.task, ranked.stats.count
+    held: list[Batch] = []
+    seen = 0
+    for batch in itertools.islice(iter(task.batches(ranked.stats.epoch)), count, None):
+        held.append(batch)
+        first = next(
+            (part for part in (batch if isinstance(batch, (tuple, list)) else [batch]) if isinstance(part, Tensor)), None
+        )
+        seen += len(first) if first is not None else 1
+        if seen >= samples:
+            break
+    if not held:
+        raise InputError(f"the search needs training batches beyond the {count} that the criterion looks at: give fewer samples")
+
+    def reward(sizes: Sizes) -> float:
+        network = ranked.copy(sizes)
+        with evaluating(network), torch.no_grad():
+            return sum(_judged(network, task, batch) for batch in held) / len(held)
+
+    return reward
+
+
+def _judged(network: nn.Module, task: Task, batch: Batch) -> float:
+    if isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch):
+        inputs, labels = batch
+        if labels.dim() == 1 and labels.dtype == torch.int64:
+            return float((network(inputs).argmax(1) == labels).float().mean())
+    return -float(task.loss(network, batch))
 
 
 SOLVED = 33  # sizes at which a ranking that solves a problem for each is asked; between them the damage is interpolated

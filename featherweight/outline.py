@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+import math
+from dataclasses import asdict
 from typing import Any
 
+from torch import nn
+
+from featherweight.budgets import SHARES, What, cost_of, counted
+from featherweight.cutting import cut_units
 from featherweight.errors import InputError, did_you_mean
-from featherweight.structure import Graph
+from featherweight.recipe import Units
+from featherweight.structure import Graph, trace
+from featherweight.training import Task
 from featherweight.units import allot
 
-BUDGETS = ("macs", "parameters")
+BUDGETS: tuple[What, ...] = (*SHARES, "latency_ms")
 
 
 def outline(graph: Graph) -> dict[str, Any]:
@@ -38,11 +47,22 @@ def outline(graph: Graph) -> dict[str, Any]:
     }
 
 
-def budget_of(text: str) -> tuple[str, float]:
-    """`macs=50%` or `parameters=0.5` -> (what, the share to keep). Raises InputError."""
-    what, given, amount = text.partition("=")
-    if what not in BUDGETS or not given:
-        raise InputError(f"a budget is {' or '.join(f'{b}=50%' for b in BUDGETS)}, given {text!r}.{did_you_mean(what, BUDGETS)}")
+def budget_of(text: str) -> tuple[What, float]:
+    """`macs=50%`, `bytes=0.5` -> (what, the share to keep); `latency_ms=3` -> (what, milliseconds). Raises InputError."""
+    named, given, amount = text.partition("=")
+    what = next((budget for budget in BUDGETS if budget == named), None)
+    if what is None or not given:
+        forms = f"{', '.join(f'{share}=50%' for share in SHARES)} or latency_ms=3"
+        raise InputError(f"a budget is {forms}, given {text!r}.{did_you_mean(named, BUDGETS)}")
+    if what == "latency_ms":
+        wrong = InputError(f"the budget {text!r} needs a number of milliseconds above 0, such as latency_ms=3")
+        try:
+            milliseconds = float(amount)
+        except ValueError:
+            raise wrong from None
+        if not 0 < milliseconds < math.inf:
+            raise wrong
+        return what, milliseconds
     try:
         share = float(amount.removesuffix("%")) / (100 if amount.endswith("%") else 1)
     except ValueError:
@@ -52,16 +72,26 @@ def budget_of(text: str) -> tuple[str, float]:
     return what, share
 
 
-def cuts(graph: Graph, what: str, share: float) -> dict[str, Any]:
+def cuts(network: nn.Module, task: Task, what: What, amount: float) -> dict[str, Any]:
     """The same share of units at every site, the largest within the budget, and single units more while they fit: what it keeps
-    and saves. Raises Infeasible, with the nearest feasible budget, where even one unit a site is too much.
+    and saves. A budget that is counted may cut sites that only the exported module can lose; for milliseconds a copy of the
+    network is cut in its own class, by the sums of |w|, and timed. Raises Infeasible, with the nearest feasible budget, where
+    even the smallest sizes are too much.
     """
-    count = graph.macs if what == "macs" else graph.parameters
-    even = {name: [0.0] * (site.size + 1) for name, site in graph.sites.items()}
-    kept = allot("uniform", even, count, share * count())
+    graph = trace(network, task.example)
+    kept = {name: site.size for name, site in graph.sites.items()}
+    if what == "latency_ms":
+        done = cut_units(copy.deepcopy(network), task, Units("l1", latency_ms=amount), 0)
+        spent = done.spent
+        kept |= dict(done.edit.sites) if done.edit is not None else {}
+    else:
+        cost = cost_of(what, network, graph)
+        kept = allot("uniform", {name: [0.0] * (size + 1) for name, size in kept.items()}, cost, amount * cost({}))
+        spent = counted(what, cost, kept, amount * cost({}))
+    costs = {share: cost_of(share, network, graph) for share in SHARES}
     return {
-        "asked": {what: share},
+        "asked": {what: amount},
         "kept": {name: {"units": kept[name], "of": site.size} for name, site in graph.sites.items()},
-        "macs": {"after": graph.macs(kept), "before": graph.macs()},
-        "parameters": {"after": graph.parameters(kept), "before": graph.parameters()},
+        **{share: {"after": cost(kept), "before": cost({})} for share, cost in costs.items()},
+        "spent": asdict(spent),
     }

@@ -13,15 +13,18 @@ import yaml
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from featherweight.allocate import ALLOCATORS
+from featherweight.allocate.amc import Search
+from featherweight.budgets import SHARES, What
 from featherweight.drivers import ADMM, Periodic
 from featherweight.errors import InputError, RecipeError, did_you_mean
 from featherweight.freezing import Freezing
 from featherweight.sets import Codebook, Levels, LowRank, SparseCodebook, TopK, TopRows
-from featherweight.units import Allotment
+from featherweight.units import Allotment, Stopping
 from featherweight.views import WHOLE, View
 
 AnySet = Annotated[TopK | TopRows | LowRank | Levels | Codebook | SparseCodebook, Field(discriminator="kind")]
 AnyDriver = Annotated[ADMM | Periodic | Freezing, Field(discriminator="kind")]
+AnyAllotment = Allotment | Annotated[Stopping | Search, Field(discriminator="kind")]
 AnyView = Annotated[View, BeforeValidator(lambda given: {"pattern": given} if isinstance(given, str) else given)]
 
 
@@ -103,39 +106,65 @@ class Units:
     """Units (channels, neurons, heads) that go for good before the stage trains.
 
     criterion         which go, and what that is predicted to cost: a name of `criteria.CRITERIA`
-    macs, parameters  share in (0, 1] of what the network has when the stage starts to keep; one of the two
-    allot             how that is spread over the sites (see `units.allot`)
+    macs, parameters, bytes
+                      share in (0, 1] of what the network has when the stage starts to keep; bytes: of its state dict
+    latency_ms        or milliseconds that one example may take on this machine (see `pace`). One budget of the four
+    allot             how that is spread over the sites (see `units.allot`), or Stopping, for which the budget is a ceiling, or
+                      Search, whose agent is rewarded by what the cut network makes of training samples not looked at before
     sites             name pattern of the sites that may be cut; those that the network's class cannot express never are
     samples           training samples that the criterion may look at
     refit             fit what reads the remaining units anew, by least squares on its inputs
     curvature         what pairs of units bend, for a criterion that looks at pairs: half the squared change of the outputs, or
                       the loss itself, as in the paper (see `stats`)
+    multiple          sizes are multiples of this, or the whole site: a site smaller than it is free
     """
 
     criterion: Criterion
     macs: float | None = None
     parameters: float | None = None
-    allot: Allotment = "uniform"
+    bytes: float | None = None
+    latency_ms: float | None = None
+    allot: AnyAllotment = "uniform"
     sites: str = "*"
     samples: int = 1024
     refit: bool = False
     curvature: Literal["outputs", "loss"] = "outputs"
+    multiple: int = 1
 
     def __post_init__(self) -> None:
-        given = [share for share in (self.macs, self.parameters) if share is not None]
+        given = self._given()
+        shares = [amount for what, amount in given if what in SHARES]
         _require(
             (
                 len(given) == 1,
-                f"units go by a budget of macs or parameters, one of the two, given {self.macs} and {self.parameters}",
+                "units go by one budget, of macs, parameters, bytes or latency_ms, given "
+                f"{', '.join(f'{what}={amount}' for what, amount in given) or 'none'}",
             ),
-            (all(0 < share <= 1 for share in given), f"a budget of units is a share to keep in (0, 1], given {given}"),
+            (all(0 < share <= 1 for share in shares), f"a budget of units is a share to keep in (0, 1], given {shares}"),
+            (self.latency_ms is None or 0 < self.latency_ms < math.inf, f"latency_ms must be above 0, given {self.latency_ms}"),
+            (
+                self.latency_ms is None or isinstance(self.allot, str),
+                "latency_ms is met along a path of sizes: allot by uniform, ranked, weighed or knapsack",
+            ),
             (self.samples >= 1, f"samples must be at least 1, given {self.samples}"),
+            (self.multiple >= 1, f"multiple must be at least 1, given {self.multiple}"),
         )
 
+    def _given(self) -> list[tuple[What, float]]:
+        amounts: dict[What, float | None] = {"macs": self.macs, "parameters": self.parameters, "bytes": self.bytes}
+        amounts["latency_ms"] = self.latency_ms
+        return [(what, amount) for what, amount in amounts.items() if amount is not None]
+
     @property
-    def share(self) -> float:
-        """The budget, of whichever it is of."""
-        return self.macs if self.macs is not None else self.parameters or 1.0
+    def budget(self) -> tuple[What, float]:
+        """What the budget is of, and how much of it: a share, or milliseconds."""
+        return self._given()[0]
+
+    @property
+    def share(self) -> float | None:
+        """The share to keep; None for a budget of milliseconds, which is none."""
+        what, amount = self.budget
+        return amount if what in SHARES else None
 
 
 @dataclass(frozen=True)
@@ -149,6 +178,8 @@ class Stage:
     masked     what is zero when the stage starts stays zero
     fisher     the power of the mean squared gradient that weighs magnitudes where sets select (see `drivers.Target`)
     respread   spread `keep` anew at every projection, not only when the stage starts
+    auxiliary  the criterion of the units, and the training, see the losses of two heads inside the network besides its own
+               (see `auxiliary`); the heads are trained along and thrown away
     sweep      after the projection, cut the units that it left dead; what stays trains the faster for it
     """
 
@@ -166,8 +197,10 @@ class Stage:
     sweep: bool = False
     distill: Distillation | None = None
     units: Units | None = None
+    auxiliary: bool = False
 
     def __post_init__(self) -> None:
+        epochs = self.train.epochs + self.retrain.epochs
         allocator = f"no allocator is named {self.allocate!r}; there are {', '.join(ALLOCATORS)}."
         _require(
             (self.keep is None or 0 < self.keep <= 1, f"stage {self.name!r}: keep is a share in (0, 1], given {self.keep}"),
@@ -176,6 +209,11 @@ class Stage:
             (self.macs is None or bool(self.rules), f"stage {self.name!r} has a budget of macs but no rules to spend it on"),
             (self.allocate in ALLOCATORS, f"stage {self.name!r}: {allocator}{did_you_mean(self.allocate, ALLOCATORS)}"),
             (self.driver is None or bool(self.rules), f"stage {self.name!r} has a driver but no rules for it to impose"),
+            (not self.auxiliary or bool(self.units or epochs), f"stage {self.name!r}: auxiliary needs training or units to cut"),
+            (
+                not (self.auxiliary and self.sweep),
+                f"stage {self.name!r}: a sweep cuts what auxiliary heads read; part them",
+            ),
             (not (self.units and self.rules), f"stage {self.name!r} cuts units and has rules: make it two stages"),
             (self.keep is None or bool(self.rules), f"stage {self.name!r} has a budget but no rules to spend it on"),
             (0 <= self.fisher < math.inf, f"stage {self.name!r}: fisher is a power, at least 0, given {self.fisher}"),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from featherweight.budgets import Spent
 from featherweight.measure import Measurement
 
 
@@ -21,6 +22,7 @@ class Row:
     seconds: float  # of this stage
     loss: float | None  # mean training loss of the last epoch, if there was one
     residuals: dict[str, float]  # primal residual of each target when it was frozen
+    spent: Spent | None = None  # of a stage that cut units: its budget, and what was made of it
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -29,7 +31,8 @@ class Row:
     def from_dict(cls, data: dict[str, Any]) -> Row:
         targets = {name: (left, whole) for name, (left, whole) in data["targets"].items()}
         measured = Measurement(**data["measured"] | {"uncounted": tuple(data["measured"]["uncounted"])})
-        return cls(**data | {"targets": targets, "measured": measured})
+        spent = Spent(**data["spent"]) if data.get("spent") else None
+        return cls(**data | {"targets": targets, "measured": measured, "spent": spent})
 
     @property
     def kept(self) -> float | None:
@@ -73,11 +76,12 @@ def text(rows: Sequence[Row]) -> str:
 
 
 def notes(rows: Sequence[Row], health: float = 0.1) -> list[str]:
-    """Warnings that belong under the table."""
+    """What belongs under the table: warnings, and budgets that were measured or not met within 1 %."""
     found = []
     uncounted = sorted({name for row in rows for name in row.measured.uncounted})
     if uncounted:
         found.append(f"* MACs are not, or not all, counted: {'; '.join(uncounted)}")
+    found += [f"stage {row.stage!r}: {row.spent}" for row in rows if row.spent and (row.spent.note or row.asked is None)]
     for row in rows:
         open_targets = [name for name, residual in row.residuals.items() if residual > health]
         if open_targets:

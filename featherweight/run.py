@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from featherweight import checkpoint
+from featherweight.budgets import Spent
 from featherweight.drivers import Imposed
 from featherweight.edits import Edit, Snapshot
 from featherweight.errors import ArtifactError, InputError
@@ -68,6 +69,8 @@ class Work:
     seconds: float
     random: torch.Tensor
     losses: list[float]  # of the epoch in progress
+    spent: dict[str, Any] | None = None  # what was made of the budget of the stage's units
+    heads: dict[str, dict[str, Any]] = field(default_factory=dict)  # the states of auxiliary heads
 
 
 @dataclass
@@ -162,9 +165,18 @@ class Memory:
 class Watch:
     """Follows one stage from one start: saves when it is time, tells the monitor, and keeps the clock."""
 
-    def __init__(self, memory: Memory, monitor: Monitor, stage: Stage, start: Partial, steps_an_epoch: int):
+    def __init__(
+        self,
+        memory: Memory,
+        monitor: Monitor,
+        stage: Stage,
+        start: Partial,
+        steps_an_epoch: int,
+        spent: Spent | None = None,
+        heads: Mapping[str, nn.Module] | None = None,
+    ):
         self.memory, self.monitor, self.stage, self.start = memory, monitor, stage, start
-        self.steps_an_epoch = steps_an_epoch
+        self.steps_an_epoch, self.spent, self.heads = steps_an_epoch, spent, heads or {}
         self.residuals: dict[str, float] = memory.work.residuals if memory.work else {}
         self.earlier = memory.work.seconds if memory.work else 0.0
         self.began = self.saved = time.monotonic()
@@ -180,7 +192,8 @@ class Watch:
             self.memory.work = Work(
                 phase, step.done, Snapshot.of(model, structural), optimizer.state_dict(),
                 imposed.state_dict() if imposed else None, self.residuals, self.seconds(), torch.get_rng_state(),
-                list(step.losses),
+                list(step.losses), asdict(self.spent) if self.spent else None,
+                {pivot: head.state_dict() for pivot, head in self.heads.items()},
             )  # fmt: skip
             self.memory.save()
             self.saved = time.monotonic()

@@ -7,14 +7,17 @@ site to all of them, to the last point within the budget, and then gives back si
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featherweight.allocate.choices import Choices, Infeasible
 from featherweight.allocate.knapsack import knapsack
+from featherweight.errors import InputError
 
 Losses = Mapping[str, Sequence[float]]
 Sizes = dict[str, int]
@@ -22,32 +25,109 @@ Cost = Callable[[Mapping[str, int]], int]  # sizes -> what the whole network cos
 Path = Callable[[float], Sizes]  # 0 .. 1 -> sizes, growing
 Allotment = Literal["uniform", "ranked", "weighed", "knapsack"]
 
+
+@dataclass(frozen=True)
+class Stopping:
+    """DCP-Adapt: a site stops taking units where one more betters its damage by at most `tolerance` of what it was with one unit.
+
+    (L_k - L_{k+1}) / L_1 <= tolerance, the stopping condition of arXiv 1810.11809. The budget is then a ceiling: where these
+    sizes cost more, the tolerance is raised until they do not.
+    """
+
+    tolerance: float = 0.01
+    kind: Literal["stopping"] = "stopping"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.tolerance < 1:
+            raise InputError(f"tolerance is a share of the first damage, in (0, 1), given {self.tolerance}")
+
+
 STEPS = 50  # of bisection: finer than any whole number of units
 ROUNDS = 8  # of linearising a cost
 
 
-def allot(how: Allotment, losses: Losses, cost: Cost, limit: float) -> Sizes:
+def allot(how: Allotment | Stopping, losses: Losses, cost: Cost, limit: float, multiple: int = 1) -> Sizes:
     """Sizes whose `cost` is at most `limit` and, where single units allow it, nearly all of it.
 
     uniform    the same share of units everywhere
     ranked     one threshold on the damage of a unit's going, over all sites (global ranking)
     weighed    the same on damage over what the unit costs where it is
+    Stopping   what each site's own damage says, and the budget a ceiling
     knapsack   the least damage in all, for costs made a sum over the sites around the sizes found last; the best of a few rounds
 
-    Raises Infeasible, with the nearest feasible budget, where one unit a site costs more.
+    Sizes are multiples of `multiple`, or the whole site. Raises Infeasible, with the nearest feasible budget, where the least
+    sizes cost more.
     """
-    least, most = cost(dict.fromkeys(losses, 1)), cost(_whole(losses))
+    choices = {name: offered(len(loss) - 1, multiple) for name, loss in losses.items()}
+    smallest = {name: sizes[0] for name, sizes in choices.items()}
+    least, most = cost(smallest), cost(_whole(losses))
     if least > limit:
+        units = "one unit" if multiple == 1 else f"{multiple} units"
         raise Infeasible(
-            f"a budget of {int(limit):,} cannot be met by cutting units: one unit a site costs {least:,} of the network's "
-            f"{most:,}, the least. Ask for {100 * least / most:.3g} % or more, or let more sites go"
+            f"a budget of {int(limit):,} cannot be met by cutting units: {units} a site costs {least:,} of the network's "
+            f"{most:,}, the least. Ask for {_up(100 * least / most)} % or more, or let more sites go"
         )
-    if most <= limit:
+    if most <= limit and not isinstance(how, Stopping):
         return _whole(losses)
+    if multiple == 1:
+        return _allotted(how, losses, cost, limit)
+    # the same problem in which a unit is a whole multiple: step k of a site is its k-th size on offer
+    steps = {name: _Steps(losses[name], sizes) for name, sizes in choices.items()}
+
+    def sizes_at(taken: Mapping[str, int]) -> Sizes:
+        return {name: choices[name][step - 1] for name, step in taken.items()}
+
+    return sizes_at(_allotted(how, steps, lambda taken: cost(sizes_at(taken)), limit))
+
+
+def offered(size: int, multiple: int) -> tuple[int, ...]:
+    """The sizes that a site of `size` units may have: multiples, and the whole. A site smaller than `multiple` is free."""
+    if size < multiple:
+        return tuple(range(1, size + 1))
+    return (*range(multiple, size, multiple), size)
+
+
+def _up(share: float) -> str:
+    """Three digits, rounded up: what a message tells to ask for has to be enough."""
+    digits = 2 - math.floor(math.log10(share))
+    return f"{math.ceil(share * 10**digits - 1e-9) / 10**digits:.3g}"
+
+
+class _Steps(Sequence[float]):
+    """The damage at the sizes on offer; at 0, what the site itself says of 0. Looked up when asked for, as the site's own."""
+
+    def __init__(self, loss: Sequence[float], sizes: Sequence[int]) -> None:
+        self.loss, self.sizes = loss, (0, *sizes)
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __getitem__(self, k: Any) -> Any:
+        return [self.loss[size] for size in self.sizes[k]] if isinstance(k, slice) else self.loss[self.sizes[k]]
+
+
+def _allotted(how: Allotment | Stopping, losses: Losses, cost: Cost, limit: float) -> Sizes:
+    if isinstance(how, Stopping):
+        return _stopped(losses, how.tolerance, cost, limit)
     if how == "knapsack":
         return _linearised(losses, cost, limit)
     paths = {"uniform": _uniform, "ranked": _ranked, "weighed": lambda given: _weighed(given, cost)}
     return _filled(_last_within(paths[how](losses), cost, limit), losses, cost, limit)
+
+
+def stopping(loss: Sequence[float], tolerance: float) -> int:
+    """The least k >= 1 at which one unit more betters `loss` by at most `tolerance` of loss[1]; all where that never holds."""
+    size = len(loss) - 1
+    first = loss[1]
+    return next((k for k in range(1, size) if first <= 0 or (loss[k] - loss[k + 1]) / first <= tolerance), size)
+
+
+def _stopped(losses: Losses, tolerance: float, cost: Cost, limit: float) -> Sizes:
+    def path(share: float) -> Sizes:  # from a tolerance of 1, which no unit but the first gets over, to the one asked for
+        return {name: stopping(loss, tolerance**share) for name, loss in losses.items()}
+
+    asked = path(1.0)
+    return asked if cost(asked) <= limit else _filled(_last_within(path, cost, limit), losses, cost, limit)
 
 
 def _whole(losses: Losses) -> Sizes:

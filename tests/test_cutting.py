@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from featherweight import Recipe, Rule, Stage, TopK, compress, load
+from featherweight import Recipe, Rule, Stage, TopK, compress, cutting, load
+from featherweight.allocate.amc import Search
 from featherweight.allocate.choices import Infeasible
 from featherweight.criteria import CRITERIA, Ranking
 from featherweight.cutting import _Damage
 from featherweight.errors import FeatherweightError
 from featherweight.recipe import Criterion, Distillation, Training, Units
+from featherweight.stats import Stats, collect
+from featherweight.structure import Graph, trace
 from featherweight.training import Task
-from featherweight.units import allot
+from featherweight.units import Stopping, allot
 
 
 class Small(nn.Module):
@@ -131,11 +136,126 @@ def test_a_run_that_stopped_in_a_cut_stage_ends_with_the_same_bits(tmp_path: Pat
         assert torch.equal(one, other), name
 
 
+def test_auxiliary_losses_count_in_the_criterion(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Statistics are of a loss that is more than the network's own: by the heads' losses, which are about what a guess costs."""
+    seen: list[tuple[float, float]] = []
+
+    def spy(model: nn.Module, graph: Graph, task: Task, *given: Any, **options: Any) -> Stats:
+        model.eval()
+        seen.append((float(task.loss(model, batches(0)[0]).detach()), float(loss(model, batches(0)[0]).detach())))
+        return collect(model, graph, task, *given, **options)
+
+    monkeypatch.setattr(cutting, "collect", spy)
+    for on in (False, True):
+        units = Units("collaborative", macs=0.5, samples=64)
+        result = compress(network(), Recipe("r", (DENSE, Stage("cut", units=units, auxiliary=on))), TASK)
+        assert result.model.state_dict().keys() == network().state_dict().keys()
+    assert seen[0][0] == seen[0][1] and seen[1][0] > 1.5 * seen[1][1]
+
+
+def test_the_heads_of_a_stage_learn_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The optimizer that trains is given the heads' parameters too, and the loss of a step is the network's and theirs."""
+    given: list[tuple[int, float]] = []
+
+    def optimizer(parameters: object) -> torch.optim.Optimizer:
+        every = list(parameters)  # type: ignore[call-overload]
+        given.append((len(every), 0.0))
+        return torch.optim.SGD(every, 1e-9)
+
+    task = dataclasses.replace(TASK, optimizer=optimizer)
+    lost = []
+    for on in (False, True):
+        stage = Stage("tuned", train=Training(1), auxiliary=on)
+        lost.append(compress(network(), Recipe("r", (stage,)), task).rows[0].loss)
+    assert given[1][0] - given[0][0] == 2 * 4  # two heads: a batch norm's two vectors, a matrix and a bias each
+    assert lost[1] > lost[0] * 1.1
+
+
+def test_a_run_with_auxiliary_heads_that_stopped_ends_with_the_same_bits(tmp_path: Path) -> None:
+    cut = Stage("cut", units=Units("l1", macs=0.5), train=Training(1), auxiliary=True)
+    masked = Stage("masked", (Rule("*conv*.weight", TopK()),), keep=0.5, train=Training(1), retrain=Training(1), auxiliary=True)
+    recipe = Recipe("r", (cut, masked))
+    whole = compress(network(), recipe, TASK)
+    for stop in (2, 6, 10):  # of 4 steps in the first stage, 4 before the projection and 4 after it
+        steps = iter(range(1, 100))
+
+        def monitor(progress: object, steps: Iterator[int] = steps, stop: int = stop) -> None:
+            if next(steps) == stop:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            compress(network(), recipe, TASK, workdir=tmp_path / str(stop), monitor=monitor, checkpoint_seconds=0)
+        resumed = compress(network(), recipe, TASK, workdir=tmp_path / str(stop))
+        for (name, one), other in zip(whole.model.state_dict().items(), resumed.model.state_dict().values(), strict=True):
+            assert torch.equal(one, other), (stop, name)
+
+
+@pytest.mark.parametrize("ceiling", [1.0, 0.3])
+def test_a_stopping_rule_gives_the_sizes_and_the_budget_is_a_ceiling(ceiling: float) -> None:
+    units = Units("l2", macs=ceiling, allot=Stopping(0.09))
+    made = network()
+    result = compress(made, Recipe("r", (Stage("cut", units=units),)), TASK)
+    norms = made.conv1.weight.detach().square().sum((1, 2, 3)).sqrt().sort(descending=True).values.tolist()  # type: ignore[union-attr,operator]
+    left = [sum(norms[k:]) for k in range(len(norms) + 1)]  # the damage where k are kept, by hand
+    stops = next(k for k in range(1, 12) if (left[k] - left[k + 1]) / left[1] <= 0.09)
+    kept = result.model.conv1.weight.shape[0]  # type: ignore[union-attr,index]
+    spent = result.rows[0].spent
+    assert spent is not None and result.rows[0].measured.macs == spent.after <= ceiling * spent.before
+    if ceiling == 1.0:
+        assert kept == stops and "stopping rule" in spent.note
+    else:
+        assert kept < stops and spent.after > 0.85 * spent.asked
+
+
+def test_a_search_cuts_within_the_budget_never_asks_the_score_and_repeats() -> None:
+    """The reward is of training batches that neither the criterion nor the fit looked at; the test's score counts its calls."""
+    asked: list[nn.Module] = []
+
+    def counted(model: nn.Module) -> float:
+        asked.append(model)
+        return score(model)
+
+    task = dataclasses.replace(TASK, score=counted)
+    units = Units("l1", macs=0.5, samples=64, refit=True, allot=Search(6, 3))
+    results = []
+    for seed in (1, 1, 2):
+        made = network()
+        torch.manual_seed(seed)
+        results.append(compress(made, Recipe("r", (Stage("cut", units=units),)), task))
+    assert len(asked) == 3, "once a run, for its row"
+    for result in results:
+        macs, spent = result.rows[0].measured.macs, result.rows[0].spent
+        assert macs is not None and spent is not None and macs == spent.after <= 0.5 * spent.before
+    shapes = [[tuple(value.shape) for value in result.model.state_dict().values()] for result in results]
+    assert shapes[0] == shapes[1] != shapes[2]
+
+
+def test_a_search_is_rewarded_for_right_answers_on_batches_not_seen() -> None:
+    """By hand: batches 2 and 3 of the epoch, since two of 32 hold the 64 samples that the fit looked at."""
+    made = network()
+    graph = trace(made, TASK.example)
+    stats = collect(made, graph, TASK, ["gram"], samples=64)
+    ranked = cutting.Ranked(made, graph, stats, CRITERIA["l1"](made, graph, stats), False)
+    sizes = {name: site.size for name, site in graph.sites.items()}
+    made.eval()
+    right = [float((made(x).argmax(1) == y).float().mean()) for x, y in batches(0)[2:]]
+    assert cutting._reward(ranked, 64)(sizes) == pytest.approx(sum(right) / 2)
+    assert cutting._reward(ranked, 20)(sizes) == pytest.approx(right[0])
+    place = cutting._place(ranked, "conv1", (6, 12))
+    assert (place.inputs, place.height, place.width, place.stride, place.kernel) == (8, 6, 6, 1, 3)
+
+
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: Units("l1"), "one of the two"),
-        (lambda: Units("l1", macs=0.5, parameters=0.5), "one of the two"),
+        (lambda: Units("l1"), "one budget"),
+        (lambda: Units("l1", macs=0.5, parameters=0.5), "one budget"),
+        (lambda: Stage("s", auxiliary=True), "training or units"),
+        (lambda: Stage("s", (Rule("*", TopK(3)),), train=Training(1), auxiliary=True, sweep=True), "part them"),
+        (lambda: Stopping(0.0), "tolerance"),
+        (lambda: Units("l1", latency_ms=1.0, allot=Search()), "along a path"),
+        (lambda: run(Units("l1", macs=0.5, samples=128, refit=True, allot=Search(2, 1))), "fewer samples"),
+        (lambda: run(Units("l1", macs=0.01, allot=Search(2, 1))), "keeps 20% of every site"),
         (lambda: Units("l1", macs=1.5), r"in \(0, 1\]"),
         (lambda: Units("l1", macs=0.5, samples=0), "samples"),
         (lambda: Stage("s", (Rule("*", TopK()),), keep=0.5, units=Units("l1", macs=0.5)), "two stages"),

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
+from featherweight.budgets import What
 from featherweight.cli import app
 from featherweight.drivers import Target, freeze
 from featherweight.edits import Snapshot
@@ -17,6 +19,7 @@ from featherweight.errors import InputError
 from featherweight.outline import budget_of, cuts, outline
 from featherweight.sets import TopK
 from featherweight.structure import trace
+from featherweight.training import Task
 from featherweight.zoo import NETWORKS, lenet5
 
 
@@ -27,6 +30,12 @@ def run(*arguments: str) -> tuple[int, str, str]:
 
 def lenet() -> object:
     return trace(lenet5(), (torch.zeros(1, 1, 28, 28),))
+
+
+def cut_for(what: What, amount: float) -> dict[str, Any]:
+    """What a budget cuts of LeNet-5; its task has only to hold an example."""
+    nothing: Any = None
+    return cuts(lenet5(), Task((torch.zeros(1, 1, 28, 28),), nothing, nothing, nothing, nothing), what, amount)
 
 
 def test_a_unit_costs_what_a_hand_count_says() -> None:
@@ -46,10 +55,10 @@ def test_every_parameter_is_in_a_site_or_frozen_with_a_reason() -> None:
     assert all(len(reason) > 5 for reason in found["frozen"].values())
 
 
-@pytest.mark.parametrize("what", ["macs", "parameters"])
+@pytest.mark.parametrize("what", ["macs", "parameters", "bytes"])
 @pytest.mark.parametrize("share", [1.0, 0.5, 0.2, 0.05])
-def test_a_budget_is_kept_and_used(what: str, share: float) -> None:
-    found = cuts(lenet(), what, share)
+def test_a_budget_is_kept_and_used(what: What, share: float) -> None:
+    found = cut_for(what, share)
     used = found[what]["after"] / found[what]["before"]
     assert used <= share
     assert used > 0.7 * share or share == 1.0
@@ -57,15 +66,14 @@ def test_a_budget_is_kept_and_used(what: str, share: float) -> None:
 
 
 def test_more_budget_never_cuts_more() -> None:
-    graph = lenet()
-    kept = [cuts(graph, "macs", share)["kept"] for share in (0.1, 0.3, 0.6, 0.9)]
+    kept = [cut_for("macs", share)["kept"] for share in (0.1, 0.3, 0.6, 0.9)]
     for smaller, larger in pairwise(kept):
         assert all(smaller[name]["units"] <= larger[name]["units"] for name in smaller)
 
 
 def test_a_budget_that_cannot_be_met_names_the_nearest() -> None:
     with pytest.raises(InputError, match=r"cannot be met.*Ask for 0\.\d+ % or more"):
-        cuts(lenet(), "macs", 0.001)
+        cut_for("macs", 0.001)
 
 
 @pytest.mark.parametrize(
@@ -76,6 +84,9 @@ def test_a_budget_that_cannot_be_met_names_the_nearest() -> None:
         ("macs=half", "a number"),
         ("macs=0", "above 0"),
         ("macs=150%", "at most 100"),
+        ("latency_ms=50%", "milliseconds"),
+        ("latency_ms=fast", "milliseconds"),
+        ("latency_ms=0", "above 0"),
     ],
 )
 def test_a_budget_that_is_none_is_refused(text: str, says: str) -> None:

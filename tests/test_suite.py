@@ -17,9 +17,18 @@ TEST_FILES = sorted(TESTS.rglob("test_*.py"))
 ORDER = (  # each may import only what stands before it; `structure` and `recipes` are packages with an order of their own
     *("version", "errors", "modes", "views", "svd", "scales", "kmeans", "codes", "coding"),  # weights
     *("menus", "sets", "allocate", "drivers", "freezing", "bits"),  # what must hold of them, and how it is imposed
-    *("structure", "measure", "ranks", "units", "factor", "edits", "checkpoint"),  # structure, and what was done as data
+    *(
+        "structure",
+        "measure",
+        "ranks",
+        "units",
+        "budgets",
+        "factor",
+        "edits",
+        "checkpoint",
+    ),  # structure, and what was done as data
     *("recipe", "recipes", "plan"),  # what to do
-    *("data", "zoo", "packed", "artifact", "report", "training", "export", "latency", "tasks"),
+    *("data", "zoo", "packed", "artifact", "report", "training", "export", "latency", "pace", "tasks"),
     *("gates", "patches", "stats", "auxiliary", "criteria"),  # which units go
     *("cutting", "run", "compress", "__init__"),  # the program
     *("outline", "given", "console", "job", "subject", "checkout", "cli", "__main__"),  # its command line

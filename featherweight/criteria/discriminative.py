@@ -26,6 +26,7 @@ from featherweight.gates import Reader
 from featherweight.modes import evaluating
 from featherweight.stats import Stats
 from featherweight.structure import Graph
+from featherweight.units import stopping
 
 
 def discriminative(
@@ -51,15 +52,8 @@ def discriminative(
 
 
 def stopping_size(ranking: Ranking, tolerance: float) -> int:
-    """DCP-Adapt: the least k at which one more unit betters L by at most `tolerance` of what L was with the first unit.
-
-    (L_k - L_{k+1}) / L_1 <= tolerance, the paper's stopping condition; the ranking's size where that never holds.
-    """
-    first = ranking.loss(1)
-    for k in range(1, ranking.size):
-        if first <= 0 or (ranking.loss(k) - ranking.loss(k + 1)) / first <= tolerance:
-            return k
-    return ranking.size
+    """DCP-Adapt: the size at which `units.stopping` stops taking units of this site."""
+    return stopping([0.0, *(ranking.loss(k) for k in range(1, ranking.size + 1))], tolerance)
 
 
 def _chosen(

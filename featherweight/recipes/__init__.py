@@ -11,10 +11,13 @@ from featherweight.recipes.admm_joint import admm_joint
 from featherweight.recipes.admm_quantization import admm_quantization
 from featherweight.recipes.decompose import decompose
 from featherweight.recipes.one_shot import (
+    amc,
     apoz,
     channel_lasso,
     collaborative,
+    collaborative_ac,
     discriminative,
+    discriminative_adapt,
     l1_filters,
     nisp,
     taylor,
@@ -41,4 +44,7 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
     "channel_lasso": channel_lasso,
     "collaborative": collaborative,
     "discriminative": discriminative,
+    "collaborative_ac": collaborative_ac,
+    "discriminative_adapt": discriminative_adapt,
+    "amc": amc,
 }

@@ -1,7 +1,7 @@
-"""arXiv 1608.08710, 1607.03250, 1611.06440, 1711.05908, 1707.06342, 1707.06168, 1810.11809, ICML 2019 (CCP): cut once, fine-tune.
+"""arXiv 1608.08710, 1607.03250, 1611.06440, 1711.05908, 1707.06342, 1707.06168, 1802.03494, 1810.11809, ICML 2019 (CCP): cut once.
 
 Papers whose method is a criterion. Published for CIFAR-10 ResNet-56, accuracy lost at the share of MACs saved: L1 -0.02 at
-27.6 %, channel lasso 1.00 at 50 %, discriminative 0.31 at 50 %, collaborative 0.08 at 52.6 % and -0.19 at 47.0 % with auxiliary
+27.6 %, channel lasso 1.00 at 50 %, AMC 0.90 at 50 %, discriminative 0.31 at 50 %, collaborative 0.08 at 52.6 % and -0.19 at 47.0 % with auxiliary
 classifiers. Those shares are the papers' own formulas; ours are counted on the network that is left.
 """
 
@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from featherweight.allocate.amc import Search
 from featherweight.recipe import Criterion, Distillation, Recipe, Stage, Training, Units
-from featherweight.units import Allotment
+from featherweight.units import Allotment, Stopping
 
 PARAMETERS = """
-macs      share of the multiply-accumulates to keep; allot: how it is spread over the sites (see `units.allot`)
+macs      share of the multiply-accumulates to keep, a half without a budget; or of parameters or bytes; or latency_ms, for
+          one example on this machine. allot: how it is spread over the sites (see `units.allot`); multiple: of each size
 sites     name pattern of what may be cut
 samples   training samples that the criterion looks at, where it looks at any
 epochs    of fine-tuning, at `rate` times the task's base rate
@@ -21,12 +23,18 @@ distill   weight in the loss of the distillation from the dense network, 0 for n
 """
 
 
-def _one_shot(name: str, source: str, criterion: Criterion, does: str, refit: bool = False) -> Callable[..., Recipe]:
+def _one_shot(
+    name: str, source: str, criterion: Criterion, does: str, refit: bool = False, auxiliary: bool = False
+) -> Callable[..., Recipe]:
     """The recipe of a paper: one parameter list for all of them."""
 
     def recipe(
-        macs: float = 0.5,
+        macs: float | None = None,
+        parameters: float | None = None,
+        bytes: float | None = None,
+        latency_ms: float | None = None,
         allot: Allotment = "uniform",
+        multiple: int = 1,
         sites: str = "*",
         samples: int = 1024,
         epochs: int = 20,
@@ -34,14 +42,22 @@ def _one_shot(name: str, source: str, criterion: Criterion, does: str, refit: bo
         distill: float = 0.0,
         temperature: float = 4.0,
     ) -> Recipe:
-        units = Units(criterion, macs, allot=allot, sites=sites, samples=samples, refit=refit)
-        taught = Distillation(distill, temperature) if distill else None
-        tuned = Stage("tuned", train=Training(epochs, rate), distill=taught)
-        return Recipe(name, (Stage("dense"), Stage("cut", units=units), tuned), source)  # a row each: what tuning gives is seen
+        macs = 0.5 if {macs, parameters, bytes, latency_ms} == {None} else macs
+        units = Units(criterion, macs, parameters, bytes, latency_ms, allot, sites, samples, refit, multiple)
+        return _cut_once(name, source, units, epochs, rate, distill, temperature, auxiliary)
 
     recipe.__name__ = recipe.__qualname__ = name
     recipe.__doc__ = f"{does}\n{PARAMETERS}"
     return recipe
+
+
+def _cut_once(
+    name: str, source: str, units: Units, epochs: int, rate: float, distill: float, temperature: float, auxiliary: bool = False
+) -> Recipe:
+    """A row each for the dense network, the cut one and the tuned one: what tuning gives is seen."""
+    taught = Distillation(distill, temperature) if distill else None
+    tuned = Stage("tuned", train=Training(epochs, rate), distill=taught, auxiliary=auxiliary and epochs > 0)
+    return Recipe(name, (Stage("dense"), Stage("cut", units=units, auxiliary=auxiliary), tuned), source)
 
 
 l1_filters = _one_shot(
@@ -86,3 +102,60 @@ discriminative = _one_shot(
     "discriminative",
     "Take in the units that lower reconstruction and auxiliary losses most, then fine-tune (DCP, Zhuang et al., NeurIPS 2018).",
 )
+collaborative_ac = _one_shot(
+    "collaborative_ac",
+    "ICML 2019, PMLR 97:5113",
+    "collaborative",
+    "`collaborative` on the loss and those of two auxiliary heads, and fine-tuned with them (CCP-AC, Peng et al., ICML 2019).",
+    auxiliary=True,
+)
+
+
+def discriminative_adapt(
+    tolerance: float = 0.01,
+    macs: float = 1.0,
+    sites: str = "*",
+    samples: int = 1024,
+    epochs: int = 20,
+    rate: float = 0.1,
+    distill: float = 0.0,
+    temperature: float = 4.0,
+) -> Recipe:
+    """`discriminative`, each site as small as its own losses say, then fine-tune (DCP-Adapt, Zhuang et al., NeurIPS 2018).
+
+    tolerance  a site stops where one unit more betters its loss by at most this share of what it was with one (`Stopping`)
+    macs       share of the multiply-accumulates that is kept at most; where the rule keeps more, the tolerance is raised
+    sites      name pattern of what may be cut
+    samples    training samples that the criterion looks at
+    epochs     of fine-tuning, at `rate` times the task's base rate
+    distill    weight in the loss of the distillation from the dense network, 0 for none
+    """
+    units = Units("discriminative", macs, allot=Stopping(tolerance), sites=sites, samples=samples)
+    return _cut_once("discriminative_adapt", "arXiv 1810.11809", units, epochs, rate, distill, temperature)
+
+
+def amc(
+    macs: float = 0.5,
+    episodes: int = 60,
+    warm_up: int = 20,
+    multiple: int = 1,
+    sites: str = "*",
+    samples: int = 1024,
+    epochs: int = 20,
+    rate: float = 0.1,
+    distill: float = 0.0,
+    temperature: float = 4.0,
+) -> Recipe:
+    """Sizes that an agent finds, the largest sums of |w|, readers fitted anew, then fine-tune (AMC, He et al., ECCV 2018).
+
+    macs       share of the multiply-accumulates to keep
+    episodes   networks that the agent tries; the first `warm_up` at random. The paper: 400 and 100
+    multiple   of each size; the paper: 8
+    sites      name pattern of what may be cut
+    samples    training samples to fit on, and as many others that the agent is rewarded by
+    epochs     of fine-tuning, at `rate` times the task's base rate
+    distill    weight in the loss of the distillation from the dense network, 0 for none
+    """
+    how = Search(episodes, warm_up)
+    units = Units("l1", macs, allot=how, sites=sites, samples=samples, refit=True, multiple=multiple)
+    return _cut_once("amc", "arXiv 1802.03494", units, epochs, rate, distill, temperature)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -276,15 +277,12 @@ class Graph:
 
     def parameters(self, sizes: Mapping[str, int] | None = None) -> int:
         """Entries of all parameters, tied ones once, when each site named keeps so many units."""
+        return sum(number for name, number in self.entries(sizes).items() if self.kinds.get(name) == "parameter")
+
+    def entries(self, sizes: Mapping[str, int] | None = None) -> dict[str, int]:
+        """The same of each parameter, buffer and constant by itself."""
         kept = self._kept(sizes or {})
-        total = 0
-        for name, shape in self._shapes.items():
-            if self.kinds.get(name) == "parameter":
-                number = 1
-                for size in shape:
-                    number *= size.at(kept)
-                total += number
-        return total
+        return {name: prod(size.at(kept) for size in shape) for name, shape in self._shapes.items()}
 
     def removable(self) -> int:
         """Entries of parameters that go when every site keeps one unit."""

@@ -318,6 +318,8 @@ def test_auxiliary_heads_learn_the_task_and_leave_the_network_alone() -> None:
     joint = with_auxiliary(task(), heads).loss(model, data())
     weight = max(0.01, float(each["block"] / each[""]) ** 2)
     assert float(joint) == pytest.approx(float(each[""] + weight * each["block"]))
+    bounded = with_auxiliary(task(), heads, most=0.02).loss(model, data())
+    assert float(bounded) == pytest.approx(float(each[""] + min(weight, 0.02) * each["block"])) and weight > 0.02
     with pytest.raises(InputError, match=r"no module 'blok' for an auxiliary head. Did you mean 'block'"):
         trained_heads(model, stats, ["blok"])
 

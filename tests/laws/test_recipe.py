@@ -15,14 +15,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from featherweight.allocate.amc import Search
 from featherweight.drivers import ADMM, Periodic
 from featherweight.errors import InputError, RecipeError
 from featherweight.freezing import Freezing
 from featherweight.plan import matches, resolve
 from featherweight.recipe import Criterion, Distillation, Recipe, Rule, Stage, Training, Units, from_dict, read, to_yaml
 from featherweight.sets import Codebook, Levels, LowRank, SparseCodebook, TopK, TopRows
-from featherweight.units import Allotment
+from featherweight.units import Allotment, Stopping
 from featherweight.views import View
+
+BUDGETS = ("macs", "parameters", "bytes", "latency_ms")
 
 # --- made recipes --------------------------------------------------------------------------------------------------------
 
@@ -73,16 +76,19 @@ a_stage = st.builds(
     distill=st.none() | st.builds(Distillation, weight=share, temperature=positive),
 )
 units = st.builds(
-    lambda budget, amount, **others: Units(**{budget: amount}, **others),
-    st.sampled_from(["macs", "parameters"]),
+    lambda budget, amount, allot, **others: Units(
+        **{budget: amount}, allot="ranked" if budget == "latency_ms" else allot, **others
+    ),
+    st.sampled_from(BUDGETS),
     amount=share,
+    multiple=st.integers(1, 32),
     criterion=st.sampled_from(get_args(Criterion)),
-    allot=st.sampled_from(get_args(Allotment)),
+    allot=st.sampled_from(get_args(Allotment)) | st.builds(Stopping, st.floats(0.001, 0.999)) | st.just(Search(9, 2)),
     sites=word,
     samples=st.integers(1, 9999),
     refit=st.booleans(),
 )
-a_cut = st.builds(Stage, name=word, units=units, train=a_training)
+a_cut = st.builds(Stage, name=word, units=units, train=a_training, auxiliary=st.booleans())
 a_recipe = st.builds(
     Recipe,
     name=word,
@@ -129,7 +135,7 @@ def test_every_field_survives() -> None:
         (Training, {"epochs", "rate", "shape", "floor", "warmup"}),
         (Distillation, {"weight", "temperature"}),
         (Rule, {"targets", "set", "view", "keep"}),
-        (Units, {"criterion", "macs", "parameters", "allot", "sites", "samples", "refit", "curvature"}),
+        (Units, {"criterion", *BUDGETS, "allot", "sites", "samples", "refit", "curvature", "multiple"}),
         (Recipe, {"name", "stages", "source", "candidates"}),
     ):
         assert {field.name for field in fields(kind)} == named

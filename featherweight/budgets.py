@@ -1,0 +1,78 @@
+"""What a budget of units is of: multiply-accumulates, parameters, bytes, or milliseconds; and what was made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from featherweight.structure import Graph
+from featherweight.units import Cost
+
+What = Literal["macs", "parameters", "bytes", "latency_ms"]
+SHARES: tuple[What, ...] = ("macs", "parameters", "bytes")  # given as a share to keep, and counted exactly
+CLOSE = 0.01  # a budget is met where what is kept is this near to what was asked
+
+
+@dataclass(frozen=True)
+class Spent:
+    """A budget, and what the network costs now. Milliseconds for latency_ms, counts for the others.
+
+    before, after  the network before the cut and after it: counted on its graph, or measured in turns
+    predicted      latency_ms: what the table said of `after` before the network was built
+    spread         latency_ms: the larger interquartile range of the two networks' times and of their ratio, over its median
+    note           why `after` is not within 1 % of `asked`, in words; "" where it is
+    """
+
+    what: What
+    asked: float
+    before: float
+    after: float
+    predicted: float | None = None
+    spread: float | None = None
+    note: str = ""
+
+    def __str__(self) -> str:
+        because = f": {self.note}" if self.note else ""
+        if self.what != "latency_ms":
+            shares = [100 * value / max(self.before, 1) for value in (self.asked, self.after)]
+            return f"{self.what}: asked {shares[0]:.3g} %, kept {shares[1]:.3g} %{because}"
+        told = f", predicted {self.predicted:.3g}" if self.predicted is not None else ""
+        spread = f", spread {100 * self.spread:.0f} %" if self.spread is not None else ""
+        return f"latency_ms: asked {self.asked:.3g}, measured {self.after:.3g} of {self.before:.3g}{told}{spread}{because}"
+
+
+def cost_of(what: What, network: nn.Module, graph: Graph) -> Cost:
+    """sizes -> what the whole network costs, exactly. Milliseconds are steered by MACs (see `pace`)."""
+    if what == "parameters":
+        return graph.parameters
+    return _bytes(network, graph) if what == "bytes" else graph.macs
+
+
+def _bytes(network: nn.Module, graph: Graph) -> Cost:
+    """Bytes of the state dict at its own precision, buffers included, tensors with several names once."""
+    widths: dict[str, int] = {}
+    rest, seen = 0, set[int]()
+    for name, tensor in network.state_dict(keep_vars=True).items():
+        if id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        if name in graph.tensors:
+            widths[name] = tensor.element_size()
+        else:  # such as a counter that eval mode never reads: no cut changes it
+            rest += tensor.element_size() * tensor.numel()
+
+    def cost(sizes: Mapping[str, int] | None = None) -> int:
+        entries = graph.entries(sizes)
+        return rest + sum(entries[name] * width for name, width in widths.items())
+
+    return cost
+
+
+def counted(what: What, cost: Cost, sizes: Mapping[str, int], asked: float, why: str = "") -> Spent:
+    """What was made of a budget that is counted. `why`: what else than the next size being too much leaves some of it."""
+    before, after = cost({}), cost(sizes)
+    note = "" if after >= (1 - CLOSE) * asked else why or "one size more at any site would be above it"
+    return Spent(what, asked, before, after, note=note)
