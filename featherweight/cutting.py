@@ -141,8 +141,8 @@ def _place(ranked: Ranked, site: str, sizes: tuple[int, ...]) -> Place:
 
 
 def _reward(ranked: Ranked, samples: int) -> Callable[[Sizes], float]:
-    """sizes -> how good the network so cut is, without tuning, on training batches of about `samples` that nothing else looked at:
-    the share of right answers where a batch is (inputs, class of each), else minus the loss. The task's score is never asked.
+    """sizes -> how good the network so cut is, without tuning, on training batches of about `samples` that nothing else looked
+    at: the share of right answers where a batch is (inputs, class of each), else minus the loss. The task's score is not asked.
 
     Raises InputError where no batch is left.
     """

@@ -1,13 +1,15 @@
-"""arXiv 1608.08710, 1607.03250, 1611.06440, 1711.05908, 1707.06342, 1707.06168, 1802.03494, 1810.11809, ICML 2019 (CCP): cut once.
+"""arXiv 1608.08710, 1607.03250, 1611.06440, 1711.05908, 1707.06342, 1707.06168, 1802.03494, 1810.11809, ICML 2019 (CCP).
 
-Papers whose method is a criterion. Published for CIFAR-10 ResNet-56, accuracy lost at the share of MACs saved: L1 -0.02 at
-27.6 %, channel lasso 1.00 at 50 %, AMC 0.90 at 50 %, discriminative 0.31 at 50 %, collaborative 0.08 at 52.6 % and -0.19 at 47.0 % with auxiliary
-classifiers. Those shares are the papers' own formulas; ours are counted on the network that is left.
+Papers whose method is a criterion: cut once, fine-tune. Published for CIFAR-10 ResNet-56, accuracy lost at the share of MACs
+saved: L1 -0.02 at 27.6 %, channel lasso 1.00 at 50 %, AMC 0.90 at 50 %, discriminative 0.31 at 50 %, collaborative 0.08 at 52.6 %
+and -0.19 at 47.0 % with auxiliary classifiers. Those shares are the papers' own formulas; ours are counted on the network that
+is left.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from featherweight.allocate.amc import Search
 from featherweight.recipe import Criterion, Distillation, Recipe, Stage, Training, Units
@@ -24,9 +26,9 @@ distill   weight in the loss of the distillation from the dense network, 0 for n
 
 
 def _one_shot(
-    name: str, source: str, criterion: Criterion, does: str, refit: bool = False, auxiliary: bool = False
+    name: str, source: str, criterion: Criterion, does: str, refit: bool = False, auxiliary: bool = False, **fixed: Any
 ) -> Callable[..., Recipe]:
-    """The recipe of a paper: one parameter list for all of them."""
+    """The recipe of a paper: one parameter list for all of them. `fixed`: further fields of its `Units`."""
 
     def recipe(
         macs: float | None = None,
@@ -43,7 +45,9 @@ def _one_shot(
         temperature: float = 4.0,
     ) -> Recipe:
         macs = 0.5 if {macs, parameters, bytes, latency_ms} == {None} else macs
-        units = Units(criterion, macs, parameters, bytes, latency_ms, allot, sites, samples, refit, multiple)
+        units = Units(
+            criterion, macs, parameters, bytes, latency_ms, allot, sites, samples, refit, multiple=multiple, **fixed
+        )  # fmt: skip
         return _cut_once(name, source, units, epochs, rate, distill, temperature, auxiliary)
 
     recipe.__name__ = recipe.__qualname__ = name
@@ -94,7 +98,10 @@ collaborative = _one_shot(
     "collaborative",
     "ICML 2019, PMLR 97:5113",
     "collaborative",
-    "Keep the units so that those that go cost least together, pairs counted, then fine-tune (CCP, Peng et al., ICML 2019).",
+    "Keep the units so that those that go cost least together, pairs counted, then fine-tune (CCP, Peng et al., ICML 2019).\n\n"
+    "Pairs are the curvature of the outputs' change and readers are refitted: both are ours, and ahead of the paper's choice,\n"
+    "which is units.curvature=loss, units.refit=false.",
+    refit=True,
 )
 discriminative = _one_shot(
     "discriminative",
@@ -107,7 +114,9 @@ collaborative_ac = _one_shot(
     "ICML 2019, PMLR 97:5113",
     "collaborative",
     "`collaborative` on the loss and those of two auxiliary heads, and fine-tuned with them (CCP-AC, Peng et al., ICML 2019).",
+    refit=True,
     auxiliary=True,
+    curvature="loss",
 )
 
 
