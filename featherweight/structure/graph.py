@@ -278,13 +278,16 @@ class Graph:
         """Entries of all parameters, tied ones once, when each site named keeps so many units."""
         kept = self._kept(sizes or {})
         total = 0
-        for name, shape in self._shapes.items():
-            if self.kinds.get(name) == "parameter":
-                number = 1
-                for size in shape:
-                    number *= size.at(kept)
-                total += number
+        for shape in self.parameter_sizes().values():
+            number = 1
+            for size in shape:
+                number *= size.at(kept)
+            total += number
         return total
+
+    def parameter_sizes(self) -> dict[str, tuple[Size, ...]]:
+        """Parameter -> its dimensions, as polynomials in how many units each site, numbered as in `sites`, keeps."""
+        return {name: shape for name, shape in self._shapes.items() if self.kinds.get(name) == "parameter"}
 
     def removable(self) -> int:
         """Entries of parameters that go when every site keeps one unit."""
