@@ -44,5 +44,5 @@ class ParameterCount:
 
     def at(self, units: Tensor, shares: Tensor) -> Tensor:
         """The count for units (sites,) and shares (blocks,), in float64; differentiable in both."""
-        variables = torch.cat([units.double(), shares.double(), torch.ones(1, dtype=torch.float64)])
+        variables = torch.cat([units.double().cpu(), shares.double().cpu(), torch.ones(1, dtype=torch.float64)])
         return (self._times * variables[self._factors].prod(1)).sum()
