@@ -2,13 +2,13 @@
 
 Every unit of a site has a gate, and a site has one number t: of its C units sigmoid(t) C are kept. A mask that adds up to just
 that, soft at first and ever sharper, lies over the largest gates. Every block has a switch s: its branch is multiplied by
-sigmoid(sharpness s). The loss is the task's and
+p = sigmoid(s). The loss is the task's and
 
-    weight max(0, params(k, p) / params_0 - budget),   k = C sigmoid(t),  p = sigmoid(sharpness s)
+    weight max(0, params(k, p) / params_0 - budget),   k = C sigmoid(t)
 
-so that t and s trade units and blocks against each other at what they cost in parameters and are worth to the task. Soft top-k
-by a threshold that is solved for; sharpening as in Savarese et al. (NeurIPS 2020), since a share that stays soft could fall and
-the weights behind it grow: the count would be met without anything having become superfluous.
+so that t and s trade units and blocks against each other at what they cost in parameters and are worth to the task. A share p
+would settle between 0 and 1, as the weights of the branch can make up for it: after the first part of the training each block is
+decided, p is 0 or 1 from there on, and the units share out anew what the blocks have left or taken.
 """
 
 from __future__ import annotations
@@ -34,8 +34,10 @@ from featherweight.units import Sizes, shifted
 
 OPEN = 3.0  # where t and s start: 95 % of the units, 95 % of the branch
 WIDTH = 0.5  # of the soft edge of a mask at the start, where a site's gates are 1 in the mean
-SHARPEST = 30.0  # at the end the edge is so much narrower, and so far apart are sigmoid's ends: what is left of 0 is gone
-BETAS = (0.9, 0.99)  # of Adam: a memory short enough for the task's say once the budget is met and the penalty is silent
+SHARPEST = 30.0  # times narrower the edge is at the end: a unit that goes is multiplied by almost 0 by then
+DECIDED = 2 / 3  # of the steps after which a block stays, if its share is at least 1/2, or is out of the computation
+BETAS = (0.0, 0.99)  # of Adam: momentum would carry far below the budget; a short memory lets the task be heard once it is met
+SWITCH_RATE = 3.0  # times the gates' rate: blocks are near 1/2 when the budget is met, and climb back where the task wants them
 REACH = 20.0  # sigmoid(-20) is 0 for any mask
 
 
@@ -70,7 +72,7 @@ class Proportions:
 
     model      gated inside at the readers of its sites (see `gates`) and at its blocks' branches, and not changed otherwise
     optimizer  of the weights; the gates have an Adam of their own, which steps before each of its steps
-    steps      of the whole training, over which masks and switches sharpen
+    steps      of the whole training, over which masks sharpen and blocks are decided
 
     Learns over the sites and blocks that can go in the network's own class. Raises InputError where there are neither, or codes
     in the way; Infeasible where the least network there is has too many parameters.
@@ -105,7 +107,11 @@ class Proportions:
         self.gates = Parameter(_padded([_norms(model, graph, name) for name in self.sites]).to(like))
         self.proportions = Parameter(like.new_full((len(self.sites),), OPEN))  # t
         self.switches = Parameter(like.new_full((len(self.blocks),), OPEN))  # s
-        self.adam = Adam([self.gates, self.proportions, self.switches], lr=asked.rate, betas=BETAS)
+        groups: list[dict[str, Any]] = [
+            {"params": [self.gates, self.proportions]},
+            {"params": [self.switches], "lr": SWITCH_RATE * asked.rate},
+        ]
+        self.adam = Adam(groups, lr=asked.rate, betas=BETAS)
         self.step = 0
         self._masks: dict[str, Tensor] = {}
         self._shares: dict[str, Tensor] = {}
@@ -115,12 +121,14 @@ class Proportions:
 
     @property
     def sharpness(self) -> float:
-        """Grows from 1 to SHARPEST."""
+        """Of the masks: grows from 1 to SHARPEST."""
         return float(SHARPEST ** min(self.step / max(self.steps, 1), 1.0))
 
     def shares(self) -> Tensor:
         """(blocks,) p: what each branch is multiplied by."""
-        return torch.sigmoid(self.sharpness * self.switches)
+        if self.step >= DECIDED * self.steps:
+            return (self.switches.detach() >= 0).to(self.switches.dtype)
+        return torch.sigmoid(self.switches)
 
     def kept(self) -> Tensor:
         """(sites,) k: the units that each site keeps."""
@@ -144,7 +152,7 @@ class Proportions:
 
     def __enter__(self) -> Self:
         enter = self._inside.enter_context
-        enter(gated(self.model, self.readers, self._masks))
+        enter(gated(self.model, self.readers, self._masks, cast=True))
         handles = [
             self.model.register_forward_pre_hook(self._refresh),
             self.optimizer.register_step_pre_hook(self._before),

@@ -145,7 +145,7 @@ class Adaptive:
     """
 
     parameters: float
-    weight: float = 10.0
+    weight: float = 3.0
     rate: float = 0.02
 
     def __post_init__(self) -> None:

@@ -11,7 +11,7 @@ from featherweight.recipe import Adaptive, Distillation, Recipe, Stage, Training
 
 def adaptive(
     parameters: float = 0.5,
-    weight: float = 10.0,
+    weight: float = 3.0,
     gate_rate: float = 0.02,
     epochs: int = 8,
     rate: float = 0.1,

@@ -100,9 +100,9 @@ def _stack(node: fx.Node) -> list[str]:
 
 
 class _Reference:
-    """What the network computes when some branches give 0: on the example, and on its negative.
+    """What the network computes when some branches give 0: on the example, and on the example with random signs.
 
-    The negative is for what holds of values only, as relu(x) = x does: an example alone might happen to be above 0.
+    The signs are for what holds of values only, as relu(x) = x does: an example alone might happen to be above 0.
     """
 
     def __init__(self, graph: Graph, blocks: Sequence[Block]) -> None:
@@ -114,8 +114,8 @@ class _Reference:
             assert isinstance(trunk, fx.Node)
             self.trunks[node] = self.trunks.get(trunk, trunk)
         example = graph.captured.inputs
-        negative = tuple(-v if isinstance(v, Tensor) and v.is_floating_point() else v for v in example)
-        self.inputs = (example, negative)
+        dice = torch.Generator().manual_seed(0)
+        self.inputs = (example, tuple(_signed(value, dice) for value in example))
         self.outputs = [_without(graph, {node: branch[node.name] for node in self.nodes}, given) for given in self.inputs]
 
     def error(self, model: nn.Module, edit: Edit) -> float | str:
@@ -133,6 +133,12 @@ class _Reference:
         except RUN_FAILURES:
             return False
         return max(errors) <= TOLERANCE
+
+
+def _signed(value: Any, dice: torch.Generator) -> Any:
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return value
+    return value * (2 * torch.randint(0, 2, value.shape, generator=dice) - 1).to(value)
 
 
 def _surrounding(model: nn.Module, graph: Graph, block: Block) -> tuple[str | None, str]:
