@@ -262,7 +262,7 @@ def test_the_recipe_meets_its_budget_and_a_block_goes(tmp_path: Path) -> None:
     x = batches(7)[0][0]
     result.save(tmp_path / "art")
     assert torch.equal(load(tmp_path / "art", Residual(*WIDE)).eval()(x), result.model.eval()(x))
-    assert export(result.model, EXAMPLE, tmp_path / "model.onnx").relative < 1e-4  # which runs the file to compare
+    assert export(result.model, EXAMPLE, tmp_path / "model.pt2", "pt2").relative < 1e-4  # which runs the file to compare
 
 
 STOPPED = Stage("learned", train=Training(2), retrain=Training(1), adaptive=Adaptive(0.5, rate=0.3), distill=Distillation())
