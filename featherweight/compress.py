@@ -22,9 +22,10 @@ from featherweight.edits import Edit, Snapshot, structure_edit
 from featherweight.factor import materialise
 from featherweight.measure import decoded, measure
 from featherweight.plan import matches, resolve
+from featherweight.proportions import Proportions
 from featherweight.recipe import Recipe, Stage
 from featherweight.report import Row
-from featherweight.run import Memory, Monitor, Partial, Watch, silent
+from featherweight.run import Guide, Memory, Monitor, Partial, Watch, silent
 from featherweight.training import Task, fit, recalibrate, squared_gradients
 from featherweight.version import __version__
 
@@ -75,7 +76,9 @@ def compress(
         stage = recipe.stages[memory.stage]
         for start in memory.starts(recipe.candidates):
             memory.finish(_run(stage, start, original, task, memory, monitor))
-        memory.advance(bool(stage.rules or stage.units), stage.train.epochs + stage.retrain.epochs, recipe.candidates)
+        memory.advance(
+            bool(stage.rules or stage.units or stage.adaptive), stage.train.epochs + stage.retrain.epochs, recipe.candidates
+        )
     final = memory.pool[memory.newest]
     network = final.snapshot.build(original)
     thin = materialise(network, example=task.example)
@@ -112,7 +115,7 @@ def _run(stage: Stage, start: Partial, original: nn.Module, task: Task, memory: 
     teacher = memory.baseline.build(original).eval() if stage.distill else None
     watch = Watch(memory, monitor, stage, start, len(task.batches(memory.epochs)), spent, heads)
 
-    def train(phase: str, optimizer: Optimizer, imposed: Imposed | None = None) -> float:
+    def train(phase: str, optimizer: Optimizer, guide: Guide | None = None) -> float:
         training, first_epoch = stage.train, memory.epochs
         if phase == "retrain":
             training, first_epoch = stage.retrain, memory.epochs + stage.train.epochs
@@ -120,7 +123,7 @@ def _run(stage: Stage, start: Partial, original: nn.Module, task: Task, memory: 
         if work is not None and work.phase == phase:
             optimizer.load_state_dict(work.optimizer)
             steps, earlier, random = work.steps, work.losses, work.random
-        after_step = watch.over(phase, network, structural, optimizer, imposed)
+        after_step = watch.over(phase, network, structural, optimizer, guide)
         return fit(
             network,
             optimizer,
@@ -138,14 +141,22 @@ def _run(stage: Stage, start: Partial, original: nn.Module, task: Task, memory: 
     loss = math.inf
     if work is None or work.phase == "train":
         optimizer = task.optimizer(_ordered(network) + along)
-        imposed = Imposed(stage.driver, network, optimizer, plan.targets, squares=squares, spread=plan.spread)
+        guide: Imposed | Proportions
+        if stage.adaptive:
+            steps = stage.train.epochs * watch.steps_an_epoch
+            guide = Proportions(stage.adaptive, network, task.example, optimizer, steps)
+        else:
+            guide = Imposed(stage.driver, network, optimizer, plan.targets, squares=squares, spread=plan.spread)
         if work is not None and work.imposed is not None:
-            imposed.load_state_dict(work.imposed)
-        with imposed:
-            loss = train("train", optimizer, imposed)
-        watch.residuals = imposed.residuals()
-        if stage.sweep:
-            structural = structural + _sweep(network, task, imposed.targets)
+            guide.load_state_dict(work.imposed)
+        with guide:
+            loss = train("train", optimizer, guide)
+        watch.residuals = guide.residuals()
+        if isinstance(guide, Proportions):
+            with layouts_kept(network):
+                structural = structural + [structure_edit(edit) for edit in guide.cut()]
+        elif stage.sweep:
+            structural = structural + _sweep(network, task, guide.targets)
     if stage.retrain.epochs:
         loss = train("retrain", task.optimizer(_ordered(network) + along))
     recalibrate(network, task, memory.epochs)
@@ -153,7 +164,8 @@ def _run(stage: Stage, start: Partial, original: nn.Module, task: Task, memory: 
     materialise(thin, example=task.example)  # what this stage would be shipped as: thin factors are two plain layers
     measured = measure(thin, task.example, task.score)
     epochs = stage.train.epochs + stage.retrain.epochs + (start.rows[-1]["epochs"] if start.rows else 0)
-    asked = stage.units.share if stage.units else stage.keep
+    share = stage.adaptive.parameters if stage.adaptive else stage.keep
+    asked = stage.units.share if stage.units else share
     row = Row(
         stage.name, measured, asked, _left(network, original), epochs, watch.seconds(), _finite(loss), watch.residuals, spent
     )  # fmt: skip

@@ -206,6 +206,9 @@ def plan(recipe: Recipe, stages: Sequence[dict[str, Any]]) -> None:
         screen.print(Text(f"stage {stage['stage']}", style="bold"))
         if stage["units"]:
             screen.print(Text(f"  {_cut(stage['units'])}"))
+        if stage["adaptive"]:
+            share = f"{100 * stage['adaptive']['parameters']:g} % of the parameters"
+            screen.print(Text(f"  learn in train which units and blocks to keep, and how many, for {share}; then cut the others"))
         phases = [(name, stage[name]) for name in ("train", "retrain") if stage[name]["epochs"]]
         for name, part in phases:
             epochs = f"{part['epochs']} epochs ({part['steps']:,} steps)"

@@ -152,10 +152,18 @@ Watch = Callable[[Reader, nn.Module, Tensor], None]
 
 
 @contextmanager
-def gated(model: nn.Module, readers: Iterable[Reader], gates: Mapping[str, Tensor], watch: Watch | None = None) -> Iterator[None]:
+def gated(
+    model: nn.Module,
+    readers: Iterable[Reader],
+    gates: Mapping[str, Tensor],
+    watch: Watch | None = None,
+    *,
+    cast: bool = False,
+) -> Iterator[None]:
     """Inside, the units of every site in `gates` are multiplied where they are read.
 
     gates  site -> (units,), or (batch, units) for a factor of its own for each sample
+    cast   multiply in the activations' precision: under autocast a float32 gate makes every activation float32, at twice the time
     watch  is given each reader, its module and its input, gates applied, each time it runs
 
     The network is not changed otherwise; the hooks are gone afterwards, also after an error.
@@ -168,7 +176,8 @@ def gated(model: nn.Module, readers: Iterable[Reader], gates: Mapping[str, Tenso
             for site, vectors in reader.units.items():
                 if site in gates:
                     for numbers in vectors:
-                        x = x * _spread(gates[site], numbers, x, reader)
+                        gate = gates[site].to(x.dtype) if cast else gates[site]
+                        x = x * _spread(gate, numbers, x, reader)
             if watch is not None:
                 watch(reader, module, x)
             return (x, *inputs[1:])

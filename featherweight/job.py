@@ -27,7 +27,7 @@ from featherweight.training import Task
 from featherweight.zoo import NETWORKS
 
 RUN = "run.json"  # in a workdir: what the run there was started with
-SHOWN_APART = ("name", "rules", "keep", "allocate", "driver", "train", "retrain", "units")  # of a stage in a plan
+SHOWN_APART = ("name", "rules", "keep", "allocate", "driver", "train", "retrain", "units", "adaptive")  # of a stage in a plan
 
 
 @dataclass(frozen=True)
@@ -160,6 +160,7 @@ def plan(job: Job, recipe: Recipe) -> list[dict[str, Any]]:
                 "train": asdict(stage.train) | {"steps": stage.train.epochs * steps},
                 "retrain": asdict(stage.retrain) | {"steps": stage.retrain.epochs * steps},
                 "units": asdict(stage.units) if stage.units else None,
+                "adaptive": asdict(stage.adaptive) if stage.adaptive else None,
                 "driver": console.described(stage.driver),
                 "options": options,
                 "targets": targets,

@@ -168,10 +168,33 @@ class Units:
 
 
 @dataclass(frozen=True)
+class Adaptive:
+    """Units and residual blocks that go for good after `train`, in which how many is learned (see `proportions.Proportions`).
+
+    parameters  share in (0, 1] of the network's parameters to keep
+    weight      of max(0, share of the parameters left - `parameters`), which is added to the loss
+    rate        of Adam, which trains the gates beside the task's optimizer
+    """
+
+    parameters: float
+    weight: float = 3.0
+    rate: float = 0.02
+
+    def __post_init__(self) -> None:
+        _require(
+            (0 < self.parameters <= 1, f"parameters is a share to keep in (0, 1], given {self.parameters}"),
+            (0 < self.weight < math.inf, f"weight multiplies the excess of parameters, above 0, given {self.weight}"),
+            (0 < self.rate < math.inf, f"rate is the gates' own rate, above 0, given {self.rate}"),
+        )
+
+
+@dataclass(frozen=True)
 class Stage:
     """One round: plan sizes, train under the driver, project and freeze, train on inside the sets. Or cut units, and train on.
+    Or learn in training what to cut, cut it, and train on.
 
-    units      units to cut first; a stage has these or rules
+    units      units to cut first
+    adaptive   what is learned and cut; a stage has one of units, adaptive and rules
     keep       share in (0, 1] of all targets' sizes to keep, spread over the rules that have no size by `allocate`
     macs       share in (0, 1] of the network's multiply-accumulates to keep, for rules of LowRank without a size: the ranks that
                drop least of the weights' squared norm (`ranks.allocate`), and layers for which no rank pays left whole
@@ -198,10 +221,12 @@ class Stage:
     distill: Distillation | None = None
     units: Units | None = None
     auxiliary: bool = False
+    adaptive: Adaptive | None = None
 
     def __post_init__(self) -> None:
         epochs = self.train.epochs + self.retrain.epochs
         allocator = f"no allocator is named {self.allocate!r}; there are {', '.join(ALLOCATORS)}."
+        more = "has rules" if self.rules else "cuts units"
         _require(
             (self.keep is None or 0 < self.keep <= 1, f"stage {self.name!r}: keep is a share in (0, 1], given {self.keep}"),
             (self.macs is None or 0 < self.macs <= 1, f"stage {self.name!r}: macs is a share in (0, 1], given {self.macs}"),
@@ -211,10 +236,15 @@ class Stage:
             (self.driver is None or bool(self.rules), f"stage {self.name!r} has a driver but no rules for it to impose"),
             (not self.auxiliary or bool(self.units or epochs), f"stage {self.name!r}: auxiliary needs training or units to cut"),
             (
-                not (self.auxiliary and self.sweep),
-                f"stage {self.name!r}: a sweep cuts what auxiliary heads read; part them",
+                not (self.auxiliary and (self.sweep or self.adaptive)),
+                f"stage {self.name!r}: what is cut after training is what auxiliary heads read; part them",
             ),
             (not (self.units and self.rules), f"stage {self.name!r} cuts units and has rules: make it two stages"),
+            (
+                not (self.adaptive and (self.units or self.rules)),
+                f"stage {self.name!r} is adaptive and {more}: make it two stages",
+            ),
+            (not self.adaptive or self.train.epochs > 0, f"stage {self.name!r} learns what to cut in train: give it epochs"),
             (self.keep is None or bool(self.rules), f"stage {self.name!r} has a budget but no rules to spend it on"),
             (0 <= self.fisher < math.inf, f"stage {self.name!r}: fisher is a power, at least 0, given {self.fisher}"),
             (not self.respread or self.keep is not None, f"stage {self.name!r}: respread needs a budget (keep) to spread"),
@@ -281,7 +311,7 @@ def to_yaml(recipe: Recipe) -> str:
 
 def _vocabulary() -> set[str]:
     weights: tuple[type, ...] = (View, TopK, TopRows, LowRank, Levels, Codebook, SparseCodebook, ADMM, Periodic, Freezing)
-    described = (Recipe, Stage, Units, Rule, Training, Distillation, *weights)
+    described = (Recipe, Stage, Units, Adaptive, Rule, Training, Distillation, *weights)
     return {field.name for kind in described for field in dataclasses.fields(kind)}
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -15,7 +15,6 @@ from torch.optim import Optimizer
 
 from featherweight import checkpoint
 from featherweight.budgets import Spent
-from featherweight.drivers import Imposed
 from featherweight.edits import Edit, Snapshot
 from featherweight.errors import ArtifactError, InputError
 from featherweight.recipe import Recipe, Stage, from_dict
@@ -41,6 +40,13 @@ class Progress:
 
 
 Monitor = Callable[[Progress], None]
+
+
+class Guide(Protocol):
+    """What guides a stage's training and has a state of its own: `drivers.Imposed`, `proportions.Proportions`."""
+
+    def residuals(self) -> dict[str, float]: ...
+    def state_dict(self) -> dict[str, Any]: ...
 
 
 def silent(progress: Progress) -> None:
@@ -184,7 +190,7 @@ class Watch:
         self.steps = 0  # in this process
 
     def over(
-        self, phase: str, model: nn.Module, structural: list[Edit], optimizer: Optimizer, imposed: Imposed | None
+        self, phase: str, model: nn.Module, structural: list[Edit], optimizer: Optimizer, imposed: Guide | None
     ) -> Callable[[Step], None]:
         """The `after_step` for `fit`."""
 

@@ -44,6 +44,7 @@ class Stopping:
 
 STEPS = 50  # of bisection: finer than any whole number of units
 ROUNDS = 8  # of linearising a cost
+LARGEST_SHIFT = 60.0  # of a logit: it opens or shuts any site that training reached
 
 
 def allot(how: Allotment | Stopping, losses: Losses, cost: Cost, limit: float, multiple: int = 1) -> Sizes:
@@ -63,10 +64,7 @@ def allot(how: Allotment | Stopping, losses: Losses, cost: Cost, limit: float, m
     least, most = cost(smallest), cost(_whole(losses))
     if least > limit:
         units = "one unit" if multiple == 1 else f"{multiple} units"
-        raise Infeasible(
-            f"a budget of {int(limit):,} cannot be met by cutting units: {units} a site costs {least:,} of the network's "
-            f"{most:,}, the least. Ask for {_up(100 * least / most)} % or more, or let more sites go"
-        )
+        raise Infeasible(_too_small(limit, least, most, units))
     if most <= limit and not isinstance(how, Stopping):
         return _whole(losses)
     if multiple == 1:
@@ -130,16 +128,27 @@ def _stopped(losses: Losses, tolerance: float, cost: Cost, limit: float) -> Size
     return asked if cost(asked) <= limit else _filled(_last_within(path, cost, limit), losses, cost, limit)
 
 
+def _too_small(limit: float, least: int, most: int, units: str = "one unit") -> str:
+    return (
+        f"a budget of {int(limit):,} cannot be met by cutting units: {units} a site costs {least:,} of the network's "
+        f"{most:,}, the least. Ask for {_up(100 * least / most)} % or more, or let more sites go"
+    )
+
+
 def _whole(losses: Losses) -> Sizes:
     return {name: len(loss) - 1 for name, loss in losses.items()}
 
 
 def _last_within(path: Path, cost: Cost, limit: float) -> Sizes:
+    return path(_last_place(path, cost, limit))
+
+
+def _last_place(path: Path, cost: Cost, limit: float) -> float:
     low, high = 0.0, 1.0
     for _ in range(STEPS):
         middle = (low + high) / 2
         low, high = (middle, high) if cost(path(middle)) <= limit else (low, middle)
-    return path(low)
+    return low
 
 
 def _uniform(losses: Losses) -> Path:
@@ -238,6 +247,33 @@ def _knapsack_within(menus: Mapping[str, Choices], cost: Cost, limit: float) -> 
         else:
             high = middle
     return chosen
+
+
+def shifted(shares: Mapping[str, tuple[float, int]], cost: Cost, limit: float) -> Sizes:
+    """Sizes within `limit` as near to learned proportions as one number for all sites can bring them, then single units more.
+
+    shares  site -> (t, units): sigmoid(t) of its units were learned, sigmoid(t + shift) of them are kept, one at least
+
+    Raises Infeasible where one unit a site costs more.
+    """
+    whole = {name: units for name, (_, units) in shares.items()}
+    least, most = cost(dict.fromkeys(shares, 1)), cost(whole)
+    if least > limit:
+        raise Infeasible(_too_small(limit, least, most))
+    if most <= limit:
+        return whole
+
+    def at(place: float) -> dict[str, float]:
+        shift = (2 * place - 1) * LARGEST_SHIFT
+        return {name: units / (1 + np.exp(-np.clip(t + shift, -99, 99))) for name, (t, units) in shares.items()}
+
+    def path(place: float) -> Sizes:
+        return {name: min(max(1, round(share)), whole[name]) for name, share in at(place).items()}
+
+    place = _last_place(path, cost, limit)
+    sizes, wanted = path(place), at(place)
+    losses = {name: [((k - wanted[name]) / units) ** 2 for k in range(units + 1)] for name, units in whole.items()}
+    return _filled(sizes, losses, cost, limit)
 
 
 def damage(losses: Losses, sizes: Mapping[str, int]) -> float:

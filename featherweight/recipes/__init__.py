@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from featherweight.recipe import Recipe
+from featherweight.recipes.adaptive import adaptive
 from featherweight.recipes.admm_binarization import admm_binarization
 from featherweight.recipes.admm_clustering import admm_clustering
 from featherweight.recipes.admm_joint import admm_joint
@@ -47,4 +48,5 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
     "collaborative_ac": collaborative_ac,
     "discriminative_adapt": discriminative_adapt,
     "amc": amc,
+    "adaptive": adaptive,
 }

@@ -1,15 +1,16 @@
 """Structure: find, cut and verify the channels, heads, recurrent units and blocks of any network."""
 
 from featherweight.structure.blocks import Block
+from featherweight.structure.counting import ParameterCount
 from featherweight.structure.cut import Result, expressible, prune
 from featherweight.structure.dead import sweep
-from featherweight.structure.drop import drop
+from featherweight.structure.drop import branches, drop, droppable
 from featherweight.structure.edit import Attribute, Cut, Edit, Moved, replay
 from featherweight.structure.gate import Check
 from featherweight.structure.graph import Graph, Site, Slice, trace
 from featherweight.structure.state import carry, carry_average
 
 __all__ = [
-    "Attribute", "Block", "Check", "Cut", "Edit", "Graph", "Moved", "Result", "Site", "Slice",
-    "carry", "carry_average", "drop", "expressible", "prune", "replay", "sweep", "trace",
+    "Attribute", "Block", "Check", "Cut", "Edit", "Graph", "Moved", "ParameterCount", "Result", "Site", "Slice",
+    "branches", "carry", "carry_average", "drop", "droppable", "expressible", "prune", "replay", "sweep", "trace",
 ]  # fmt: skip

@@ -205,8 +205,9 @@ def sliced(tensors: Mapping[str, Tensor], masks: Masks) -> dict[str, Tensor]:
     return result
 
 
-def placed(graph: Graph, tensors: Mapping[str, Tensor]) -> list[object]:
-    inputs = iter(torch.utils._pytree.tree_leaves((graph.captured.inputs, {})))
+def placed(graph: Graph, tensors: Mapping[str, Tensor], given: Sequence[object] | None = None) -> list[object]:
+    """What the exported graph is called with; `given`: other inputs than the example's."""
+    inputs = iter(torch.utils._pytree.tree_leaves((tuple(given) if given is not None else graph.captured.inputs, {})))
     return [
         tensors[name] if kind in ("parameter", "buffer", "constant") else next(inputs) for kind, name in graph.captured.sources
     ]

@@ -1,86 +1,185 @@
-"""Drop a residual branch whole."""
+"""Drop residual branches whole."""
 
 from __future__ import annotations
 
 import copy
 import time
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
 
-from featherweight.structure.blocks import needed
+from featherweight.structure.blocks import Block, needed
 from featherweight.structure.capture import float64, to_float64
 from featherweight.structure.cut import Result, as_module, check_fresh, placed
 from featherweight.structure.edit import Edit, apply
-from featherweight.structure.errors import unknown
+from featherweight.structure.errors import NotExact, unknown
 from featherweight.structure.gate import RUN_FAILURES, TOLERANCE, Check, difference, double_copy, run
 from featherweight.structure.graph import Graph
 from featherweight.structure.rewrite import Rewritten
 
 
-def drop(model: nn.Module, graph: Graph, block: str) -> Result:
-    """Remove a residual branch whole: the module around it becomes `nn.Identity` if that computes the same, else the exported
-    module is given.
+def drop(model: nn.Module, graph: Graph, block: str | Sequence[str], *, where: Literal["any", "class"] = "any") -> Result:
+    """Remove a residual branch whole, or several at once: the module around each becomes `nn.Identity` if that computes the
+    same, else the exported module is given (with `where="class"`: NotExact is raised).
 
     The branch is taken to give 0, and what the cut network computes is compared with that, in float64. Unlike `prune` this
-    changes what the network computes unless the branch gave 0. Raises UnknownSite, StaleGraph.
+    changes what the network computes unless the branch gave 0. `x -> relu(x + F(x))` is the identity without F where x comes out
+    of a ReLU; a block whose shortcut is a projection never is. Raises UnknownSite, StaleGraph.
     """
-    if block not in graph.blocks:
-        raise unknown("block", block, graph.blocks)
+    names = [block] if isinstance(block, str) else list(block)
+    found = [_block(graph, name) for name in names]
     check_fresh(model, graph)
-    found = graph.blocks[block]
     start = time.perf_counter()
-    node = next(n for n in graph.captured.module.graph.nodes if n.name == found.node)
-    reference = _without(graph, node, found.branch)
-    stack = [str(path) for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
-    reason = "no module around the branch computes only the trunk"
-    for path in reversed([p for p in stack if p]):
-        edit = Edit("drop", ((block, 0),), (), (), (path,))
-        candidate = double_copy(model)
-        apply(candidate, edit)
-        try:
-            error = difference(reference, run(candidate, graph.captured.inputs))
-        except RUN_FAILURES as problem:
-            reason = f"without {path!r} it does not run: {problem}"
-            continue
-        if error <= TOLERANCE:
+    reference = _Reference(graph, found)
+    paths, reason = [], ""
+    for one in found:
+        path, why = _surrounding(model, graph, one)
+        reason = reason or why
+        paths += [path] if path is not None else []
+    if not reason:
+        edit = Edit("drop", tuple((name, 0) for name in names), (), (), tuple(paths))
+        error = reference.error(model, edit)
+        if isinstance(error, float) and error <= TOLERANCE:
             return Result(model, "class", edit, Check(error, time.perf_counter() - start), apply(model, edit), {}, {})
-    rewritten = _dropped(graph, node, found.branch)
-    result = as_module(model, graph, {}, rewritten, Check(None, 0.0), reason)
-    error = difference(reference, run(double_copy(result.model), graph.captured.inputs))
+        reason = f"without {', '.join(paths)} its output differs" if isinstance(error, float) else error
+    if where == "class":
+        raise NotExact(f"the network's class cannot go on without {', '.join(names)}: {reason}")
+    result = as_module(model, graph, {}, _dropped(graph, reference.trunks), Check(None, 0.0), reason)
+    error = difference(reference.outputs[0], run(double_copy(result.model), graph.captured.inputs))
     check = Check(error, time.perf_counter() - start, "" if error <= TOLERANCE else f"its output differs by {error:.1e}")
     if not check.passed:
-        return Result(model, "nothing", None, check, (), {}, {block: check.reason}, check.reason)
+        return Result(model, "nothing", None, check, (), {}, dict.fromkeys(names, check.reason), check.reason)
     return Result(result.model, "graph", None, check, result.moved, {}, {}, reason)
 
 
-def _without(graph: Graph, addition: fx.Node, branch: int) -> list[Tensor]:
-    """What the network computes when the branch gives 0."""
+def droppable(model: nn.Module, graph: Graph) -> dict[str, str]:
+    """Block -> the module that can become `nn.Identity` in its place; those that the network's class cannot express are left
+    out. `model` is not changed. Raises StaleGraph.
+    """
+    check_fresh(model, graph)
+    paths = {name: _surrounding(model, graph, block)[0] for name, block in graph.blocks.items()}
+    return {name: path for name, path in paths.items() if path is not None}
+
+
+def branches(model: nn.Module, graph: Graph, blocks: Iterable[str]) -> dict[str, str]:
+    """Block -> the module whose output is the branch, and nothing else: what multiplies it multiplies the branch. Blocks without
+    one are left out. Found by setting that output to 0, in float64. `model` is not changed. Raises UnknownSite, StaleGraph.
+    """
+    check_fresh(model, graph)
+    result = {}
+    for name in blocks:
+        block = _block(graph, name)
+        reference = _Reference(graph, [block])
+        operand = reference.nodes[0].args[block.branch]
+        assert isinstance(operand, fx.Node)
+        for path in _stack(operand):
+            candidate = double_copy(model)
+            candidate.get_submodule(path).register_forward_hook(_nothing)
+            if reference.matches(candidate):
+                result[name] = path
+                break
+    return result
+
+
+def _nothing(module: nn.Module, inputs: Any, output: Any) -> Any:
+    return torch.zeros_like(output) if isinstance(output, Tensor) else output
+
+
+def _block(graph: Graph, name: str) -> Block:
+    if name not in graph.blocks:
+        raise unknown("block", name, graph.blocks)
+    return graph.blocks[name]
+
+
+def _stack(node: fx.Node) -> list[str]:
+    """The modules that a node is in, the innermost first, without the network itself."""
+    paths = [str(path) for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
+    return [path for path in reversed(paths) if path]
+
+
+class _Reference:
+    """What the network computes when some branches give 0: on the example, and on the example with random signs.
+
+    The signs are for what holds of values only, as relu(x) = x does: an example alone might happen to be above 0.
+    """
+
+    def __init__(self, graph: Graph, blocks: Sequence[Block]) -> None:
+        branch = {block.node: block.branch for block in blocks}
+        self.nodes = [node for node in graph.captured.module.graph.nodes if node.name in branch]
+        self.trunks: dict[fx.Node, fx.Node] = {}
+        for node in self.nodes:  # in the order of the network: a trunk may be an addition that goes too
+            trunk = node.args[1 - branch[node.name]]
+            assert isinstance(trunk, fx.Node)
+            self.trunks[node] = self.trunks.get(trunk, trunk)
+        example = graph.captured.inputs
+        dice = torch.Generator().manual_seed(0)
+        self.inputs = (example, tuple(_signed(value, dice) for value in example))
+        self.outputs = [_without(graph, {node: branch[node.name] for node in self.nodes}, given) for given in self.inputs]
+
+    def error(self, model: nn.Module, edit: Edit) -> float | str:
+        """The largest difference of the edited network, or why it does not run."""
+        candidate = double_copy(model)
+        apply(candidate, edit)
+        try:
+            return max(difference(out, run(candidate, given)) for out, given in zip(self.outputs, self.inputs, strict=True))
+        except RUN_FAILURES as problem:
+            return f"without {', '.join(edit.identities)} it does not run: {problem}"
+
+    def matches(self, candidate: nn.Module) -> bool:
+        try:
+            errors = [difference(out, run(candidate, given)) for out, given in zip(self.outputs, self.inputs, strict=True)]
+        except RUN_FAILURES:
+            return False
+        return max(errors) <= TOLERANCE
+
+
+def _signed(value: Any, dice: torch.Generator) -> Any:
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return value
+    return value * (2 * torch.randint(0, 2, value.shape, generator=dice) - 1).to(value)
+
+
+def _surrounding(model: nn.Module, graph: Graph, block: Block) -> tuple[str | None, str]:
+    """The module around a branch that can become the identity; else None and why."""
+    reference = _Reference(graph, [block])
+    reason = "no module around the branch computes only the trunk"
+    for path in _stack(reference.nodes[0]):
+        error = reference.error(model, Edit("drop", ((block.name, 0),), (), (), (path,)))
+        if isinstance(error, float) and error <= TOLERANCE:
+            return path, ""
+        reason = error if isinstance(error, str) else reason
+    return None, reason
+
+
+def _without(graph: Graph, zeroed: Mapping[fx.Node, int], inputs: Sequence[Any]) -> list[Tensor]:
+    """What the network computes when these operands of these additions are 0."""
 
     class Zeroed(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
-            if n is addition:
+            if n in zeroed:
                 operands = list(self.fetch_args_kwargs_from_env(n)[0])
-                operands[branch] = torch.zeros_like(operands[branch])
+                operands[zeroed[n]] = torch.zeros_like(operands[zeroed[n]])
                 return n.target(*operands)  # type: ignore[operator]
             return super().run_node(n)
 
     tensors = {name: to_float64(t.detach()) for name, t in graph.captured.tensors.items()}
     with float64():
-        outputs = Zeroed(graph.captured.module).run(*[to_float64(t) for t in placed(graph, tensors)], enable_io_processing=False)
+        given = [to_float64(t) for t in placed(graph, tensors, inputs)]
+        outputs = Zeroed(graph.captured.module).run(*given, enable_io_processing=False)
     return [o.clone() for o in outputs if isinstance(o, Tensor) and o.is_floating_point()]
 
 
-def _dropped(graph: Graph, addition: fx.Node, branch: int) -> Rewritten:
-    """The graph with the addition replaced by its trunk, and what nothing needs any more taken out."""
+def _dropped(graph: Graph, trunks: Mapping[fx.Node, fx.Node]) -> Rewritten:
+    """The graph with additions replaced by their trunks, and what nothing needs any more taken out."""
     source = graph.captured.module
-    kept = needed(graph.walk, source.graph, {addition: addition.args[1 - branch]})  # type: ignore[dict-item]
+    kept = needed(graph.walk, source.graph, dict(trunks))
     new = fx.Graph()
     values: dict[fx.Node, fx.Node] = {}
     for node in source.graph.nodes:
-        if node is addition:
-            values[node] = values[addition.args[1 - branch]]
+        if node in trunks:
+            values[node] = values[trunks[node]]
         elif node.op == "placeholder" or node in kept:
             values[node] = new.node_copy(node, values.__getitem__)
     module = fx.GraphModule(copy.copy(source), new)

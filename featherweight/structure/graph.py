@@ -284,6 +284,10 @@ class Graph:
         kept = self._kept(sizes or {})
         return {name: prod(size.at(kept) for size in shape) for name, shape in self._shapes.items()}
 
+    def parameter_sizes(self) -> dict[str, tuple[Size, ...]]:
+        """Parameter -> its dimensions, as polynomials in how many units each site, numbered as in `sites`, keeps."""
+        return {name: shape for name, shape in self._shapes.items() if self.kinds.get(name) == "parameter"}
+
     def removable(self) -> int:
         """Entries of parameters that go when every site keeps one unit."""
         return self.parameters() - self.parameters(dict.fromkeys(self.sites, 1))

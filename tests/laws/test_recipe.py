@@ -20,7 +20,7 @@ from featherweight.drivers import ADMM, Periodic
 from featherweight.errors import InputError, RecipeError
 from featherweight.freezing import Freezing
 from featherweight.plan import matches, resolve
-from featherweight.recipe import Criterion, Distillation, Recipe, Rule, Stage, Training, Units, from_dict, read, to_yaml
+from featherweight.recipe import Adaptive, Criterion, Distillation, Recipe, Rule, Stage, Training, Units, from_dict, read, to_yaml
 from featherweight.sets import Codebook, Levels, LowRank, SparseCodebook, TopK, TopRows
 from featherweight.units import Allotment, Stopping
 from featherweight.views import View
@@ -89,10 +89,12 @@ units = st.builds(
     refit=st.booleans(),
 )
 a_cut = st.builds(Stage, name=word, units=units, train=a_training, auxiliary=st.booleans())
+learned = st.builds(Adaptive, parameters=share, weight=positive, rate=positive)
+a_learned = st.builds(Stage, name=word, adaptive=learned, train=a_training.filter(lambda training: training.epochs > 0))
 a_recipe = st.builds(
     Recipe,
     name=word,
-    stages=st.lists(a_stage | a_cut, min_size=1, max_size=3, unique_by=lambda stage: stage.name).map(tuple),
+    stages=st.lists(a_stage | a_cut | a_learned, min_size=1, max_size=3, unique_by=lambda stage: stage.name).map(tuple),
     source=st.text(max_size=12),
     candidates=st.integers(1, 5),
 )
@@ -136,6 +138,7 @@ def test_every_field_survives() -> None:
         (Distillation, {"weight", "temperature"}),
         (Rule, {"targets", "set", "view", "keep"}),
         (Units, {"criterion", *BUDGETS, "allot", "sites", "samples", "refit", "curvature", "multiple"}),
+        (Adaptive, {"parameters", "weight", "rate"}),
         (Recipe, {"name", "stages", "source", "candidates"}),
     ):
         assert {field.name for field in fields(kind)} == named
@@ -210,6 +213,7 @@ UNKNOWN_KEYS = {
     "training": lambda data: data["stages"][0]["train"],
     "distillation": lambda data: data["stages"][0]["distill"],
     "units": lambda data: data["stages"][1]["units"],
+    "adaptive": lambda data: data["stages"][2]["adaptive"],
     "driver": lambda data: data["stages"][0]["driver"],
     "rule": lambda data: data["stages"][0]["rules"][0],
     "set": lambda data: data["stages"][0]["rules"][0]["set"],
@@ -220,7 +224,8 @@ UNKNOWN_KEYS = {
 @pytest.mark.parametrize("place", UNKNOWN_KEYS)
 def test_an_unknown_key_is_refused_at_every_depth(place: str) -> None:
     stage = Stage("a", (Rule("*", TopK(3)),), driver=ADMM(1.0, 2), distill=Distillation())
-    data = Recipe("r", (stage, Stage("b", units=Units("l1", macs=0.5)))).to_dict()
+    last = Stage("c", adaptive=Adaptive(0.5), train=Training(1))
+    data = Recipe("r", (stage, Stage("b", units=Units("l1", macs=0.5)), last)).to_dict()
     UNKNOWN_KEYS[place](data)["surprise"] = 1
     with pytest.raises(RecipeError, match="there is no key 'surprise'"):
         from_dict(data)
