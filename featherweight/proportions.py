@@ -247,8 +247,8 @@ class Proportions:
         least, whole = self._cost(dict.fromkeys(self.sites, 1), list(self.blocks)), self.graph.parameters()
         if least > self.limit:
             raise Infeasible(
-                f"{100 * self.asked.parameters:g} % of the network's {whole:,} parameters cannot be met: with one unit a site and "
-                f"without its {len(self.blocks)} blocks it has {least:,}. Ask for {100 * least / whole:.3g} % or more"
+                f"{100 * self.asked.parameters:g} % of the network's {whole:,} parameters cannot be met: with one unit a site "
+                f"and without its {len(self.blocks)} blocks it has {least:,}. Ask for {100 * least / whole:.3g} % or more"
             )
 
 
