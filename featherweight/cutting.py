@@ -141,8 +141,8 @@ def _place(ranked: Ranked, site: str, sizes: tuple[int, ...]) -> Place:
 
 
 def _reward(ranked: Ranked, samples: int) -> Callable[[Sizes], float]:
-    """sizes -> how good the network so cut is, without tuning, on training batches of about `samples` that nothing else looked
-    at: the share of right answers where a batch is (inputs, class of each), else minus the loss. The task's score is not asked.
+    """sizes -> how good the network so cut is, untuned, on training batches of about `samples` that nothing else here looked at:
+    the share of right answers where a batch is (inputs, class of each), else minus the loss. The task's score is never asked.
 
     Raises InputError where no batch is left.
     """
@@ -151,10 +151,8 @@ def _reward(ranked: Ranked, samples: int) -> Callable[[Sizes], float]:
     seen = 0
     for batch in itertools.islice(iter(task.batches(ranked.stats.epoch)), count, None):
         held.append(batch)
-        first = next(
-            (part for part in (batch if isinstance(batch, (tuple, list)) else [batch]) if isinstance(part, Tensor)), None
-        )
-        seen += len(first) if first is not None else 1
+        parts = batch if isinstance(batch, (tuple, list)) else [batch]
+        seen += next((len(part) for part in parts if isinstance(part, Tensor)), 1)
         if seen >= samples:
             break
     if not held:

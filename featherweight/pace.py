@@ -2,7 +2,7 @@
 
 The table is of networks that are really cut, along the very sizes that the allotment gives for a falling budget of
 multiply-accumulates, each timed in turns with the dense one. Between them the time is interpolated over their MACs. What is read
-off is built and timed as well, and joins the table, so that the next reading is nearer.
+off is built and timed as well; where the table was wrong there, it is read again, corrected by as much.
 """
 
 from __future__ import annotations
@@ -84,15 +84,16 @@ def within(milliseconds: float, example: tuple[Tensor, ...], allotted: Callable[
             f"machine, of the whole one's {pace:.3g} ms. Ask for {math.ceil(1000 * floor) / 1000:g} or more, or let more sites go"
         )
     tried: dict[int, tuple[Sizes, Spent]] = {}
+    wrong = 1.0  # what was measured over what the table said, at the last reading
     for _ in range(READINGS):
-        sizes = allotted(max(table.macs_at(milliseconds / pace), macs(least)))
+        sizes = allotted(max(table.macs_at(milliseconds / pace / wrong), macs(least)))
         cost = macs(sizes)
         if cost in tried:
             break
-        predicted = pace * table.share_at(cost)
+        predicted = pace * wrong * table.share_at(cost)
         times = timed({"dense": dense, "cut": built(sizes)}, example, FINAL_ROUNDS)
         share, spread, _ = judge(times["cut"], times["dense"])
-        table.points[cost] = share
+        wrong = share / table.share_at(cost)
         table.dense += times["dense"]
         pace = 1000 * statistics.median(table.dense)
         tried[cost] = sizes, Spent("latency_ms", milliseconds, pace, pace * share, predicted, spread)

@@ -97,11 +97,10 @@ class Proportions:
                 f"({', '.join(graph.blocks) or 'there is none'}) of the network can be gated and go in its own class"
             )
         self.count = ParameterCount(graph)
-        unread = sum(parameter.numel() for parameter in model.parameters()) - graph.parameters()
-        self.limit = asked.parameters * (graph.parameters() + unread) - unread  # of the parameters that the graph reads
+        self.limit = asked.parameters * graph.parameters()
         self._site_at = torch.tensor([self.count.sites.index(name) for name in self.sites], dtype=torch.int64)
         self._block_at = torch.tensor([self.count.blocks.index(name) for name in self.blocks], dtype=torch.int64)
-        self._require_feasible(unread)
+        self._require_feasible()
         like = next(model.parameters())
         self._units = like.new_tensor([graph.sites[name].size for name in self.sites])
         self.gates = Parameter(_padded([_norms(model, graph, name) for name in self.sites]).to(like))
@@ -139,7 +138,7 @@ class Proportions:
         return soft_top_k(self.gates, self.kept(), WIDTH / self.sharpness).to(self.gates.dtype)
 
     def parameters(self) -> Tensor:
-        """params(k, p) of what the network reads, in float64."""
+        """params(k, p), in float64."""
         units = torch.tensor(self.count.sizes, dtype=torch.float64).index_put((self._site_at,), self.kept().double().cpu())
         shares = torch.ones(len(self.count.blocks), dtype=torch.float64)
         return self.count.at(units, shares.index_put((self._block_at,), self.shares().double().cpu()))
@@ -244,13 +243,12 @@ class Proportions:
         units = torch.tensor([sizes.get(name, size) for name, size in zip(self.count.sites, self.count.sizes, strict=True)])
         return int(self.count.at(units, torch.tensor([float(name not in gone) for name in self.count.blocks])))
 
-    def _require_feasible(self, unread: int) -> None:
+    def _require_feasible(self) -> None:
         least, whole = self._cost(dict.fromkeys(self.sites, 1), list(self.blocks)), self.graph.parameters()
         if least > self.limit:
             raise Infeasible(
-                f"{100 * self.asked.parameters:g} % of the network's {whole + unread:,} parameters cannot be met: with one unit "
-                f"a site and without its {len(self.blocks)} blocks it has {least + unread:,}. Ask for "
-                f"{100 * (least + unread) / (whole + unread):.3g} % or more"
+                f"{100 * self.asked.parameters:g} % of the network's {whole:,} parameters cannot be met: with one unit a site "
+                f"and without its {len(self.blocks)} blocks it has {least:,}. Ask for {100 * least / whole:.3g} % or more"
             )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from residual import DOUBLE, EXAMPLE, Residual, held, residual
 from torch import Tensor, nn
 
 from featherweight import Compressed, Recipe, Rule, Stage, TopK, compress, load, measure, zoo
@@ -18,48 +19,9 @@ from featherweight.export import export
 from featherweight.proportions import OPEN, Proportions, soft_top_k
 from featherweight.recipe import Adaptive, Distillation, Training, Units
 from featherweight.recipes import adaptive
-from featherweight.structure import ParameterCount, branches, drop, droppable, prune, trace
+from featherweight.structure import ParameterCount, drop, prune, trace
 from featherweight.training import Task
 from featherweight.units import shifted
-
-
-class Block(nn.Module):
-    """x -> relu(x + F(x)), F with an inner layer of its own width."""
-
-    def __init__(self, width: int, inner: int) -> None:
-        super().__init__()
-        self.conv1, self.norm1 = nn.Conv2d(width, inner, 3, padding=1, bias=False), nn.BatchNorm2d(inner)
-        self.conv2, self.norm2 = nn.Conv2d(inner, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.relu(x + self.norm2(self.conv2(torch.relu(self.norm1(self.conv1(x))))))
-
-
-class Residual(nn.Module):
-    """A stem, blocks on a residual stream of eight channels, and a classifier."""
-
-    def __init__(self, *inner: int) -> None:
-        super().__init__()
-        self.stem, self.norm = nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8)
-        self.blocks = nn.Sequential(*(Block(8, width) for width in inner))
-        self.last = nn.Linear(8, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(self.blocks(torch.relu(self.norm(self.stem(x)))).mean((2, 3)))
-
-
-EXAMPLE = (torch.ones(1, 1, 6, 6),)
-DOUBLE = (EXAMPLE[0].double(),)
-
-
-def residual(*inner: int) -> nn.Module:
-    """The same weights every time, and statistics that are not the initial ones."""
-    torch.manual_seed(0)
-    network = Residual(*(inner or (12, 24, 10)))
-    with torch.no_grad():
-        for _ in range(3):
-            network(torch.randn(32, 1, 6, 6))
-    return network
 
 
 def batches(epoch: int) -> list[tuple[Tensor, Tensor]]:
@@ -81,10 +43,6 @@ def score(network: nn.Module) -> float:
 
 
 TASK = Task(EXAMPLE, batches, loss, score, lambda parameters: torch.optim.SGD(parameters, 0.1, momentum=0.9))
-
-
-def held(network: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())
 
 
 # --- the count -----------------------------------------------------------------------------------------------------------
@@ -371,74 +329,3 @@ def test_a_closure_is_refused_and_the_hooks_go_with_an_error() -> None:
     learned.optimizer.step()
     assert learned.step == 0 and not network._forward_pre_hooks
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
-
-
-# --- blocks in the user's class ------------------------------------------------------------------------------------------
-
-
-def test_blocks_that_go_leave_the_network_built_without_them() -> None:
-    network = residual(12, 24, 10, 6).double()
-    by_hand = Residual(12, 10).double().eval()
-    state = network.state_dict()
-    renamed = {"blocks.0": "blocks.0", "blocks.2": "blocks.1"}
-    taken = {name: value for name, value in state.items() if not name.startswith("blocks.")}
-    for old, new in renamed.items():
-        taken |= {name.replace(old, new): value for name, value in state.items() if name.startswith(old)}
-    by_hand.load_state_dict(taken)
-    result = drop(network, trace(network, DOUBLE), ["blocks.1", "blocks.3"])
-    x = torch.randn(5, 1, 6, 6, dtype=torch.float64)
-    assert result.where == "class" and result.edit is not None and result.edit.identities == ("blocks.1", "blocks.3")
-    with torch.no_grad():
-        assert torch.allclose(network.eval()(x), by_hand(x), rtol=0, atol=1e-12)
-    assert held(network) == held(by_hand)
-
-
-class Projected(Block):
-    """relu(P(x) + F(x)): nothing of it is the identity, whatever F is."""
-
-    def __init__(self) -> None:
-        super().__init__(2, 3)
-        self.shortcut = nn.Conv2d(2, 2, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.relu(self.shortcut(x) + self.norm2(self.conv2(torch.relu(self.norm1(self.conv1(x))))))
-
-
-class Signed(nn.Module):
-    """Its first block adds to the input, which may have any sign, so that its ReLU does something without F."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second, self.third = Block(2, 3), Block(2, 3), Projected()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.third(self.second(self.first(x))).sum((2, 3))
-
-
-def test_a_block_whose_relu_does_something_stays_though_the_example_is_positive() -> None:
-    network = Signed().eval()
-    graph = trace(network, (torch.rand(1, 2, 4, 4),))
-    assert set(graph.blocks) == {"first", "second"}
-    assert droppable(network, graph) == {"second": "second"}
-    with pytest.raises(FeatherweightError, match="class cannot go on without first"):
-        drop(network, graph, ["first", "second"], where="class")
-    result = drop(network, graph, ["first", "second"])
-    x = torch.randn(3, 2, 4, 4)
-    assert result.where == "graph"
-    assert torch.allclose(result.model(x), network.third(torch.relu(x)).sum((2, 3)), atol=1e-6)
-
-
-def test_a_branch_is_gated_only_where_a_module_gives_it_whole() -> None:
-    class Scaled(nn.Module):
-        def __init__(self, scale: float) -> None:
-            super().__init__()
-            self.inner, self.scale = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 4)), scale
-
-        def forward(self, x: Tensor) -> Tensor:
-            branch = self.inner(x)
-            return x + (branch if self.scale == 1 else torch.tanh(branch))
-
-    network = nn.Sequential(Scaled(1.0), Scaled(0.5))
-    graph = trace(network, (torch.rand(1, 4),))
-    assert set(droppable(network, graph).values()) == {"0", "1"}
-    assert list(branches(network, graph, graph.blocks).values()) == ["0.inner.2"]

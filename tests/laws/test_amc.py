@@ -43,6 +43,7 @@ def test_every_episode_is_within_the_budget_and_keeps_the_least_of_every_site(li
     places = [Place(name, offered(size, multiple)) for name, size in WHOLE.items()]
     search(places, cost, limit * cost({}), reward, Search(12, 8), 0)
     assert len(seen) > 3 or limit < 0.2  # where hardly more than the least fits
+    assert len({sizes["a"] for sizes in seen}) > 1 or limit < 0.5, "the wall leaves a choice where there is one"
     for sizes in seen:
         assert cost(sizes) <= limit * cost({})
         for name, size in sizes.items():
