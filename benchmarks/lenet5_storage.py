@@ -229,7 +229,8 @@ def table(lines: dict[str, Line]) -> str:
                 size, weights = line["storage"]["file"], line["storage"]["weights"]
                 met = "yes" if size <= most and line["score"] >= least else "no"
                 text.append(
-                    f"| {name.partition(', ')[2]}, {least} | {run.seed} | {line['dense']:.2f} | {line['score']:.2f} | {line['left']:,} "
+                    f"| {name.partition(', ')[2]}, {least} | {run.seed} "
+                    f"| {line['dense']:.2f} | {line['score']:.2f} | {line['left']:,} "
                     f"| {weights:,} B, {DENSE_BYTES / weights:,.0f}x | {size:,} B, {DENSE_BYTES / size:,.0f}x | {met} "
                     f"| {line['file']} |"
                 )

@@ -187,6 +187,11 @@ class Adaptive:
             (0 < self.rate < math.inf, f"rate is the gates' own rate, above 0, given {self.rate}"),
         )
 
+    @property
+    def share(self) -> float:
+        """The budget, as that of `Units`."""
+        return self.parameters
+
 
 @dataclass(frozen=True)
 class Stage:

@@ -1,0 +1,173 @@
+"""One stage of a recipe, run from one partial network: cut, train under a guide, freeze, train on inside the sets, measure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import nn
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from featherweight import structure
+from featherweight.auxiliary import new_heads, with_auxiliary
+from featherweight.budgets import Spent
+from featherweight.coding import coded, detach, layouts_kept
+from featherweight.cutting import cut_units
+from featherweight.drivers import Imposed, Target, freeze
+from featherweight.edits import Edit, Snapshot, structure_edit
+from featherweight.factor import materialise
+from featherweight.measure import decoded, measure
+from featherweight.plan import matches, resolve
+from featherweight.proportions import Proportions
+from featherweight.recipe import Stage
+from featherweight.report import Row
+from featherweight.run import Guide, Memory, Monitor, Partial, Watch
+from featherweight.training import Task, fit, recalibrate, squared_gradients
+
+
+class StageRun:
+    """What a stage needs while it runs: made anew, or from what an interrupted run left of it in `memory`."""
+
+    def __init__(self, stage: Stage, start: Partial, original: nn.Module, task: Task, memory: Memory, monitor: Monitor) -> None:
+        torch.set_rng_state(memory.random)
+        self.stage, self.start, self.original, self.task, self.memory = stage, start, original, task, memory
+        self.work = memory.work
+        self.network, self.structural = start.snapshot.build(original), start.snapshot.structural()
+        self.spent: Spent | None = None
+        for name in _matched(stage, self.network) & coded(self.network).keys():
+            detach(self.network, name)
+        if stage.units and self.work is None:
+            done = cut_units(self.network, task, stage.units, memory.epochs, stage.auxiliary)
+            self.spent = done.spent
+            if done.edit is not None:
+                self.structural = [*self.structural, structure_edit(done.edit)]
+        self.squares = squared_gradients(self.network, task, memory.epochs) if stage.fisher else None
+        self.plan = resolve(stage, self.network, decoded(original), self.squares, task.example)
+        if self.work is not None:
+            self.network, self.structural = self.work.snapshot.build(original), self.work.snapshot.structural()
+            self.spent = Spent(**self.work.spent) if self.work.spent else None
+        self.heads = self._auxiliary_heads()
+        self.teacher = memory.baseline.build(original).eval() if stage.distill else None
+        self.watch = Watch(memory, monitor, stage, start, len(task.batches(memory.epochs)), self.spent, self.heads)
+
+    def finish(self) -> Partial:
+        """Run what is left of the stage; the network that comes of it, with its row."""
+        loss = math.inf
+        if self.work is None or self.work.phase == "train":
+            loss = self._train_guided()
+        if self.stage.retrain.epochs:
+            loss = self._train("retrain", self._optimizer())
+        recalibrate(self.network, self.task, self.memory.epochs)
+        snapshot = Snapshot.of(self.network, self.structural)
+        return Partial(snapshot, [*self.start.rows, self._row(snapshot, loss).to_dict()], loss)
+
+    def _train_guided(self) -> float:
+        """The phase in which something is imposed or learned, and what is cut or frozen at its end."""
+        optimizer, stage = self._optimizer(), self.stage
+        guide: Imposed | Proportions
+        if stage.adaptive:
+            steps = stage.train.epochs * self.watch.steps_an_epoch
+            guide = Proportions(stage.adaptive, self.network, self.task.example, optimizer, steps)
+        else:
+            guide = Imposed(
+                stage.driver, self.network, optimizer, self.plan.targets, squares=self.squares, spread=self.plan.spread
+            )  # fmt: skip
+        if self.work is not None and self.work.imposed is not None:
+            guide.load_state_dict(self.work.imposed)
+        with guide:
+            loss = self._train("train", optimizer, guide)
+        self.watch.residuals = guide.residuals()
+        if isinstance(guide, Proportions):
+            with layouts_kept(self.network):
+                self.structural = [*self.structural, *(structure_edit(edit) for edit in guide.cut())]
+        elif stage.sweep:
+            self.structural = [*self.structural, *_sweep(self.network, self.task, guide.targets)]
+        return loss
+
+    def _train(self, phase: str, optimizer: Optimizer, guide: Guide | None = None) -> float:
+        """`fit` for one phase, from where an interrupted run left it."""
+        training, first_epoch = self.stage.train, self.memory.epochs
+        if phase == "retrain":
+            training, first_epoch = self.stage.retrain, self.memory.epochs + self.stage.train.epochs
+        steps, earlier, random = 0, list[float](), None
+        if self.work is not None and self.work.phase == phase:
+            optimizer.load_state_dict(self.work.optimizer)
+            steps, earlier, random = self.work.steps, self.work.losses, self.work.random
+        return fit(
+            self.network,
+            optimizer,
+            with_auxiliary(self.task, self.heads, most=1.0) if self.heads else self.task,
+            training,
+            first_epoch=first_epoch,
+            start=steps,
+            earlier=earlier,
+            random=random,
+            teacher=self.teacher,
+            distill=self.stage.distill,
+            after_step=self.watch.over(phase, self.network, self.structural, optimizer, guide),
+        )
+
+    def _optimizer(self) -> Optimizer:
+        return self.task.optimizer(_ordered(self.network) + [p for head in self.heads.values() for p in head.parameters()])
+
+    def _auxiliary_heads(self) -> dict[str, nn.Module]:
+        """Those that train along, at the pivots and in the state of the interrupted run if there was one."""
+        if not self.stage.auxiliary or self.stage.train.epochs + self.stage.retrain.epochs == 0:
+            return {}
+        if self.work is None:
+            heads = new_heads(self.network, self.task, self.memory.epochs)
+        else:
+            heads = new_heads(self.network, self.task, self.memory.epochs, list(self.work.heads), rounds=0)
+        for pivot, head in heads.items():
+            head.train().requires_grad_(True)
+            if self.work is not None:
+                head.load_state_dict(self.work.heads[pivot])
+        return heads
+
+    def _row(self, snapshot: Snapshot, loss: float) -> Row:
+        stage, rows = self.stage, self.start.rows
+        thin = snapshot.build(self.original)
+        materialise(thin, example=self.task.example)  # what this stage would be shipped as: thin factors are two plain layers
+        imposing = stage.units or stage.adaptive
+        return Row(
+            stage.name,
+            measure(thin, self.task.example, self.task.score),
+            imposing.share if imposing else stage.keep,
+            _left(self.network, self.original),
+            stage.train.epochs + stage.retrain.epochs + (rows[-1]["epochs"] if rows else 0),
+            self.watch.seconds(),
+            loss if math.isfinite(loss) else None,
+            self.watch.residuals,
+            self.spent,
+        )
+
+
+def _sweep(network: nn.Module, task: Task, targets: Mapping[str, Target]) -> list[Edit]:
+    """Cut the units that the projection left dead, in place, and code the smaller weights again; nothing if the class cannot."""
+    for name in targets:
+        detach(network, name)
+    with layouts_kept(network):
+        result = structure.sweep(network, structure.trace(network, task.example))
+    weights = dict(network.named_parameters())
+    for name, target in targets.items():
+        freeze(network, name, replace(target, set=target.set.shrunk(target.view.to_matrix(weights[name].detach()))))
+    return [structure_edit(result.edit)] if result.edit is not None else []
+
+
+def _matched(stage: Stage, network: nn.Module) -> set[str]:
+    """The parameters that the stage's rules name."""
+    return {name for name in decoded(network) for rule in stage.rules if matches(rule.targets, name)}
+
+
+def _left(network: nn.Module, original: nn.Module) -> dict[str, tuple[int, int]]:
+    """Coded parameter -> (its non-zero weights, its weights in the original network)."""
+    now, before = decoded(network), decoded(original)
+    return {name: (int(now[name].count_nonzero()), before[name].numel()) for name in sorted(coded(network))}
+
+
+def _ordered(network: nn.Module) -> list[Parameter]:
+    """The parameters by name: coding and decoding a weight moves it in the module's own order, which a resumed run would see."""
+    return [parameter for _, parameter in sorted(network.named_parameters())]
