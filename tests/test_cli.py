@@ -213,7 +213,7 @@ def test_plan_runs_nothing_and_shows_sizes(place: Path) -> None:
 def test_plan_of_every_built_in_recipe(place: Path) -> None:
     for name in RECIPES:
         told = json.loads(call("plan", "lenet5", "--data", "digits", "--recipe", name, "--json").stdout)
-        assert any(stage["targets"] or stage["units"] for stage in told["stages"])
+        assert any(stage["targets"] or stage["units"] or stage["adaptive"] for stage in told["stages"])
 
 
 def test_recipes_lists_all_and_shows_one_as_a_file(place: Path) -> None:
