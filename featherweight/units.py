@@ -34,7 +34,7 @@ class Stopping:
     sizes cost more, the tolerance is raised until they do not.
     """
 
-    tolerance: float = 0.01
+    tolerance: float = 0.001
     kind: Literal["stopping"] = "stopping"
 
     def __post_init__(self) -> None:

@@ -121,7 +121,7 @@ collaborative_ac = _one_shot(
 
 
 def discriminative_adapt(
-    tolerance: float = 0.01,
+    tolerance: float = 0.001,
     macs: float = 1.0,
     sites: str = "*",
     samples: int = 1024,
@@ -132,7 +132,8 @@ def discriminative_adapt(
 ) -> Recipe:
     """`discriminative`, each site as small as its own losses say, then fine-tune (DCP-Adapt, Zhuang et al., NeurIPS 2018).
 
-    tolerance  a site stops where one unit more betters its loss by at most this share of what it was with one (`Stopping`)
+    tolerance  a site stops where one unit more betters its loss by at most this share of what it was with one (`Stopping`);
+               a wide site gains less a unit, so it stops earlier
     macs       share of the multiply-accumulates that is kept at most; where the rule keeps more, the tolerance is raised
     sites      name pattern of what may be cut
     samples    training samples that the criterion looks at
