@@ -124,19 +124,18 @@ def main(arguments: list[str] | None = None) -> None:
     def lenet(wanted: Callable[[nn.Parameter], Target], every: int = 40) -> Callable[[], list[float]]:
         return lambda: imposed_ratio("lenet5", (128, 1, 28, 28), every, pairs if every == 40 else few, wanted)
 
-    def vgg(wanted: Callable[[nn.Parameter], Target]) -> Callable[[], list[float]]:
-        return lambda: imposed_ratio("vgg16_cifar10", (128, 3, 32, 32), 20, few, wanted)
-
     update = f"Z and U update of {chosen.weights // 10**6} M weights, 5 % kept, over one topk"
     cases: list[tuple[str, float, Callable[[], list[float]]]] = [
         ("LeNet-5, pruning by gradient, a projection in 40 steps", 1.05, lenet(pruned)),
         ("LeNet-5, pruning, weighed by squared gradients and spread anew, 40", 1.05, lenet(weighed)),
         (update, 1.5, lambda: projection_ratio(chosen.weights, 0.05, pairs)),
-        ("VGG-16 (14.7 M weights), pruning by gradient, 20", 1.05, vgg(pruned)),
+        (
+            "VGG-16 (14.7 M weights), pruning by gradient, 20",
+            1.05,
+            lambda: imposed_ratio("vgg16_cifar10", (128, 3, 32, 32), 20, few, pruned),
+        ),
         ("LeNet-5, quantisation to 3 bits, 234 (half an epoch)", 1.10, lenet(quantised, 234)),
         ("LeNet-5, 16 shared values, 234", 1.10, lenet(clustered, 234)),
-        ("VGG-16, quantisation to 3 bits, 20", 1.10, vgg(quantised)),
-        ("VGG-16, 16 shared values, 20", 1.10, vgg(clustered)),
     ]
     lines = [
         "# Overhead of ADMM",

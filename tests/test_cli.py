@@ -428,8 +428,8 @@ def started(*arguments: str, sleep: float = 0.0, file_bytes: int | None = None) 
 
 
 def test_interrupted_it_saves_and_says_how_to_go_on(place: Path) -> None:
-    arguments = ("compress", *OURS, "-o", "out", "--set", "stages.0.train.epochs=3", "--set", "stages.1.train.epochs=4")
-    process = started(*arguments, sleep=0.3)
+    arguments = ("compress", *OURS, "-o", "out", "--set", "stages.0.train.epochs=1", "--set", "stages.1.train.epochs=4")
+    process = started(*arguments, sleep=0.2)
     deadline = time.monotonic() + 300
     while not (place / "out.work/checkpoint.pt").exists() and time.monotonic() < deadline:  # the dense stage is done
         time.sleep(0.02)
@@ -443,7 +443,7 @@ def test_interrupted_it_saves_and_says_how_to_go_on(place: Path) -> None:
     going = call(*arguments)
     assert "going on from the checkpoint" in message(going) and "stage dense done" not in going.stderr
     assert not (place / "out.work").exists()
-    call("compress", *OURS, "-o", "whole", "--set", "stages.0.train.epochs=3", "--set", "stages.1.train.epochs=4")
+    call("compress", *OURS, "-o", "whole", "--set", "stages.0.train.epochs=1", "--set", "stages.1.train.epochs=4")
     assert (place / "out/model.safetensors").read_bytes() == (place / "whole/model.safetensors").read_bytes()
 
 
