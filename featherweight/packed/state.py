@@ -93,7 +93,8 @@ def code_coded(
     if places is None and symbols is not None and symbols.size <= ORDERED:  # dense symbols: entries that are not zero
         tables = [tensor for key, tensor in done.items() if tensor.is_floating_point() and tensor.dim() == 1]
         living = [table.numpy(force=True) != 0 for table in tables[:1]]
-        places = np.flatnonzero(living[0][symbols]) if living and not bool(living[0].all()) else None
+        indexes = living and int(symbols.max(initial=0)) < living[0].size  # a table of shared values, not a scale
+        places = np.flatnonzero(living[0][symbols]) if indexes and not bool(living[0].all()) else None
     _learn(known, name, shape, None if places is None else layout, places)
     return done
 

@@ -224,6 +224,16 @@ def test_damaged_files_end_in_a_named_error_or_in_a_network_within_its_codes(see
     assert slowest < 1.0
 
 
+def test_damage_that_once_came_out_as_an_index_error_is_named() -> None:
+    """A scale of one number was taken for the table of shared values that later symbols point into."""
+    model = networks.Small()
+    data = packed.pack(networks.coded_small(9)[1], model)
+    body = bytearray(data[8:365])
+    body[32], body[233] = 209, 115
+    with pytest.raises(ArtifactError):
+        packed.unpack(forged(data, bytes(body), model), model)
+
+
 def test_damage_to_a_large_network_stays_within_a_second_and_memory() -> None:
     random = np.random.default_rng(0)
     snapshot = networks.sparse_lenet(600, 8)
