@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import time
 import tracemalloc
@@ -224,14 +225,19 @@ def test_damaged_files_end_in_a_named_error_or_in_a_network_within_its_codes(see
     assert slowest < 1.0
 
 
+ONCE_AN_INDEX_ERROR = (  # of `networks.Small`, found by the long fuzz; base 85
+    "Mp^+;VDEHa0A)mOR@{F^opi8^+Zu7T{*>nv3BG6D&;c8FbyRb>(E`H?UjNtEFdzp3Yo5i-AcrKw?8l#EJa*}nj0yY(QRsP*?+s^;HghCn!<0ov"
+    "Izt5u|35#>XIHbf07(0H_}%Q9rBTYYv6c|c6<c|y8}6bGcROK&UgDXUUum~D4)5O5CGIMKm%cYjCcH}v#gy-TRYc90gSIF_e(*xWh6Mk<pon+C"
+    "6t}6yqjw8dTfkYtFMIItHE4LIi15w|JjUU5JV^lBqd7c)&y8vqqcl_`%>%p;$dD+IiOU4uD}g~2YK=Sw0&|j#wW;_05Pl#SUGFxhgF~!NY&o*y"
+    ";trLK^4E6r#te6#a_hg|6l11a8krMUgbU6jbzRx`r|Y7K{0PgWx&tuV@8MzL*mj}`u4D*svcJj@>YfQ3ob5LQ&xKfe#!3Lsv$U|JbsSkSXk%0^"
+    "*%c@pS|Dbb5)n!tzW"
+)
+
+
 def test_damage_that_once_came_out_as_an_index_error_is_named() -> None:
     """A scale of one number was taken for the table of shared values that later symbols point into."""
-    model = networks.Small()
-    data = packed.pack(networks.coded_small(9)[1], model)
-    body = bytearray(data[8:365])
-    body[32], body[233] = 209, 115
     with pytest.raises(ArtifactError):
-        packed.unpack(forged(data, bytes(body), model), model)
+        packed.unpack(base64.b85decode(ONCE_AN_INDEX_ERROR), networks.Small())
 
 
 def test_damage_to_a_large_network_stays_within_a_second_and_memory() -> None:
