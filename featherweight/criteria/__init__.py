@@ -1,7 +1,7 @@
 """Criteria: which units of a site go. Each is a function (network, graph, statistics) -> site -> Ranking."""
 
 from featherweight.criteria.activation import apoz, taylor, taylor_weight
-from featherweight.criteria.discriminative import discriminative, stopping_size
+from featherweight.criteria.discriminative import discriminative
 from featherweight.criteria.pairwise import Certificate, Quadratic, collaborative
 from featherweight.criteria.propagate import nisp
 from featherweight.criteria.ranking import Criterion, Ordered, Ranking, Unsuited, by_score
@@ -56,7 +56,6 @@ __all__ = [
     "l2",
     "nisp",
     "refit",
-    "stopping_size",
     "taylor",
     "taylor_weight",
     "thinet",

@@ -26,7 +26,6 @@ from featherweight.gates import Reader
 from featherweight.modes import evaluating
 from featherweight.stats import Stats
 from featherweight.structure import Graph
-from featherweight.units import stopping
 
 
 def discriminative(
@@ -49,11 +48,6 @@ def discriminative(
         heads = trained_heads(model, stats, default_pivots(model, graph))
     with evaluating(model):
         return {site: _chosen(model, graph, stats, site, heads, rounds, balance) for site in stats.sites}
-
-
-def stopping_size(ranking: Ranking, tolerance: float) -> int:
-    """DCP-Adapt: the size at which `units.stopping` stops taking units of this site."""
-    return stopping([0.0, *(ranking.loss(k) for k in range(1, ranking.size + 1))], tolerance)
 
 
 def _chosen(

@@ -24,7 +24,6 @@ from featherweight.criteria import (
     by_score,
     discriminative,
     refit,
-    stopping_size,
 )  # fmt: skip
 from featherweight.criteria.propagate import infinite_selection
 from featherweight.criteria.reconstruct import responses_of
@@ -32,6 +31,7 @@ from featherweight.errors import InputError
 from featherweight.gates import find_readers, gated, masks
 from featherweight.stats import STATISTICS, Moments, TooFewSamples, collect
 from featherweight.structure import Graph, trace
+from featherweight.units import stopping
 
 WITH_BATCH_NORM = ("stem", "block.conv1")  # `hidden` has none
 
@@ -346,11 +346,11 @@ def test_discriminative_selection_takes_the_steepest_units_first(balance: float)
 
 
 def test_dcp_adapt_stops_where_a_unit_betters_little() -> None:
-    ranking = Ordered((0, 1, 2, 3, 4), (20.0, 10.0, 4.0, 1.0, 0.9, 0.0))
-    assert stopping_size(ranking, 0.05) == 3  # from 3 to 4 it is 0.1 of 10
-    assert stopping_size(ranking, 0.35) == 2
-    assert stopping_size(ranking, 1.0) == 1
-    assert stopping_size(ranking, 0.001) == 5
+    losses = (20.0, 10.0, 4.0, 1.0, 0.9, 0.0)
+    assert stopping(losses, 0.05) == 3  # from 3 to 4 it is 0.1 of 10
+    assert stopping(losses, 0.35) == 2
+    assert stopping(losses, 1.0) == 1
+    assert stopping(losses, 0.001) == 5
 
 
 def test_pivots_are_spread_over_blocks_or_layers() -> None:
