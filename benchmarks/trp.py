@@ -95,6 +95,8 @@ def plans(ranks: dict[View, dict[str, int]]) -> dict[str, Plan]:
         rows[f"decomposed and fine-tuned, {view}"] = Plan(decompose(view, macs=macs, fine_tune_epochs=EPOCHS, rate=RATE))
         rows[f"TRP, {view}"] = Plan(pruning(shrink=0.0))
         rows[f"TRP + nuclear + distillation, {view}"] = Plan(pruning(epochs=PATIENT_EPOCHS, rate=PATIENT_RATE, distill=0.9))
+        patient = decompose(view, macs=macs, fine_tune_epochs=PATIENT_EPOCHS, rate=PATIENT_RATE, distill=0.9)
+        rows[f"decomposed and fine-tuned with distillation, {view}"] = Plan(patient)
         rows[f"from scratch, {view}"] = Plan(low_rank_from_scratch(ranks[view], view, PATIENT_EPOCHS), scratch=True)
     return rows
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from featherweight.recipe import Recipe, Stage, Training
+from featherweight.recipe import Distillation, Recipe, Stage, Training
 from featherweight.recipes.trained_rank_pruning import TARGETS, low_rank_rules
 
 
@@ -21,14 +21,23 @@ def decompose(
     macs: float | None = None,
     fine_tune_epochs: int = 0,
     rate: float = 0.1,
+    distill: float = 0.0,
+    temperature: float = 4.0,
 ) -> Recipe:
     """Decompose a trained network at an energy, at `ranks` or at a share `macs` of its multiply-accumulates, then train the
     factors for `fine_tune_epochs`.
 
     Batch norm's statistics are computed anew in either case, as after every stage.
+    `distill`: weight in the loss of fine-tuning of the distillation from the network before, 0 for none, as in the papers.
     """
-    rules = low_rank_rules(view, targets, energy, ranks, macs)
-    stage = Stage(f"{view}-wise", rules=rules, macs=macs, retrain=Training(fine_tune_epochs, rate), masked=False)
+    stage = Stage(
+        f"{view}-wise",
+        rules=low_rank_rules(view, targets, energy, ranks, macs),
+        macs=macs,
+        retrain=Training(fine_tune_epochs, rate),
+        masked=False,
+        distill=Distillation(distill, temperature) if distill else None,
+    )
     return Recipe("decompose", (Stage("dense"), stage), "arXiv 1505.06798, 1405.3866")
 
 
