@@ -1,15 +1,13 @@
-"""Packed files: size against entropy, speed against size, against general compressors, and a long fuzz.
+"""Packed files: size against entropy, speed against size, and against general compressors.
 
-python benchmarks/packed.py [--most 1e7] [--fuzz 20000]   writes benchmarks/packed.md; `--most 1e8` needs about 8 GB
+python benchmarks/packed.py [--most 1e7]   writes benchmarks/packed.md; `--most 1e8` needs about 8 GB
 """
 
 from __future__ import annotations
 
 import argparse
-import resource
 import sys
 import time
-import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -26,8 +24,6 @@ from featherweight import packed, zoo
 from featherweight.codes import Scaled, Shared, SparseShared
 from featherweight.coding import attach
 from featherweight.edits import Snapshot
-from featherweight.errors import ArtifactError
-from featherweight.packed import container
 from featherweight.views import View
 
 ROWS = View("o i -> o i")
@@ -52,7 +48,7 @@ def large(size: int, kind: str, random: np.random.Generator) -> tuple[Snapshot, 
     rows = int(size**0.5)
     size = rows * rows
     model = One(rows, rows)
-    levels = {"binary": 2, "ternary": 3, "16 shared": 16, "10 % of 16": 16, "2 % of 4": 4}[kind]
+    levels = {"binary": 2, "ternary": 3, "16 shared": 16, "256 shared": 256, "10 % of 16": 16, "2 % of 4": 4}[kind]
     chances = random.dirichlet(np.ones(levels) * 4)
     if "%" in kind:
         places = np.flatnonzero(random.random(size, np.float32) < float(kind.split(" ")[0]) / 100)
@@ -74,7 +70,7 @@ def large(size: int, kind: str, random: np.random.Generator) -> tuple[Snapshot, 
 
 def speeds(most: float) -> list[str]:
     lines = ["| weights | code | file | entropy + floats | over | encode MB/s | decode MB/s |", "|---|---|---|---|---|---|---|"]
-    for kind in ("binary", "ternary", "16 shared", "10 % of 16", "2 % of 4"):
+    for kind in ("binary", "ternary", "16 shared", "256 shared", "10 % of 16", "2 % of 4"):
         for size in (1e5, 1e6, 1e7, 1e8):
             if size > most:
                 continue
@@ -112,37 +108,9 @@ def lenets() -> list[str]:
     return lines
 
 
-def fuzz(count: int) -> list[str]:
-    """Mutated files with a right checksum: all that can reach the decoder."""
-    random = np.random.default_rng(1)
-    slowest, refused, seed = 0.0, 0, 0
-    model = networks.Small()
-    data = b""
-    for number in range(count):
-        if number % 200 == 0:
-            data, seed = packed.pack(networks.coded_small(seed)[1], model), seed + 1
-        body = bytearray(data[8:])
-        for _ in range(int(random.integers(0, 4))):
-            body[random.integers(len(body))] = random.integers(256)
-        cut = bytes(body[: random.integers(len(body))] if random.random() < 0.2 else body)
-        head = data[:4] + zlib.crc32(cut, zlib.crc32(data[:4], container._signature(model))).to_bytes(4, "little")
-        started = time.process_time()
-        try:
-            packed.unpack(head + cut, model)
-        except ArtifactError:
-            refused += 1
-        slowest = max(slowest, time.process_time() - started)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    return [
-        f"{count:,} files with a right checksum: {refused:,} refused by name, the others networks within their codes; "
-        f"slowest {1000 * slowest:.0f} ms of processor time; {memory:,} MB for the whole process at most."
-    ]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--most", type=float, default=1e7, help="weights of the largest matrix")
-    parser.add_argument("--fuzz", type=int, default=2000, help="damaged files to open")
     given = parser.parse_args()
     torch.set_num_threads(1)
     parts = [
@@ -151,7 +119,6 @@ def main() -> None:
         "Written by `python benchmarks/packed.py`. One thread, processor time; MB are of fp32-equivalent weights.",
         "",
     ]
-    parts += ["## Damaged files", "", *fuzz(given.fuzz), ""]
     parts += ["## LeNet-5, synthetic masks, shared values at 8 bits, biases at 5", "", "Bytes.", "", *lenets(), ""]
     parts += ["## Large matrices", "", *speeds(given.most), ""]
     Path(__file__).with_suffix(".md").write_text("\n".join(parts))

@@ -52,7 +52,7 @@ class Code(nn.Module, abc.ABC):
     def problem(self) -> str | None:
         """What is wrong with the discrete part, in words; None if every index is in range and positions ascend."""
         for name, (limit, ascending) in self.ranges().items():
-            index = self.get_buffer(name).reshape(-1).long()
+            index = self.get_buffer(name).reshape(-1)
             if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < limit:
                 return f"{name} has entries outside 0 .. {limit - 1}"
             if ascending and bool((index[1:] <= index[:-1]).any()):
@@ -220,7 +220,7 @@ class Scaled(Code):
 
     @classmethod
     def blank(cls, rows: int, cols: int, count: int) -> Scaled:
-        return cls(torch.zeros(rows, cols, dtype=torch.int64), torch.zeros(count))
+        return cls(torch.zeros(rows, cols, dtype=torch.uint8), torch.zeros(count))
 
 
 class SparseScaled(Code):
@@ -311,7 +311,7 @@ class Shared(Code):
 
     @classmethod
     def blank(cls, rows: int, cols: int, count: int) -> Shared:
-        return cls(torch.zeros(rows, cols, dtype=torch.int64), count)
+        return cls(torch.zeros(rows, cols, dtype=torch.uint8), count)
 
 
 class SparseShared(Code):

@@ -6,13 +6,13 @@ import base64
 import os
 import time
 import tracemalloc
-import zlib
 from pathlib import Path
 
 import networks
 import numpy as np
 import pytest
 import torch
+from damage import forged, mutated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -182,25 +182,6 @@ def places_of_fc1() -> nn.Module:
     model = networks.Small()
     attach(model, "fc1.weight", WHOLE, SparseShared(1, 384, torch.arange(0, 300, 9), torch.zeros(34), 2))
     return model
-
-
-def forged(data: bytes, body: bytes, model: nn.Module) -> bytes:
-    """A file with this body whose checksum is right."""
-    return data[:4] + zlib.crc32(body, zlib.crc32(data[:4], container._signature(model))).to_bytes(4, "little") + body
-
-
-def mutated(random: np.random.Generator, body: bytes) -> bytes:
-    changed = bytearray(body)
-    way = random.integers(5)
-    if way == 0:
-        return bytes(changed[: random.integers(len(changed))])
-    if way == 1:
-        return bytes(changed) + random.bytes(int(random.integers(1, 40)))
-    if way == 2:
-        return random.bytes(int(random.integers(1, 2 * len(changed))))
-    for _ in range(int(random.integers(1, 4))):
-        changed[random.integers(len(changed))] = random.integers(256)
-    return bytes(changed)
 
 
 @pytest.mark.parametrize("seed", range(4))
