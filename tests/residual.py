@@ -1,9 +1,11 @@
-"""A small residual network, for the tests of what is cut from one."""
+"""A small residual network and a task for it, for the tests of what is cut."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+
+from featherweight.training import Task
 
 
 class Block(nn.Module):
@@ -47,3 +49,24 @@ def residual(*inner: int) -> nn.Module:
 
 def held(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
+
+
+def toy_task(count: int, lift: float) -> Task:
+    """Three classes of noise, told by how much the first row of an image is lifted; `count` batches of 32 an epoch."""
+
+    def batches(epoch: int) -> list[tuple[Tensor, Tensor]]:
+        generator = torch.Generator().manual_seed(epoch)
+        labels = torch.randint(0, 3, (count, 32), generator=generator)
+        images = torch.randn(count, 32, 1, 6, 6, generator=generator)
+        images[:, :, 0, 0] += lift * labels[..., None].float()
+        return list(zip(images, labels, strict=True))
+
+    def loss(network: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return nn.functional.cross_entropy(network(batch[0]), batch[1])
+
+    def score(network: nn.Module) -> float:
+        network.eval()
+        with torch.no_grad():
+            return sum(float((network(x).argmax(1) == y).float().mean()) for x, y in batches(99)) * 100 / count
+
+    return Task(EXAMPLE, batches, loss, score, lambda parameters: torch.optim.SGD(parameters, 0.1, momentum=0.9))

@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from residual import toy_task
 from torch import Tensor, nn
 
 from featherweight import Recipe, Rule, Stage, TopK, compress, cutting, load
@@ -40,25 +41,7 @@ class Small(nn.Module):
         return self.last(x.mean((2, 3)))
 
 
-def batches(epoch: int) -> list[tuple[Tensor, Tensor]]:
-    generator = torch.Generator().manual_seed(epoch)
-    labels = torch.randint(0, 3, (4, 32), generator=generator)
-    images = torch.randn(4, 32, 1, 6, 6, generator=generator)
-    images[:, :, 0, 0] += labels[..., None].float()
-    return list(zip(images, labels, strict=True))
-
-
-def loss(network: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    return nn.functional.cross_entropy(network(batch[0]), batch[1])
-
-
-def score(network: nn.Module) -> float:
-    network.eval()
-    with torch.no_grad():
-        return sum(float((network(x).argmax(1) == y).float().mean()) for x, y in batches(99)) * 25
-
-
-TASK = Task((torch.ones(1, 1, 6, 6),), batches, loss, score, lambda parameters: torch.optim.SGD(parameters, 0.1, momentum=0.9))
+TASK = toy_task(4, 1.0)
 DENSE = Stage("dense", train=Training(1))
 
 
@@ -78,10 +61,10 @@ def test_every_criterion_meets_its_budget_and_trains_on(criterion: Criterion, re
     dense, cut = (row.measured for row in result.rows)
     assert dense.macs is not None and cut.macs is not None
     assert 0.4 * dense.macs <= cut.macs <= 0.5 * dense.macs and result.rows[1].asked == 0.5
-    assert cut.parameters < dense.parameters and cut.score == score(result.model)
+    assert cut.parameters < dense.parameters and cut.score == TASK.score(result.model)
     result.save(tmp_path / "art")
     fresh = load(tmp_path / "art", Small()).eval()
-    assert torch.equal(fresh(batches(7)[0][0]), result.model.eval()(batches(7)[0][0]))
+    assert torch.equal(fresh(TASK.batches(7)[0][0]), result.model.eval()(TASK.batches(7)[0][0]))
 
 
 def test_what_is_cut_is_what_the_criterion_says() -> None:
@@ -142,7 +125,7 @@ def test_auxiliary_losses_count_in_the_criterion(monkeypatch: pytest.MonkeyPatch
 
     def spy(model: nn.Module, graph: Graph, task: Task, *given: Any, **options: Any) -> Stats:
         model.eval()
-        seen.append((float(task.loss(model, batches(0)[0]).detach()), float(loss(model, batches(0)[0]).detach())))
+        seen.append((float(task.loss(model, task.batches(0)[0]).detach()), float(TASK.loss(model, TASK.batches(0)[0]).detach())))
         return collect(model, graph, task, *given, **options)
 
     monkeypatch.setattr(cutting, "collect", spy)
@@ -213,7 +196,7 @@ def test_a_search_cuts_within_the_budget_never_asks_the_score_and_repeats() -> N
 
     def counted(model: nn.Module) -> float:
         asked.append(model)
-        return score(model)
+        return TASK.score(model)
 
     task = dataclasses.replace(TASK, score=counted)
     units = Units("l1", macs=0.5, samples=64, refit=True, allot=Search(6, 3))
@@ -238,7 +221,7 @@ def test_a_search_is_rewarded_for_right_answers_on_batches_not_seen() -> None:
     ranked = cutting.Ranked(made, graph, stats, CRITERIA["l1"](made, graph, stats), False)
     sizes = {name: site.size for name, site in graph.sites.items()}
     made.eval()
-    right = [float((made(x).argmax(1) == y).float().mean()) for x, y in batches(0)[2:]]
+    right = [float((made(x).argmax(1) == y).float().mean()) for x, y in TASK.batches(0)[2:]]
     assert cutting._reward(ranked, 64)(sizes) == pytest.approx(sum(right) / 2)
     assert cutting._reward(ranked, 20)(sizes) == pytest.approx(right[0])
     place = cutting._place(ranked, "conv1", (6, 12))

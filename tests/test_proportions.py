@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from residual import DOUBLE, EXAMPLE, Residual, held, residual
+from residual import DOUBLE, EXAMPLE, Residual, held, residual, toy_task
 from torch import Tensor, nn
 
 from featherweight import Compressed, Recipe, Rule, Stage, TopK, compress, load, measure, zoo
@@ -20,29 +20,9 @@ from featherweight.proportions import OPEN, Proportions, soft_top_k
 from featherweight.recipe import Adaptive, Distillation, Training, Units
 from featherweight.recipes import adaptive
 from featherweight.structure import ParameterCount, drop, prune, trace
-from featherweight.training import Task
 from featherweight.units import shifted
 
-
-def batches(epoch: int) -> list[tuple[Tensor, Tensor]]:
-    generator = torch.Generator().manual_seed(epoch)
-    labels = torch.randint(0, 3, (6, 32), generator=generator)
-    images = torch.randn(6, 32, 1, 6, 6, generator=generator)
-    images[:, :, 0, 0] += 2 * labels[..., None].float()
-    return list(zip(images, labels, strict=True))
-
-
-def loss(network: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    return nn.functional.cross_entropy(network(batch[0]), batch[1])
-
-
-def score(network: nn.Module) -> float:
-    network.eval()
-    with torch.no_grad():
-        return sum(float((network(x).argmax(1) == y).float().mean()) for x, y in batches(99)) * 100 / 6
-
-
-TASK = Task(EXAMPLE, batches, loss, score, lambda parameters: torch.optim.SGD(parameters, 0.1, momentum=0.9))
+TASK = toy_task(6, 2.0)
 
 
 # --- the count -----------------------------------------------------------------------------------------------------------
@@ -217,7 +197,7 @@ def test_the_recipe_meets_its_budget_and_a_block_goes(tmp_path: Path) -> None:
     assert isinstance(result.model.get_submodule("blocks.1"), nn.Identity)
     assert tuned.parameters == learned.parameters == held(result.model)
     assert tuned.score > 60  # of three classes
-    x = batches(7)[0][0]
+    x = TASK.batches(7)[0][0]
     result.save(tmp_path / "art")
     assert torch.equal(load(tmp_path / "art", Residual(*WIDE)).eval()(x), result.model.eval()(x))
     assert export(result.model, EXAMPLE, tmp_path / "model.pt2", "pt2").relative < 1e-4  # which runs the file to compare
