@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from pathlib import Path
 
@@ -105,6 +106,7 @@ def test_the_budget_is_asked_once_and_both_baselines_meet_it(task: Task, trained
         decompose(),
         decompose("channel", ranks={"a.weight": 1, "b.weight": 2}),
         trained_rank_pruning(macs=0.4, distill=0.7, temperature=2.0),
+        decompose(macs=0.4, fine_tune_epochs=2, distill=0.7, temperature=2.0),
         low_rank_from_scratch({"conv2.weight": 3}),
     ],
 )
@@ -164,3 +166,11 @@ def test_distillation_is_from_the_network_as_given_where_no_stage_trains_it(task
     alone = Recipe("alone", low.stages[1:])
     one, other = compress(trained, low, task).model, compress(trained, alone, task).model
     assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_fine_tuning_by_distillation_alone_does_not_ask_the_labels(task: Task, trained: nn.Module, weight: float) -> None:
+    recipe = decompose(macs=0.4, fine_tune_epochs=1, distill=weight)
+    other = dataclasses.replace(task, loss=lambda network, batch: 3 * task.loss(network, batch))
+    one, two = (compress(trained, recipe, one_task).model.state_dict() for one_task in (task, other))
+    assert all(torch.equal(one[name], two[name]) for name in one) == (weight == 1.0)
