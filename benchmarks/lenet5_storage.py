@@ -80,6 +80,7 @@ RUNS: dict[str, Run | Binary] = {
         ("binary", Binary(seed)),
         ("1,500 B", Run(seed, (1320,), FINE)),
         ("1,149 B, finer values", Run(seed, (1200, 1010, 915), FINE, cluster=(16, 24))),
+        ("1,149 B, 960 weights", Run(seed, (1200, 1010, 960), FINE, cluster=(16, 24))),  # the row before had 50 bytes to spare
         ("1,000 B", Run(seed, (1200, 1010, 865), COARSE)),
     )
 }
