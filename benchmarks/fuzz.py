@@ -44,9 +44,10 @@ or in a network within its codes; seconds are of processor time, memory is what 
 
 def opened(number: int, random: np.random.Generator, seed: int, folder: Path) -> Callable[[], object]:
     """One damaged packed file, and how to open it."""
-    model = networks.Small()
-    data = packed.pack(networks.coded_small(seed)[1], model) if number % FRESH == 0 else (folder / "whole.fwz").read_bytes()
-    (folder / "whole.fwz").write_bytes(data)
+    whole, model = folder / "whole.fwz", networks.Small()
+    if number % FRESH == 0:
+        whole.write_bytes(packed.pack(networks.coded_small(seed)[1], model))
+    data = whole.read_bytes()
     body = mutated(random, data[8:])
     hostile = forged(data, body, model) if number % 2 else data[:8] + body
     return lambda: packed.unpack(hostile, model)
@@ -80,7 +81,8 @@ def run(name: str) -> Line:
             try:
                 attempt()
             except ArtifactError as error:
-                refused += bool(str(error))
+                refused += 1
+                assert str(error)
             slowest = max(slowest, time.process_time() - started)
             if place == 0:
                 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

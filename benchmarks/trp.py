@@ -163,10 +163,10 @@ def table(done: dict[str, Line]) -> str:
     held, top1 = base.measured, base.measured.score
     text = [INTRODUCTION.format(seed=SEED, rate=0.1 * RATE, patient=0.1 * PATIENT_RATE, patience=PATIENT_EPOCHS, epochs=EPOCHS)]
     text += ["| row | top-1 | drop | MACs | parameters | ms | against baseline | epochs | minutes | paper |", "|" + "---|" * 10]
-    times = done.get(TIMES, {"timed": {}, "warnings": []})
+    in_turns = done.get(TIMES, {"timed": {}, "warnings": []})
 
     def timed(network: str) -> list[str]:
-        found = times["timed"].get(network)
+        found = in_turns["timed"].get(network)
         return [f"{found['ms']:.2f}", found["verdict"]] if found else ["", ""]
 
     cells = [f"{top1:.2f}", "", f"{held.macs:,}", f"{held.parameters:,}", *timed("baseline")]
@@ -178,7 +178,7 @@ def table(done: dict[str, Line]) -> str:
             cells = [f"{row['top1']:.2f}", f"{top1 - row['top1']:.2f}", f"{row['ratio']:.2f}x fewer", f"{row['parameters']:,}"]
             cells += [*timed(name.rpartition(", ")[2]), row["epochs"], f"{row['minutes']:.0f}"]
             text.append(f"| {name} | {' | '.join(map(str, cells))} | {PAPER.get(name, '')} |")
-    text += [f"\n{warning}" for warning in times["warnings"]]
+    text += [f"\n{warning}" for warning in in_turns["warnings"]]
     text += ["", "Ranks, a convolution each in the order of the network (stage 1 / 2 / 3); `-` is a layer left whole:", ""]
     for name in ("decomposed, spatial", "decomposed, channel"):
         if name in done:
