@@ -1,27 +1,19 @@
-"""The coder of large things: constriction's range coder under tables of integers.
-
-constriction takes floating-point probabilities and quantises them itself: with `perfect=False` symbol i gets the interval that
-starts at floor(sum of the p before i * (2^24 - n) / sum of all p) + i. Given integers f - 1 that sum to exactly 2^24 - n, every
-step of that is exact in float64, whatever the order and the rounding: the interval is [sum of the f before i, + f_i) out of
-2^24. `tests/packed/oracles.py` reads such streams with an integer-only decoder of thirty lines.
-"""
+"""Large things: stored or geometric tables of frequencies, and symbols coded under them several at a time."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import constriction  # type: ignore[import-untyped]
 import numpy as np
 from numpy.typing import NDArray
 
 from featherweight.errors import ArtifactError
+from featherweight.packed import interleaved
 from featherweight.packed.coder import Coder, code_subset
+from featherweight.packed.interleaved import PRECISION, TOTAL
 
 Ints = NDArray[np.int64]
 
-TOTAL = 1 << 24
-STORED = 1 << 16  # what stored frequencies sum to
-BLOCK = 1 << 20  # symbols decoded at a time
 LARGEST_ALPHABET = 1 << 12
 JOINT = 1 << 10  # symbols are coded several at a time while their tuples are no more than this
 LONGEST_GAP = 1023
@@ -124,12 +116,11 @@ def gap_bits(size: int, count: int) -> float:
 
 
 def _code_table(coder: Coder, counts: Ints | None, size: int) -> Ints:
-    """Frequencies > 0 with the sum STORED, from counts."""
+    """Frequencies > 0 with the sum TOTAL, from counts."""
     table = np.zeros(size, np.int64)
     if counts is not None:
-        table = np.maximum(counts * STORED // counts.sum(), 1)
-        table[table.argmax()] += STORED - table.sum()
-    left = STORED - size
+        table = interleaved.frequencies(counts)
+    left = TOTAL - size
     for place in range(size - 1):
         table[place] = 1 + coder.number(int(table[place]) - 1, "frequency")
         left -= int(table[place]) - 1
@@ -139,19 +130,12 @@ def _code_table(coder: Coder, counts: Ints | None, size: int) -> Ints:
     return table
 
 
-def _leaky(table: Ints) -> Ints:
-    """Numbers >= 0 whose sum is at most TOTAL, as frequencies > 0 with the sum TOTAL."""
-    table = table * (TOTAL - table.size) // TOTAL + 1
-    table[table.argmax()] += TOTAL - int(table.sum())
-    return table
-
-
 def _joint(stored: Ints, group: int) -> Ints:
     """Frequencies of tuples of `group` independent symbols."""
-    table = single = stored * (TOTAL // STORED)
+    shares = stored << PRECISION
     for _ in range(group - 1):
-        table = (table[:, None] * single[None, :] >> 24).reshape(-1)
-    return _leaky(table)
+        shares = (shares[:, None] * stored[None, :] >> PRECISION).reshape(-1)
+    return stored if group == 1 else interleaved.frequencies(shares)
 
 
 def _geometric(size: int, count: int) -> Ints:
@@ -161,36 +145,23 @@ def _geometric(size: int, count: int) -> Ints:
     table, ahead = [], 1 << 32
     for _ in range(longest):
         after = ahead * stay >> 32
-        table.append(ahead - after >> 8)
+        table.append(ahead - after)
         ahead = after
-    return _leaky(np.array([*table, ahead >> 8], np.int64))
-
-
-def _model(table: Ints) -> Any:
-    return constriction.stream.model.Categorical((table - 1).astype(np.float64), lazy=False, perfect=False)
+    return interleaved.frequencies(np.array([*table, ahead], np.int64))
 
 
 def _write(coder: Coder, bulk: Bulk, table: Ints, symbols: NDArray[np.int32]) -> None:
-    encoder = constriction.stream.queue.RangeEncoder()
-    encoder.encode(symbols, _model(table))
-    words = encoder.get_compressed()
-    coder.number(words.size, "words")
-    bulk.write(words.astype("<u4").tobytes())
+    stream = interleaved.encode(symbols, table)
+    coder.number(len(stream) // 2, "words")
+    bulk.write(stream)
 
 
 def _read(coder: Coder, bulk: Bulk, table: Ints, count: int) -> NDArray[np.uint16]:
-    words = np.frombuffer(bulk.read(4 * coder.number(0, "words"), coder.section), "<u4").astype(np.uint32)
-    decoder, model = constriction.stream.queue.RangeDecoder(words), _model(table)
-    symbols = np.empty(count, np.uint16)
+    stream = bulk.read(2 * coder.number(0, "words"), coder.section)
     try:
-        for start in range(0, count, BLOCK):
-            stop = min(count, start + BLOCK)
-            symbols[start:stop] = decoder.decode(model, stop - start)
-    except AssertionError:  # constriction's own for a stream that no encoder wrote
-        raise ArtifactError(f"the file is damaged: the symbols of {coder.section} cannot be decoded") from None
-    if not decoder.maybe_exhausted():
-        raise ArtifactError(f"the file is damaged: the symbols of {coder.section} have bytes left over")
-    return symbols
+        return interleaved.decode(stream, table, count)
+    except ArtifactError as error:
+        raise ArtifactError(f"the file is damaged: the symbols of {coder.section} cannot be decoded: {error}") from None
 
 
 def _apart(tuples: NDArray[np.uint16], used: Ints, group: int) -> NDArray[Any]:

@@ -13,7 +13,7 @@ from streams import read_stream
 
 from featherweight.errors import ArtifactError
 from featherweight.packed import bulk as large
-from featherweight.packed import hazard
+from featherweight.packed import hazard, interleaved
 from featherweight.packed.bulk import Bulk
 from featherweight.packed.coder import Coder, Decoder, Encoder, Meter, code_subset
 
@@ -97,20 +97,52 @@ def test_large_symbols_come_back_at_their_entropy_and_need_no_floating_point(alp
     np.testing.assert_array_equal(back, values)
     counts = np.bincount(values)
     entropy = float(-(counts[counts > 0] * np.log2(counts[counts > 0] / counts.sum())).sum()) / 8
-    assert len(data) <= 1.003 * entropy + 8
+    assert len(data) <= 1.008 * entropy + 16  # lanes cost about half a per cent
 
 
-def test_constriction_codes_under_our_integer_tables_exactly() -> None:
+@pytest.mark.parametrize("size", [2, 3, 40, 999])
+def test_interleaved_streams_are_what_their_definition_says(size: int) -> None:
     random = np.random.default_rng(0)
-    for size in (2, 3, 40, 999):
-        table = large._leaky(np.floor(random.dirichlet(np.ones(size) * 0.2) * large.TOTAL).astype(np.int64))
-        assert int(table.sum()) == large.TOTAL
+    table = interleaved.frequencies((random.dirichlet(np.ones(size) * 0.2) * 2**32).astype(np.int64))
+    assert int(table.sum()) == 1 << 16
+    assert int(table.min()) >= 1
+    symbols = random.integers(0, size, 7001)
+    data = interleaved.encode(symbols, table)
+    lanes, *_ = interleaved._layout(table, symbols.size)
+    assert read_stream(data, table.tolist(), symbols.size, lanes) == symbols.tolist()
+    np.testing.assert_array_equal(interleaved.decode(memoryview(data), table, symbols.size), symbols)
+    assert (lanes > 1) == (size > 2)
+
+
+def test_rare_symbols_have_a_frequency_even_if_there_are_thousands() -> None:
+    for size, frequent in ((4096, 90), (4096, 1), (300, 299)):
+        counts = np.ones(size, np.int64)
+        counts[:frequent] = 10**8
+        table = interleaved.frequencies(counts)
+        assert int(table.sum()) == 1 << 16
         assert int(table.min()) >= 1
-        symbols = random.integers(0, size, 3000).astype(np.int32)
-        coder, bulk = Encoder(), Bulk()
-        large._write(coder, bulk, table, symbols)
-        words = np.frombuffer(bulk.finish(), "<u4").tolist()
-        assert read_stream(words, table.tolist(), symbols.size) == symbols.tolist()
+        assert int(table[0]) >= int(table[-1])
+
+
+def test_a_damaged_stream_is_refused_or_still_gives_symbols_of_its_table() -> None:
+    random = np.random.default_rng(1)
+    table = interleaved.frequencies(np.ones(50, np.int64))
+    whole = interleaved.encode(random.integers(0, 50, 5000), table)
+    refused = {0: 0, 1: 0, 2: 0}
+    for number in range(300):
+        missing = number % 3
+        data = bytearray(whole)
+        data[random.integers(len(data))] ^= 1 << int(random.integers(8))
+        try:
+            found = interleaved.decode(memoryview(bytes(data[: len(data) - missing])), table, 5000)
+        except ArtifactError:
+            refused[missing] += 1
+        else:
+            assert found.max() < 50
+    assert refused[1] == refused[2] == 100
+    assert refused[0] > 20  # a lane that has lost its way may find it again; the checksum of the file is what guards it
+    with pytest.raises(ArtifactError, match="cannot be a stream"):
+        interleaved.decode(memoryview(whole[:6]), table, 5000)
 
 
 @pytest.mark.parametrize(("size", "count"), [(100_000, 1), (100_000, 300), (100_000, 9_000), (100_000, 60_000), (30, 29)])
