@@ -9,12 +9,10 @@ Starts from `artifacts/resnet20-baseline` (see trp.py). A row is taken up where 
 
 from __future__ import annotations
 
-import argparse
-import json
 from pathlib import Path
-from typing import Any
 
 import torch
+from rows import Line, Rows, parser, wanted
 from torch import nn
 
 from featherweight import artifact, compress, tasks, zoo
@@ -22,8 +20,7 @@ from featherweight.recipes import adaptive
 from featherweight.report import Row
 
 HERE = Path(__file__).parent
-ROWS = HERE / "adaptive.jsonl"
-TABLE = HERE / "adaptive.md"
+ROWS = Rows(__file__)
 BASELINE = HERE / "artifacts" / "resnet20-baseline"
 WORK = HERE.parent / "runs" / "adaptive"
 
@@ -53,7 +50,7 @@ def rows() -> dict[str, int]:
     return {f"seed {seed}": seed for seed in SEEDS}
 
 
-def run(name: str, seed: int, dense: nn.Module) -> dict[str, Any]:
+def run(name: str, seed: int, dense: nn.Module) -> Line:
     """Learn, cut, measure, fine-tune, measure."""
     torch.manual_seed(seed)
     recipe = adaptive(PARAMETERS, epochs=EPOCHS, rate=RATE, fine_tune_epochs=FINE_TUNING, fine_tune_rate=RATE, distill=DISTILL)
@@ -63,7 +60,6 @@ def run(name: str, seed: int, dense: nn.Module) -> dict[str, Any]:
     before, cut, tuned = result.rows
     changes = [edit["change"] for edit in result.snapshot.edits if edit["edit"] == "structure"]
     return {
-        "row": name,
         "base": before.measured.score,
         "before": cut.measured.score,
         "top1": tuned.measured.score,
@@ -80,12 +76,7 @@ def channels_last(network: nn.Module) -> nn.Module:
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # fast in bfloat16
 
 
-def read() -> dict[str, dict[str, Any]]:
-    lines = [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
-    return {line["row"]: line for line in lines}
-
-
-def table(done: dict[str, dict[str, Any]]) -> str:
+def table(done: dict[str, Line]) -> str:
     """The whole of adaptive.md from the rows there are."""
     base = Row.from_dict(artifact.describe(BASELINE).report[-1]).measured
     assert base.macs is not None
@@ -113,23 +104,15 @@ def table(done: dict[str, dict[str, Any]]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--row", choices=list(rows()), help="only this row")
-    parser.add_argument("--table", action="store_true", help="only the table")
-    chosen = parser.parse_args(arguments)
+    chosen = parser(__doc__, rows()).parse_args(arguments)
     if not BASELINE.exists():
         raise SystemExit(f"{BASELINE} is not there: `featherweight reproduce trp --weights FILE` trains it")
     torch.set_num_threads(1)
-    for name, seed in rows().items():
-        if chosen.table or name in read() or chosen.row not in (None, name):
-            continue
-        line = run(name, seed, artifact.load(BASELINE, zoo.resnet20_projection()))
-        with open(ROWS, "a") as file:
-            file.write(json.dumps(line) + "\n")
-        print(f"{name}: {line['top1']:.2f}, {line['parameters']:,} parameters, without {line['blocks']}", flush=True)
-        TABLE.write_text(table(read()))
-    TABLE.write_text(table(read()))
-    print(TABLE.read_text())
+
+    def measure_row(name: str) -> Line:
+        return run(name, rows()[name], artifact.load(BASELINE, zoo.resnet20_projection()))
+
+    ROWS.fill(wanted(chosen, rows()), measure_row, table)
 
 
 if __name__ == "__main__":
