@@ -1,4 +1,4 @@
-"""What ADMM costs a training step: ratios to a plain step, both in one process, turn by turn.
+"""What ADMM and trained rank pruning cost a training step: ratios to a plain step, both in one process, turn by turn.
 
     python benchmarks/overhead.py               every row that is not done yet, then the table
     python benchmarks/overhead.py --row NAME    one row
@@ -19,9 +19,11 @@ import torch.nn.functional as F
 from rows import Line, Rows, parser, wanted
 from torch import Tensor, nn
 
-from featherweight import ADMM, Codebook, Imposed, Levels, Target, TopK
+from featherweight import ADMM, Codebook, Imposed, Levels, LowRank, Periodic, Target, TopK
 from featherweight.allocate import magnitude
 from featherweight.drivers import Spread
+from featherweight.ranks import CHANNEL, SPATIAL, convolutions
+from featherweight.views import View
 from featherweight.zoo import NETWORKS
 
 ROWS = Rows(__file__)
@@ -40,32 +42,38 @@ def steps(network: nn.Module, inputs: Tensor, labels: Tensor, optimizer: torch.o
     return step
 
 
-def imposed_ratio(
-    name: str, shape: tuple[int, ...], every: int, pairs: int, target: Callable[[nn.Parameter], Target]
-) -> list[float]:
-    """Time of `every` steps with ADMM, one projection included, over that of the plain steps between them; `pairs` of them.
+Impose = Callable[[nn.Module, torch.optim.Optimizer, int], Imposed]  # network, its optimizer, steps between projections
 
-    target   weight -> what must hold of it
-    """
+
+def imposed_ratio(name: str, shape: tuple[int, ...], every: int, pairs: int, impose: Impose) -> list[float]:
+    """`pairs` times: what `every` steps under a driver take, one projection included, over the plain steps between them."""
     torch.manual_seed(0)
     inputs = torch.randn(shape).to(memory_format=torch.channels_last)
     labels = torch.randint(0, 10, shape[:1])
     runs = []
-    for with_admm in (True, False):
+    for imposed in (True, False):
         network = NETWORKS[name]().to(memory_format=torch.channels_last).train()
         optimizer = torch.optim.Adam(network.parameters(), 1e-4)
-        weights = {n: p for n, p in network.named_parameters() if p.ndim > 1}
-        if with_admm:
-            targets = {n: target(p) for n, p in weights.items()}
-            fisher = any(one.fisher for one in targets.values())
-            total = sum(p.numel() for p in weights.values()) // 20
-            driver = ADMM(0.03, every, 1.1, 1.0, "proximal" if fisher else "gradient")
-            squares = {n: torch.ones_like(p) for n, p in weights.items()} if fisher else None
-            spread = Spread(tuple(targets), total, magnitude) if fisher else None
-            imposed = Imposed(driver, network, optimizer, targets, squares=squares, spread=spread)
-            imposed.__enter__()  # left open: what freezes at the end is no part of a step
+        if imposed:
+            impose(network, optimizer, every).__enter__()  # left open: what freezes at the end is no part of a step
         runs.append(steps(network, inputs, labels, optimizer))
     return ratios(runs[0], runs[1], pairs, every)
+
+
+def admm(target: Callable[[nn.Parameter], Target]) -> Impose:
+    """Every weight drawn to `target(weight)`."""
+
+    def impose(network: nn.Module, optimizer: torch.optim.Optimizer, every: int) -> Imposed:
+        weights = {name: weight for name, weight in network.named_parameters() if weight.ndim > 1}
+        targets = {name: target(weight) for name, weight in weights.items()}
+        fisher = any(one.fisher for one in targets.values())
+        total = sum(weight.numel() for weight in weights.values()) // 20
+        driver = ADMM(0.03, every, 1.1, 1.0, "proximal" if fisher else "gradient")
+        squares = {name: torch.ones_like(weight) for name, weight in weights.items()} if fisher else None
+        spread = Spread(tuple(targets), total, magnitude) if fisher else None
+        return Imposed(driver, network, optimizer, targets, squares=squares, spread=spread)
+
+    return impose
 
 
 def pruned(weight: nn.Parameter) -> Target:
@@ -82,6 +90,16 @@ def quantised(weight: nn.Parameter) -> Target:
 
 def clustered(weight: nn.Parameter) -> Target:
     return Target(Codebook(16))
+
+
+def low_rank(view: View) -> Impose:
+    """Trained Rank Pruning with the nuclear norm, as its recipe imposes it on all convolutions."""
+
+    def impose(network: nn.Module, optimizer: torch.optim.Optimizer, every: int) -> Imposed:
+        targets = {name: Target(LowRank(energy=0.02), view) for name in convolutions(network)}
+        return Imposed(Periodic(every, 3e-4), network, optimizer, targets)
+
+    return impose
 
 
 def projection_ratio(size: int, share: float, pairs: int) -> list[float]:
@@ -116,10 +134,10 @@ def cases() -> dict[str, tuple[float, int, Callable[[int], list[float]]]]:
     """Row -> (the ratio asked, how many pairs, pairs -> ratios)."""
 
     def lenet(target: Callable[[nn.Parameter], Target], every: int) -> Callable[[int], list[float]]:
-        return lambda pairs: imposed_ratio("lenet5", (128, 1, 28, 28), every, pairs, target)
+        return lambda pairs: imposed_ratio("lenet5", (128, 1, 28, 28), every, pairs, admm(target))
 
-    def vgg(pairs: int) -> list[float]:
-        return imposed_ratio("vgg16_cifar10", (128, 3, 32, 32), 20, pairs, pruned)
+    def cifar(network: str, impose: Impose) -> Callable[[int], list[float]]:
+        return lambda pairs: imposed_ratio(network, (128, 3, 32, 32), 20, pairs, impose)
 
     return {
         "LeNet-5, pruning by gradient, a projection in 40 steps": (1.05, 9, lenet(pruned, 40)),
@@ -127,7 +145,9 @@ def cases() -> dict[str, tuple[float, int, Callable[[int], list[float]]]]:
         "LeNet-5, quantisation to 3 bits, 234 (half an epoch)": (1.10, 3, lenet(quantised, 234)),
         "LeNet-5, 16 shared values, 234": (1.10, 3, lenet(clustered, 234)),
         "Z and U update of 100 M weights, 5 % kept, over one topk": (1.5, 9, lambda pairs: projection_ratio(10**8, 0.05, pairs)),
-        "VGG-16 (14.7 M weights), pruning by gradient, 20": (1.05, 3, vgg),
+        "VGG-16 (14.7 M weights), pruning by gradient, 20": (1.05, 3, cifar("vgg16_cifar10", admm(pruned))),
+        "ResNet-20, trained rank pruning channel-wise, 20": (1.10, 9, cifar("resnet20", low_rank(CHANNEL))),
+        "ResNet-20, trained rank pruning spatial-wise, 20": (1.10, 9, cifar("resnet20", low_rank(SPATIAL))),
     }
 
 
@@ -140,7 +160,12 @@ def measure(name: str) -> Line:
 
 def table(done: dict[str, Line]) -> str:
     """The whole of overhead.md from the rows there are."""
-    text = ["# Overhead of ADMM", "", "Regenerated by `featherweight reproduce overhead`; 1 thread, batch 128.", ""]
+    text = [
+        "# Overhead of ADMM and of trained rank pruning",
+        "",
+        "Regenerated by `featherweight reproduce overhead`; 1 thread, batch 128.",
+        "",
+    ]
     text += ["| what | ratio (median) | quartiles | pairs | asked |", "|---|---|---|---|---|"]
     for name, line in done.items():
         quartiles = f"{line['low']:.3f} to {line['high']:.3f}"
