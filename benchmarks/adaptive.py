@@ -26,8 +26,8 @@ WORK = HERE.parent / "runs" / "adaptive"
 
 SEEDS = (0, 1, 2)
 PARAMETERS = 0.5  # kept
-EPOCHS = 4  # of learning
-FINE_TUNING = 6
+EPOCHS = 2  # of learning
+FINE_TUNING = 3
 RATE = 0.3  # of the base rate 0.1, falling to 0, in both
 DISTILL = 0.9
 
