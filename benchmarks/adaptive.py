@@ -26,7 +26,7 @@ WORK = HERE.parent / "runs" / "adaptive"
 
 SEEDS = (0, 1, 2)
 PARAMETERS = 0.5  # kept
-EPOCHS = 2  # of learning
+EPOCHS = 3  # of learning
 FINE_TUNING = 3
 RATE = 0.3  # of the base rate 0.1, falling to 0, in both
 DISTILL = 0.9
