@@ -25,6 +25,7 @@ from featherweight.proportions import Proportions
 from featherweight.recipe import Stage
 from featherweight.report import Row
 from featherweight.run import Guide, Memory, Monitor, Partial, Watch
+from featherweight.sets import TopRows
 from featherweight.training import Task, fit, recalibrate, squared_gradients
 
 
@@ -146,15 +147,21 @@ class StageRun:
 
 
 def _sweep(network: nn.Module, task: Task, targets: Mapping[str, Target]) -> list[Edit]:
-    """Cut the units that the projection left dead, in place, and code the smaller weights again; nothing if the class cannot."""
+    """Cut the units that the projection left dead, in place, and code the smaller weights again; nothing if the class cannot.
+
+    Filters that a set of rows gave up go with the constant that their batch norm leaves: `recalibrate` follows.
+    """
     for name in targets:
         detach(network, name)
     with layouts_kept(network):
-        result = structure.sweep(network, structure.trace(network, task.example))
+        results = [structure.sweep(network, structure.trace(network, task.example))]
+        filters = [name for name, target in targets.items() if isinstance(target.set, TopRows)]
+        if filters and structure.silence(network, graph := structure.trace(network, task.example), filters):
+            results.append(structure.sweep(network, graph))
     weights = dict(network.named_parameters())
     for name, target in targets.items():
         freeze(network, name, replace(target, set=target.set.shrunk(target.view.to_matrix(weights[name].detach()))))
-    return [structure_edit(result.edit)] if result.edit is not None else []
+    return [structure_edit(result.edit) for result in results if result.edit is not None]
 
 
 def _matched(stage: Stage, network: nn.Module) -> set[str]:

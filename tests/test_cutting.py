@@ -19,6 +19,7 @@ from featherweight.criteria import CRITERIA, Ranking
 from featherweight.cutting import _Damage
 from featherweight.errors import FeatherweightError
 from featherweight.recipe import Criterion, Distillation, Training, Units
+from featherweight.recipes import soft_filters
 from featherweight.stats import Stats, collect
 from featherweight.structure import Graph, trace
 from featherweight.training import Task
@@ -281,3 +282,15 @@ def test_an_even_share_asks_a_costly_ranking_for_few_sizes() -> None:
     assert sizes == {"wide": 250} and len(set(asked)) <= 4
     assert len(losses["wide"]) == 501 and losses["wide"][500] == 0 and len({*map(float, losses["wide"])}) > 490
     assert len(set(asked)) <= 33 and all(abs(losses["wide"][k] - (500 - k) ** 2) < 100 for k in range(1, 501))
+
+
+def test_soft_filters_make_a_smaller_network_and_not_a_masked_one(tmp_path: Path) -> None:
+    recipe = soft_filters(keep=0.5, targets="conv1.weight", every=4, epochs=3, rate=1.0)
+    result = compress(network(), recipe, TASK)
+    assert result.model.get_submodule("conv1").out_channels == 6
+    dense, soft = (row.measured.macs for row in result.rows)
+    assert dense is not None and soft is not None
+    assert soft == dense - 2 * 36 * 9 * 8 * 6  # six units less, made and read by 3 x 3 kernels over 8 channels
+    result.save(tmp_path / "small")
+    example = TASK.example[0]
+    assert torch.equal(load(tmp_path / "small", Small()).eval()(example), result.model.eval()(example))

@@ -23,7 +23,8 @@ def soft_filters(
     distill: float = 0.0,
     temperature: float = 4.0,
 ) -> Recipe:
-    """Zero the filters of the smallest norm every so often while all of them train on; at the end those that are zero are cut.
+    """Zero the filters of the smallest norm every so often while all of them train on; at the end those that are zero are cut,
+    and with them the constant that their batch norm makes of a zero.
 
     every     steps between, 391 for an epoch of CIFAR-10 in batches of 128
     keep      share of the filters of each layer; which MACs that saves is counted on what can really go: on a residual stream

@@ -8,9 +8,11 @@ from featherweight.structure.drop import branches, drop, droppable
 from featherweight.structure.edit import Attribute, Cut, Edit, Moved, replay
 from featherweight.structure.gate import Check
 from featherweight.structure.graph import Graph, Site, Slice, trace
+from featherweight.structure.silent import silence
 from featherweight.structure.state import carry, carry_average
 
 __all__ = [
     "Attribute", "Block", "Check", "Cut", "Edit", "Graph", "Moved", "ParameterCount", "Result", "Site", "Slice",
-    "branches", "carry", "carry_average", "drop", "droppable", "expressible", "prune", "replay", "sweep", "trace",
+    "branches", "carry", "carry_average", "drop", "droppable", "expressible", "prune", "replay", "silence", "sweep",
+    "trace",
 ]  # fmt: skip

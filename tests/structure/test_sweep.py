@@ -10,7 +10,7 @@ from probes import build
 from torch import Tensor, nn
 from zeroing import inputs, output, relative
 
-from featherweight.structure import replay, sweep, trace
+from featherweight.structure import replay, silence, sweep, trace
 
 
 def sparsify(model: nn.Module, density: float) -> None:
@@ -194,3 +194,53 @@ def test_constants_are_folded_in_the_exported_module_too() -> None:
     result = sweep(model, graph)
     assert result.where == "graph" and result.model.a.weight.shape == (4, 4)
     assert relative(before, output(result.model, x)) < 1e-6
+
+
+class Block(nn.Module):
+    """A residual block on a stem, batch norms with shifts, and padding: no reader can take a constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.stem_norm = nn.Conv2d(3, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)
+        self.conv1, self.norm1 = nn.Conv2d(6, 5, 3, padding=1, bias=False), nn.BatchNorm2d(5)
+        self.conv2, self.norm2 = nn.Conv2d(5, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)
+        self.head = nn.Linear(6, 2)
+        for norm in (self.stem_norm, self.norm1, self.norm2):
+            for tensor in (norm.bias, norm.running_mean, norm.weight):
+                assert tensor is not None
+                nn.init.uniform_(tensor, 0.5, 1.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem_norm(self.stem(x)))
+        inner = torch.relu(self.norm1(self.conv1(x)))
+        return self.head(torch.relu(x + self.norm2(self.conv2(inner))).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def test_filters_given_up_go_with_the_constant_of_their_batch_norm() -> None:
+    torch.manual_seed(0)
+    model, example = Block().double().eval(), (torch.randn(2, 3, 8, 8).double(),)
+    with torch.no_grad():
+        model.conv1.weight[[1, 3]] = 0
+        model.conv2.weight[2] = 0  # one of two that add to this unit of the stream
+        model.stem.weight[4] = model.conv2.weight[4] = 0  # both
+    assert sweep(model, trace(model, example)).where == "nothing"
+    without = copy.deepcopy(model)
+    with torch.no_grad():
+        for norm, units in ((without.norm1, [1, 3]), (without.stem_norm, [4]), (without.norm2, [4])):
+            norm.weight[units] = norm.bias[units] = 0
+    weights = [f"{name}.weight" for name in ("stem", "conv1", "conv2")]
+    assert silence(model, trace(model, example), weights)
+    assert not silence(model, trace(model, example), weights)
+    result = sweep(model, trace(model, example))
+    assert result.where == "class"
+    assert (model.conv1.out_channels, model.stem.out_channels, model.head.in_features) == (3, 5, 5)
+    assert relative(output(without, example), output(model, example)) < 1e-12
+
+
+def test_only_filters_that_were_asked_for_are_silenced() -> None:
+    model, example = Block().eval(), (torch.randn(2, 3, 8, 8),)
+    with torch.no_grad():
+        model.conv1.weight[[1, 3]] = 0
+    before = copy.deepcopy(model.state_dict())
+    assert not silence(model, trace(model, example), ["stem.weight"])
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
