@@ -76,7 +76,7 @@ def schedule(epochs: int, retrain_epochs: int) -> dict[str, Any]:
 def plans() -> dict[str, Plan]:
     return {
         "ResNet-20, 3 bits": Plan("resnet20_projection", resnet20, admm_quantization((3,), **schedule(4, 2))),
-        "ResNet-20, binary": Plan("resnet20_projection", resnet20, admm_binarization(**schedule(8, 2))),
+        "ResNet-20, binary": Plan("resnet20_projection", resnet20, admm_binarization(**schedule(4, 2))),
         "VGG-16, binary": Plan("vgg16_cifar10", vgg16, admm_binarization(**schedule(2, 1))),
     }
 
