@@ -18,8 +18,8 @@ from featherweight.structure.graph import Graph
 
 
 def silence(model: nn.Module, graph: Graph, weights: Iterable[str]) -> bool:
-    """Set scale and shift of the batch norms to 0, in place, for units of which some row of `weights` (dimension 0) is 0 and no
-    row of any other weight is not; True if there were any. It changes what the network computes.
+    """Set scale and shift of the batch norms to 0, in place, for units that one of `weights` makes with a row of zeros (along
+    dimension 0) and no weight with any other row; True if there were any. It changes what the network computes.
     """
     check_fresh(model, graph)
     zero = np.zeros(graph.walk.labels.used, dtype=bool)
