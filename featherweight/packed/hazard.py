@@ -30,19 +30,25 @@ CONTRASTS = (4096, 256, 16, 1)  # weight of a unit whose neighbour layer has not
 
 @dataclass(frozen=True)
 class Options:
-    """Places in the menus above. `rows` and `channels`: contrast of dead neighbours; `urn` by channel, `inner` in a channel."""
+    """Places in the menus above. `rows` and `channels`: contrast of dead neighbours; `urn` by channel, `inner` in a channel.
+
+    ordered   0 or 1: the rows come in the order of their first entries, empty ones last. Units of a network may be put in any
+              order, so the order of n rows is log2(n!) bits that need not be stored.
+    """
 
     shape: int = 1
     urn: int = 4
     inner: int = 7
     rows: int = 0
     channels: int = 0
+    ordered: int = 0
 
     def code(self, coder: Coder, spatial: bool, row_context: bool, channel_context: bool) -> Options:
         shape, urn = coder.uniform(self.shape, len(SHAPES)), coder.uniform(self.urn, len(URNS))
         inner = coder.uniform(self.inner, len(URNS)) if spatial else 0
         rows = coder.uniform(self.rows, len(CONTRASTS)) if row_context else 0
-        return Options(shape, urn, inner, rows, coder.uniform(self.channels, len(CONTRASTS)) if channel_context else 0)
+        channels = coder.uniform(self.channels, len(CONTRASTS)) if channel_context else 0
+        return Options(shape, urn, inner, rows, channels, coder.uniform(self.ordered, 2))
 
 
 USUAL = Options()
@@ -76,6 +82,7 @@ def code_entries(
     left, weight_left = count, sum(row_weights)
     exposure: list[int] = []
     found: list[int] = []
+    first = 0
     for row in range(rows):
         if left == 0:
             break
@@ -84,9 +91,13 @@ def code_entries(
         start = row * width
         mine = [place - start for place in flat[starts[row] : starts[row + 1]]]
         prior_exposure = max(1, shape * exposure[-1] * weight_left // (8 * row_weights[row] * left))
-        entries = _code_row(coder, mine, exposure, prior_exposure, shape, left, nonempty)
+        begin, alike = (first, rows - row) if options.ordered else (0, 1)
+        entries = _code_row(coder, mine, exposure, prior_exposure, shape, left, nonempty, begin, alike)
+        if options.ordered and not entries:
+            break
         weight_left -= row_weights[row]
         if entries:
+            first = entries[0]
             left -= len(entries)
             found += [start + entry for entry in entries]
             columns = np.array(entries)
@@ -96,13 +107,19 @@ def code_entries(
     return np.array(found, np.int64) if coder.decoding or places is None else places
 
 
-def _code_row(coder: Coder, mine: list[int], exposure: list[int], prior: int, shape: int, left: int, nonempty: bool) -> list[int]:
-    """The columns of one row; `exposure`: (width + 1,) ascending."""
+def _code_row(
+    coder: Coder, mine: list[int], exposure: list[int], prior: int, shape: int, left: int, nonempty: bool, begin: int, alike: int
+) -> list[int]:
+    """The columns of one row, none before `begin`; `exposure`: (width + 1,) ascending.
+
+    The row's first entry is the first one of `alike` rows of the same law: their chances to have none so far multiply.
+    """
     width = len(exposure) - 1
     found: list[int] = []
-    place = 0
+    place = begin
     while place < width and len(found) < left:
-        base, power, ahead = _log2(prior + exposure[place]), shape + 8 * len(found), width - place
+        base, ahead = _log2(prior + exposure[place]), width - place
+        power = shape + 8 * len(found) if found else shape * alike
 
         def cumulative(gap: int, place: int = place, base: int = base, power: int = power) -> int:
             return ONE - _survival(power * (_log2(prior + exposure[place + gap]) - base) >> 3) + gap
@@ -146,7 +163,8 @@ def search(
         code_entries(meter, places, extent, count, options, alive, nonempty)
         return meter.bits
 
-    menus = {"shape": len(SHAPES), "urn": len(URNS)}
+    menus = {"ordered": 2} if _ordered(places, extent) else {}
+    menus |= {"shape": len(SHAPES), "urn": len(URNS)}
     menus |= {"inner": len(URNS)} if extent[2] > 1 else {}
     menus |= {"rows": len(CONTRASTS)} if alive[0] is not None else {}
     menus |= {"channels": len(CONTRASTS)} if alive[1] is not None else {}
@@ -168,6 +186,13 @@ def search(
                         break
                     best, least, improved = option, cost, True
     return best, least
+
+
+def _ordered(places: Ints, extent: tuple[int, int, int]) -> bool:
+    """Are the rows in the order of their first entries, the empty ones last?"""
+    rows, first = np.unique(places // (extent[1] * extent[2]), return_index=True)
+    columns = places[first] % (extent[1] * extent[2])
+    return bool((rows == np.arange(rows.size)).all() and (np.diff(columns) >= 0).all())
 
 
 def _log2(value: int) -> int:
