@@ -76,7 +76,7 @@ class Unfolded(nn.Conv2d):
     """
 
     def _conv_forward(self, images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        count, channels, height, width = images.shape
+        _, channels, height, width = images.shape
         if height > SMALL:
             return super()._conv_forward(images, weight, bias)
         padded = F.pad(images.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
