@@ -66,9 +66,7 @@ def compress(
         stage = recipe.stages[memory.stage]
         for start in memory.starts(recipe.candidates):
             memory.finish(StageRun(stage, start, original, task, memory, monitor).finish())
-        memory.advance(
-            bool(stage.rules or stage.units or stage.adaptive), stage.train.epochs + stage.retrain.epochs, recipe.candidates
-        )
+        memory.advance(stage.imposes, stage.epochs, recipe.candidates)
     final = memory.pool[memory.newest]
     network = final.snapshot.build(original)
     thin = materialise(network, example=task.example)

@@ -167,7 +167,7 @@ def plan(job: Job, recipe: Recipe) -> list[dict[str, Any]]:
                 "budget": budget if budget["of"] else None,
             }
         )
-        changed = changed or bool(targets) or stage.train.epochs + stage.retrain.epochs > 0
+        changed = changed or bool(targets) or stage.epochs > 0
     return stages
 
 

@@ -229,7 +229,6 @@ class Stage:
     adaptive: Adaptive | None = None
 
     def __post_init__(self) -> None:
-        epochs = self.train.epochs + self.retrain.epochs
         allocator = f"no allocator is named {self.allocate!r}; there are {', '.join(ALLOCATORS)}."
         more = "has rules" if self.rules else "cuts units"
         _require(
@@ -239,7 +238,10 @@ class Stage:
             (self.macs is None or bool(self.rules), f"stage {self.name!r} has a budget of macs but no rules to spend it on"),
             (self.allocate in ALLOCATORS, f"stage {self.name!r}: {allocator}{did_you_mean(self.allocate, ALLOCATORS)}"),
             (self.driver is None or bool(self.rules), f"stage {self.name!r} has a driver but no rules for it to impose"),
-            (not self.auxiliary or bool(self.units or epochs), f"stage {self.name!r}: auxiliary needs training or units to cut"),
+            (
+                not self.auxiliary or bool(self.units or self.epochs),
+                f"stage {self.name!r}: auxiliary needs training or units to cut",
+            ),
             (
                 not (self.auxiliary and (self.sweep or self.adaptive)),
                 f"stage {self.name!r}: what is cut after training is what auxiliary heads read; part them",
@@ -254,6 +256,16 @@ class Stage:
             (0 <= self.fisher < math.inf, f"stage {self.name!r}: fisher is a power, at least 0, given {self.fisher}"),
             (not self.respread or self.keep is not None, f"stage {self.name!r}: respread needs a budget (keep) to spread"),
         )
+
+    @property
+    def imposes(self) -> bool:
+        """Does it make the network any smaller? What a stage that does not leaves behind is the dense network."""
+        return bool(self.rules or self.units or self.adaptive)
+
+    @property
+    def epochs(self) -> int:
+        """Of training, in both phases."""
+        return self.train.epochs + self.retrain.epochs
 
 
 @dataclass(frozen=True)
@@ -278,7 +290,7 @@ class Recipe:
 
     def epochs(self) -> int:
         """Epochs of one path through the stages (with several candidates a stage is run up to that many times)."""
-        return sum(stage.train.epochs + stage.retrain.epochs for stage in self.stages)
+        return sum(stage.epochs for stage in self.stages)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, fit for JSON; `from_dict` is its inverse."""

@@ -61,7 +61,8 @@ class StageRun:
             loss = self._train_guided()
         if self.stage.retrain.epochs:
             loss = self._train("retrain", self._optimizer())
-        recalibrate(self.network, self.task, self.memory.epochs)
+        if self.stage.imposes or self.stage.epochs:  # a network that is only measured stays as it was given
+            recalibrate(self.network, self.task, self.memory.epochs)
         snapshot = Snapshot.of(self.network, self.structural)
         return Partial(snapshot, [*self.start.rows, self._row(snapshot, loss).to_dict()], loss)
 
@@ -116,7 +117,7 @@ class StageRun:
 
     def _auxiliary_heads(self) -> dict[str, nn.Module]:
         """Those that train along, at the pivots and in the state of the interrupted run if there was one."""
-        if not self.stage.auxiliary or self.stage.train.epochs + self.stage.retrain.epochs == 0:
+        if not self.stage.auxiliary or self.stage.epochs == 0:
             return {}
         if self.work is None:
             heads = new_heads(self.network, self.task, self.memory.epochs)
@@ -138,7 +139,7 @@ class StageRun:
             measure(thin, self.task.example, self.task.score),
             imposing.share if imposing else stage.keep,
             _left(self.network, self.original),
-            stage.train.epochs + stage.retrain.epochs + (rows[-1]["epochs"] if rows else 0),
+            stage.epochs + (rows[-1]["epochs"] if rows else 0),
             self.watch.seconds(),
             loss if math.isfinite(loss) else None,
             self.watch.residuals,

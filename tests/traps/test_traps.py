@@ -307,6 +307,14 @@ def test_batch_norm_is_recalibrated_before_scoring() -> None:
     assert result.model[1].momentum == 0.1
 
 
+def test_a_stage_that_only_measures_leaves_the_network_as_it_was_given() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 6, 2), nn.BatchNorm2d(6), nn.Flatten(), nn.Linear(96, 4)).eval()
+    given = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    result = compress(network, Recipe("r", (Stage("dense"),)), tiny_task())
+    for name, tensor in result.model.state_dict().items():
+        assert torch.equal(tensor, given[name]), name
+
+
 # --- a loss that is not finite -------------------------------------------------------------------------------------------
 
 
