@@ -11,17 +11,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cifar
 import torch
 from rows import Line, Rows, parser, wanted
 from torch import nn
 
-from featherweight import artifact, compress, tasks, zoo
+from featherweight import compress, tasks
 from featherweight.recipes import adaptive
-from featherweight.report import Row
 
 HERE = Path(__file__).parent
 ROWS = Rows(__file__)
-BASELINE = HERE / "artifacts" / "resnet20-baseline"
 WORK = HERE.parent / "runs" / "adaptive"
 
 SEEDS = (0, 1, 2)
@@ -55,7 +54,7 @@ def run(name: str, seed: int, dense: nn.Module) -> Line:
     torch.manual_seed(seed)
     recipe = adaptive(PARAMETERS, epochs=EPOCHS, rate=RATE, fine_tune_epochs=FINE_TUNING, fine_tune_rate=RATE, distill=DISTILL)
     work = WORK / name.replace(" ", "-")
-    result = compress(channels_last(dense), recipe, tasks.cifar10(seed), workdir=work, checkpoint_seconds=60)
+    result = compress(cifar.channels_last(dense), recipe, tasks.cifar10(seed), workdir=work, checkpoint_seconds=60)
     result.save(work / "artifact", model="resnet20_projection", data="cifar10")
     before, cut, tuned = result.rows
     changes = [edit["change"] for edit in result.snapshot.edits if edit["edit"] == "structure"]
@@ -72,13 +71,9 @@ def run(name: str, seed: int, dense: nn.Module) -> Line:
     }
 
 
-def channels_last(network: nn.Module) -> nn.Module:
-    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # fast in bfloat16
-
-
 def table(done: dict[str, Line]) -> str:
     """The whole of adaptive.md from the rows there are."""
-    base = Row.from_dict(artifact.describe(BASELINE).report[-1]).measured
+    base = cifar.measured()
     assert base.macs is not None
     text = [
         INTRODUCTION.format(epochs=EPOCHS, kept=100 * PARAMETERS, tuning=FINE_TUNING, distill=DISTILL, rate=0.1 * RATE),
@@ -105,14 +100,9 @@ def table(done: dict[str, Line]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     chosen = parser(__doc__, rows()).parse_args(arguments)
-    if not BASELINE.exists():
-        raise SystemExit(f"{BASELINE} is not there: `featherweight reproduce trp --weights FILE` trains it")
     torch.set_num_threads(1)
 
-    def measure_row(name: str) -> Line:
-        return run(name, rows()[name], artifact.load(BASELINE, zoo.resnet20_projection()))
-
-    ROWS.fill(wanted(chosen, rows()), measure_row, table)
+    ROWS.fill(wanted(chosen, rows()), lambda name: run(name, rows()[name], cifar.resnet20()), table)
 
 
 if __name__ == "__main__":

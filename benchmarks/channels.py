@@ -21,21 +21,20 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import cifar
 import torch
 from rows import Line, Rows, parser, wanted
 from torch import nn
 
-from featherweight import artifact, compress, latency, structure, tasks, zoo
+from featherweight import compress, latency, structure, tasks
 from featherweight.measure import count_macs, measure
 from featherweight.plan import matches
 from featherweight.recipe import Recipe, Stage, Training
 from featherweight.recipes import RECIPES
-from featherweight.report import Row
 from featherweight.training import Task, recalibrate
 
 HERE = Path(__file__).parent
 ROWS = Rows(__file__)
-BASELINE = HERE / "artifacts" / "resnet20-baseline"
 WORK = HERE.parent / "runs" / "channels"
 
 SEED = 0
@@ -92,7 +91,7 @@ def run(method: str, saved: str, dense: nn.Module, rate: float = RATE, held_out:
     work = WORK / row.replace(",", "").replace(" ", "-").replace("%", "")
     if method in METHODS:
         recipe = soft(dense, task.example, share, rate) if method == SOFT else recipe_of(method, share, rate)
-        result = compress(channels_last(dense), recipe, task, workdir=work, checkpoint_seconds=60)
+        result = compress(cifar.channels_last(dense), recipe, task, workdir=work, checkpoint_seconds=60)
         cut, tuned = result.rows[-2:]
         # soft filters go while all train: there is no network before tuning
         before, seconds = (None, 0.0) if method == SOFT else (cut.measured.score, cut.seconds)
@@ -104,7 +103,7 @@ def run(method: str, saved: str, dense: nn.Module, rate: float = RATE, held_out:
         recalibrate(network, task, 0)
         before = measure(network, task.example, task.score).score
         recipe = Recipe("tuned", (Stage("tuned", train=Training(EPOCHS, rate)),))
-        result = compress(channels_last(network), recipe, task, workdir=work, checkpoint_seconds=60)
+        result = compress(cifar.channels_last(network), recipe, task, workdir=work, checkpoint_seconds=60)
         tuned, network = result.rows[-1], result.model
     timed = latency.bench({"dense": dense, "cut": network}, task.example, runtimes=("onnx",), rounds=ROUNDS)
     return {
@@ -165,13 +164,9 @@ def by_torch_pruning(method: str, dense: nn.Module, share: float, task: Task) ->
     return best
 
 
-def channels_last(network: nn.Module) -> nn.Module:
-    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
 def table(done: dict[str, Line]) -> str:
     """The whole of channels.md from the rows there are."""
-    base = Row.from_dict(artifact.describe(BASELINE).report[-1]).measured
+    base = cifar.measured()
     text = [INTRODUCTION.format(seed=SEED, epochs=EPOCHS, rate=0.1 * RATE, held_out=HELD_OUT)]
     text.append(f"Baseline: {base.score:.2f}, {base.macs:,} MACs, {base.parameters:,} parameters.\n")
     names = ("method", "before tuning", "top-1", "delta", "MACs saved", "parameters", "ms", "against dense", "minutes", "paper")
@@ -195,20 +190,15 @@ def main(arguments: list[str] | None = None) -> None:
     made = parser(__doc__, rows())
     made.add_argument("--held-out", type=float, metavar="RATE", help="at this share of the base rate; writes no row")
     chosen = made.parse_args(arguments)
-    if not BASELINE.exists():
-        raise SystemExit(f"{BASELINE} is not there: `featherweight reproduce trp --weights FILE` trains it")
     torch.set_num_threads(1)
     peers = find_spec("torch_pruning") is not None
     possible = [name for name, (method, _) in rows().items() if peers or method not in PEERS]
 
-    def baseline() -> nn.Module:
-        return artifact.load(BASELINE, zoo.resnet20_projection())
-
     if chosen.held_out is not None:
         for name in wanted(chosen, possible):
-            print(json.dumps({"row": name} | run(*rows()[name], baseline(), chosen.held_out, HELD_OUT)), flush=True)
+            print(json.dumps({"row": name} | run(*rows()[name], cifar.resnet20(), chosen.held_out, HELD_OUT)), flush=True)
     else:
-        ROWS.fill(wanted(chosen, possible), lambda name: run(*rows()[name], baseline()), table)
+        ROWS.fill(wanted(chosen, possible), lambda name: run(*rows()[name], cifar.resnet20()), table)
 
 
 if __name__ == "__main__":

@@ -18,15 +18,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from cifar import channels_last, resnet20
 from rows import Line, Rows, parser, wanted
 from torch import Tensor, nn
 
-from featherweight import artifact, compress, packed, tasks, zoo
+from featherweight import compress, packed, tasks, zoo
 from featherweight.recipe import Recipe, Stage, Training
 from featherweight.recipes import admm_binarization, admm_quantization
 
 HERE = Path(__file__).parent
-BASELINE = HERE / "artifacts" / "resnet20-baseline"
 WORK = HERE.parent / "runs" / "cifar-bits"
 ROWS = Rows(__file__)
 
@@ -52,10 +52,6 @@ class Plan:
     network: str
     dense: Callable[[], nn.Module]
     recipe: Recipe
-
-
-def resnet20() -> nn.Module:
-    return artifact.load(BASELINE, zoo.resnet20_projection())
 
 
 def vgg16() -> nn.Module:
@@ -121,10 +117,6 @@ def measure(name: str) -> Line:
         "residual": max(last.residuals.values()),
         "minutes": sum(row.seconds for row in result.rows) / 60,
     }
-
-
-def channels_last(network: nn.Module) -> nn.Module:
-    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the layout in which bfloat16 convolutions are fast
 
 
 def table(done: dict[str, Line]) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from cifar import BASELINE, channels_last, resnet20
 from rows import Line, Rows, parser, wanted
 from safetensors.torch import load_file
 from torch import nn
@@ -31,8 +32,6 @@ from featherweight.report import Row
 
 HERE = Path(__file__).parent
 ROWS = Rows(__file__)
-ARTIFACTS = HERE / "artifacts"
-BASELINE = ARTIFACTS / "resnet20-baseline"
 WORK = HERE.parent / "runs" / "trp"
 
 SEED = 0
@@ -153,10 +152,6 @@ def times(dense: nn.Module) -> Line:
     return {"timed": measured, "warnings": list(found.warnings)}
 
 
-def channels_last(network: nn.Module) -> nn.Module:
-    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the layout in which bfloat16 convolutions are fast
-
-
 def table(done: dict[str, Line]) -> str:
     """The whole of trp.md from the rows there are."""
     base = Row.from_dict(artifact.describe(BASELINE).report[-1])
@@ -202,7 +197,7 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     if not BASELINE.exists():
         train_baseline(chosen.weights)
-    dense = artifact.load(BASELINE, zoo.resnet20_projection())
+    dense = resnet20()
     example = tasks.cifar10(SEED).example
     allotted: dict[View, dict[str, int]] = {}
     views: tuple[View, ...] = ("channel", "spatial")
