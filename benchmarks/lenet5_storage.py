@@ -79,8 +79,8 @@ RUNS: dict[str, Run | Binary] = {
         ("1,149 B", Run(seed, (1200, 1010), COARSE)),
         ("binary", Binary(seed)),
         ("1,500 B", Run(seed, (1320,), FINE)),
-        # Each of the next five was set when the one before had been scored. Bytes to spare were 50, then 67, then 26, then 20; the
-        # last one's weights and values are those for which the training losses of the others promise the least.
+        # Each of the next five was set when the one before had been scored. Bytes to spare were 50, then 67, then 26, then 20;
+        # the last one's weights and values are those for which the training losses of the others promise the least.
         ("1,149 B, finer values", Run(seed, (1200, 1010, 915), FINE, cluster=(16, 24))),
         ("1,149 B, 960 weights", Run(seed, (1200, 1010, 960), FINE, cluster=(16, 24))),
         ("1,149 B, finest values", Run(seed, (1200, 1010, 940), FINEST, prune=(12, 8), cluster=(16, 40))),
