@@ -90,6 +90,7 @@ MISSED = {  # what was tried for 1,149 bytes before `MOST`
 }
 RUNS: dict[str, Run | Binary] = {
     "seed 2, 1,149 B, 9-bit values": replace(MOST, seed=2, bits=(9, 9)),
+    "seed 2, 1,500 B, 1,295 weights": replace(MOST, seed=2, weights=(1295,)),  # 29 bytes too many
     **{f"seed 0, {goal}": run for goal, run in MISSED.items()},
     **{
         f"seed {seed}, {goal}": run
@@ -98,7 +99,7 @@ RUNS: dict[str, Run | Binary] = {
             ("1,724 B", Run(seed, (), FINEST)),
             ("binary", Binary(seed)),
             ("1,149 B, 6-bit biases", replace(MOST, seed=seed)),
-            ("1,500 B", replace(MOST, seed=seed, weights=(1295,))),
+            ("1,500 B", replace(MOST, seed=seed, weights=(1260,))),
             ("1,000 B", Run(seed, (1200, 1010, 865), COARSE)),
         )
     },
