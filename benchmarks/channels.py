@@ -40,7 +40,7 @@ WORK = HERE.parent / "runs" / "channels"
 
 SEED = 0
 MORE_SEEDS = (1, 2)  # for the methods that the paper is compared with: one seed's difference of 0.2 says nothing
-EPOCHS = 2  # for each of 36 rows
+EPOCHS = 2  # of each row
 RATE = 0.3  # of the base rate 0.1, falling to 0
 HELD_OUT = 5_000
 ROUNDS = 60
