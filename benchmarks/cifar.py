@@ -1,4 +1,4 @@
-"""What the CIFAR-10 benchmarks share: the ResNet-20 that they start from, and the layout in which it trains fast."""
+"""What the CIFAR-10 benchmarks share: the networks that they start from, and the layout in which they train fast."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from featherweight.measure import Measurement
 from featherweight.report import Row
 
 BASELINE = Path(__file__).parent / "artifacts" / "resnet20-baseline"
+RESNET56 = BASELINE.with_name("resnet56-baseline")
 
 
 def resnet20() -> nn.Module:
@@ -19,6 +20,13 @@ def resnet20() -> nn.Module:
     if not BASELINE.exists():
         raise SystemExit(f"{BASELINE} is not there: `featherweight reproduce trp --weights FILE` trains it")
     return artifact.load(BASELINE, zoo.resnet20_projection())
+
+
+def resnet56() -> nn.Module:
+    """The trained network of `RESNET56`."""
+    if not RESNET56.exists():
+        raise SystemExit(f"{RESNET56} is not there: `featherweight reproduce resnet56 --weights FILE` trains it")
+    return artifact.load(RESNET56, zoo.resnet56_projection())
 
 
 def measured() -> Measurement:
