@@ -15,8 +15,11 @@ from featherweight.packed.interleaved import PRECISION, TOTAL
 Ints = NDArray[np.int64]
 
 LARGEST_ALPHABET = 1 << 12
-JOINT = 1 << 10  # symbols are coded several at a time while their tuples are no more than this
-LONGEST_GAP = 1023
+JOINT = 1 << 8  # symbols are coded several at a time while their tuples are no more than this; two of those go into a lane's end
+LEAST_JOINED = 1000  # symbols, below which each is coded on its own
+RARE = 32  # they are as many as lose one part in this by the least frequency that a tuple has
+NARROW, WIDE = 16, 256  # symbols that gaps are written in: pairs of the first where entries are dense
+DENSE = 20  # places an entry, below which they are
 
 
 class Bulk:
@@ -36,6 +39,10 @@ class Bulk:
         part, self._data = self._data[:size], self._data[size:]
         self.spent[section] = self.spent.get(section, 0) + size
         return part
+
+    def rest(self) -> memoryview:
+        """What has not been read."""
+        return self._data
 
     def finish(self) -> bytes:
         return b"".join(self._parts)
@@ -60,22 +67,11 @@ def code_symbols(coder: Coder, bulk: Bulk, values: NDArray[Any] | None, count: i
     used = np.array(code_subset(coder, np.flatnonzero(counts).tolist(), alphabet, used_count), np.int64)
     if used_count == 1:
         return np.full(count, used[0], np.int64) if values is None else values
-    stored = _code_table(coder, counts[used] if values is not None else None, used_count)
-    group = 1
-    while used_count ** (2 * group) <= JOINT and count >= 64 * JOINT:
-        group *= 2
-    table = _joint(stored, group)
-    size = -(-count // group)
-    if values is None:
-        tuples = _read(coder, bulk, table, size)
-        return _apart(tuples, used, group)[:count]
-    ranks = np.zeros(size * group, np.int32)
-    ranks[:count] = _places(used, alphabet)[values]
-    together = np.zeros(size, np.int32)
-    for part in range(group):
-        together = together * np.int32(used_count) + ranks[part::group]
-    _write(coder, bulk, table, together)
-    return values
+    stored = _code_table(coder, bulk, counts[used] if values is not None else None, used_count)
+    if values is not None:
+        _write(coder, bulk, stored, _places(used, alphabet)[values])
+        return values
+    return _read(coder, bulk, stored, count, used)
 
 
 def code_gaps(coder: Coder, bulk: Bulk, places: Ints | None, size: int, count: int) -> Ints:
@@ -95,7 +91,7 @@ def code_gaps(coder: Coder, bulk: Bulk, places: Ints | None, size: int, count: i
     skipped = coder.number(0, "skips")
     if skipped > size // longest:
         raise ArtifactError(f"the file is damaged: {skipped} skips of {longest} places in a tensor of {size}")
-    read = _read(coder, bulk, table, count + skipped)
+    read = _read(coder, bulk, table, count + skipped, np.arange(longest + 1))
     entry = read < longest
     ends = np.cumsum(read + entry, dtype=np.int64)
     found: Ints = ends[entry] - 1
@@ -115,18 +111,17 @@ def gap_bits(size: int, count: int) -> float:
     return entropy_bits(np.array([count, size - count]))
 
 
-def _code_table(coder: Coder, counts: Ints | None, size: int) -> Ints:
-    """Frequencies > 0 with the sum TOTAL, from counts."""
-    table = np.zeros(size, np.int64)
+def _code_table(coder: Coder, bulk: Bulk, counts: Ints | None, size: int) -> Ints:
+    """Frequencies > 0 with the sum TOTAL, from counts; the last one is what is left."""
     if counts is not None:
         table = interleaved.frequencies(counts)
-    left = TOTAL - size
-    for place in range(size - 1):
-        table[place] = 1 + coder.number(int(table[place]) - 1, "frequency")
-        left -= int(table[place]) - 1
-        if left < 0:
-            raise ArtifactError(f"the file is damaged: the frequencies of {coder.section} sum to too much")
-    table[-1] = left + 1
+        bulk.write(interleaved.write_numbers(table[:-1]))
+        return table
+    stored, taken = interleaved.read_numbers(bulk.rest(), size - 1)
+    bulk.read(taken, coder.section)
+    table = np.append(stored, TOTAL - int(stored.sum()))
+    if table[-1] < 1:
+        raise ArtifactError(f"the file is damaged: the frequencies of {coder.section} sum to too much")
     return table
 
 
@@ -140,7 +135,7 @@ def _joint(stored: Ints, group: int) -> Ints:
 
 def _geometric(size: int, count: int) -> Ints:
     """Frequencies of the gaps 0 .. longest - 1 and of `longest` or more, at a density of count / size."""
-    longest = min(LONGEST_GAP, max(1, 4 * size // count))
+    longest = min((NARROW if size < DENSE * count else WIDE) - 1, max(1, 4 * size // count))
     stay = (size - count << 32) // size
     table, ahead = [], 1 << 32
     for _ in range(longest):
@@ -150,29 +145,46 @@ def _geometric(size: int, count: int) -> Ints:
     return interleaved.frequencies(np.array([*table, ahead], np.int64))
 
 
+def _together(table: Ints, count: int) -> int:
+    """How many of `count` symbols are coded as one."""
+    group, bits = 1, interleaved.entropy(table)
+    while count >= LEAST_JOINED and (tuples := table.size ** (group + 1)) <= JOINT:
+        lost = 3 * interleaved.BIT * tuples // (2 * TOTAL)  # by tuples that are rarer than 1 of TOTAL: 1.4 / TOTAL bits for each
+        if lost * RARE > (group + 1) * bits:
+            break
+        group += 1
+    return group
+
+
 def _write(coder: Coder, bulk: Bulk, table: Ints, symbols: NDArray[np.int32]) -> None:
-    stream = interleaved.encode(symbols, table)
+    group = _together(table, symbols.size)
+    parts = np.zeros((-(-symbols.size // group), group), np.int32)
+    parts.reshape(-1)[: symbols.size] = symbols
+    tuples = parts[:, 0]
+    for part in range(1, group):
+        tuples = tuples * np.int32(table.size) + parts[:, part]
+    stream = interleaved.encode(tuples, _joint(table, group))
     coder.number(len(stream) // 2, "words")
     bulk.write(stream)
 
 
-def _read(coder: Coder, bulk: Bulk, table: Ints, count: int) -> NDArray[np.uint16]:
+def _read(coder: Coder, bulk: Bulk, table: Ints, count: int, names: Ints) -> NDArray[Any]:
+    """`count` symbols; symbol i is called names[i]."""
     stream = bulk.read(2 * coder.number(0, "words"), coder.section)
+    group = _together(table, count)
     try:
-        return interleaved.decode(stream, table, count)
+        tuples = interleaved.decode(stream, _joint(table, group), -(-count // group))
     except ArtifactError as error:
         raise ArtifactError(f"the file is damaged: the symbols of {coder.section} cannot be decoded: {error}") from None
+    return _apart(tuples, names, group)[:count]
 
 
-def _apart(tuples: NDArray[np.uint16], used: Ints, group: int) -> NDArray[Any]:
-    """(n,) tuples of ranks -> (n * group,) symbols."""
-    kind = np.uint8 if int(used[-1]) < 256 else np.uint16
-    parts = np.stack(np.unravel_index(np.arange(used.size**group), (used.size,) * group), 1)
-    lines = np.ascontiguousarray(used[parts].astype(kind))  # (tuples, group)
-    wide = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: None}[group * lines.itemsize]
-    if wide is None:
-        return lines[tuples].reshape(-1)
-    return lines.view(wide).reshape(-1)[tuples].view(kind)
+def _apart(tuples: NDArray[np.uint16], names: Ints, group: int) -> NDArray[Any]:
+    """(n,) tuples of ranks -> (n * group,) names."""
+    kind = np.uint8 if int(names[-1]) < 256 else np.uint16
+    parts = np.stack(np.unravel_index(np.arange(names.size**group), (names.size,) * group), 1)
+    lines = np.ascontiguousarray(names[parts].astype(kind))  # (tuples, group)
+    return lines.view(f"V{group * lines.itemsize}")[:, 0][tuples].view(kind)
 
 
 def _places(used: Ints, alphabet: int) -> NDArray[np.int32]:

@@ -21,6 +21,8 @@ Ints = NDArray[np.int64]
 BUDGET = 1_500_000  # units of work, about a microsecond each, that a whole file may ask of the models in Python
 SUBSET = 1 << 16  # longest list of rows or columns that is coded as a subset
 TRIALS, EFFORT = 24, 2_000_000  # how long the writer looks for the best options: runs of a model, and units of work
+FEW = 1600  # entries, from which on a model has to gain something, since it is read a hundred times slower than a table: ..
+WORTH, WORTH_OF_MARKS = 1.01, 1.05  # .. of the bits of the places, and of the symbols
 CONTEXTS = 4  # of an entry's symbol: none, the one before it in its row, in its column, in its channel
 
 
@@ -83,7 +85,7 @@ def code_places(coder: Coder, bulk: Bulk, budget: Budget, places: Ints | None, l
     plan: _Plan | None = None if places is not None else _Plan()
     if places is not None:
         plan = _search(np.sort(layout.places(places)), layout, count, budget)
-        worth = 1.005 if count > 2000 else 1.0  # the gain that makes up for the slower way
+        worth = WORTH if count >= FEW else 1.0
         if plan is not None and _bulk_bits(places, layout) < worth * plan.bits:
             plan = None
     if coder.choice(int(plan is None), "large", 2):
@@ -284,27 +286,36 @@ def code_marks(
     possible = alphabet <= 256 and budget.allows(work)
     if not possible:
         return code_large_symbols(coder, bulk, marks, count, alphabet)
-    ordered = layout.places(np.arange(count) if places is None else places)
-    order = np.argsort(ordered) if layout.order is not None else np.arange(count)
-    given = None if marks is None else marks[order].tolist()
-    small, context = False, 0
-    if marks is not None:
-        costs = []
-        for option in range(CONTEXTS if count < 20_000 else 1):
-            meter = Meter()
-            _code_marks(meter, given, ordered[order], layout, alphabet, option)
-            costs.append(meter.bits)
-        context = int(np.argmin(costs))
-        table = large.entropy_bits(np.bincount(marks, minlength=alphabet)) + 14 * alphabet
-        small = count < 2000 or min(costs) < 0.995 * table
+    small, context = (False, 0) if marks is None else _small(marks, places, layout, alphabet)
     if not coder.choice(int(small), "small", 2):
         return code_large_symbols(coder, bulk, marks, count, alphabet)
     budget.spend(work)
     context = coder.uniform(context, CONTEXTS)
-    found = _code_marks(coder, given, ordered[order], layout, alphabet, context)
+    order, ordered = _order(places, layout)
+    given = None if marks is None else marks[order].tolist()
+    found = _code_marks(coder, given, ordered, layout, alphabet, context)
     result = np.empty(count, np.int64)
     result[order] = found
     return result
+
+
+def _order(places: Ints | None, layout: Layout) -> tuple[Ints, Ints]:
+    """The order in which symbols at these matrix places, or at all, are coded one by one, and the places in it."""
+    ordered = layout.places(np.arange(layout.size) if places is None else places)
+    order = np.arange(ordered.size) if layout.order is None else np.argsort(ordered)
+    return order, ordered[order]
+
+
+def _small(marks: NDArray[Any], places: Ints | None, layout: Layout, alphabet: int) -> tuple[bool, int]:
+    """Are the symbols to be coded one by one, and in which context?"""
+    order, ordered = _order(places, layout)
+    given, costs = marks[order].tolist(), []
+    for option in range(CONTEXTS if marks.size < 20_000 else 1):
+        meter = Meter()
+        _code_marks(meter, given, ordered, layout, alphabet, option)
+        costs.append(meter.bits)
+    table = large.entropy_bits(np.bincount(marks, minlength=alphabet)) + 14 * alphabet
+    return marks.size < FEW or WORTH_OF_MARKS * min(costs) < table, int(np.argmin(costs))
 
 
 def _code_marks(coder: Coder, marks: list[int] | None, places: Ints, layout: Layout, alphabet: int, context: int) -> list[int]:
