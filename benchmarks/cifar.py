@@ -17,21 +17,23 @@ RESNET56 = BASELINE.with_name("resnet56-baseline")
 
 def resnet20() -> nn.Module:
     """The trained network of `BASELINE`."""
-    if not BASELINE.exists():
-        raise SystemExit(f"{BASELINE} is not there: `featherweight reproduce trp --weights FILE` trains it")
-    return artifact.load(BASELINE, zoo.resnet20_projection())
+    return _trained(BASELINE, zoo.resnet20_projection(), "trp")
 
 
 def resnet56() -> nn.Module:
     """The trained network of `RESNET56`."""
-    if not RESNET56.exists():
-        raise SystemExit(f"{RESNET56} is not there: `featherweight reproduce resnet56 --weights FILE` trains it")
-    return artifact.load(RESNET56, zoo.resnet56_projection())
+    return _trained(RESNET56, zoo.resnet56_projection(), "resnet56")
 
 
-def measured() -> Measurement:
-    """Of `BASELINE`, as its report says."""
-    return Row.from_dict(artifact.describe(BASELINE).report[-1]).measured
+def _trained(folder: Path, network: nn.Module, benchmark: str) -> nn.Module:
+    if not folder.exists():
+        raise SystemExit(f"{folder} is not there: `featherweight reproduce {benchmark} --weights FILE` trains it")
+    return artifact.load(folder, network)
+
+
+def measured(folder: Path = BASELINE) -> Measurement:
+    """Of a baseline, as its report says."""
+    return Row.from_dict(artifact.describe(folder).report[-1]).measured
 
 
 def channels_last(network: nn.Module) -> nn.Module:

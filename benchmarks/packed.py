@@ -42,55 +42,61 @@ def timed(function: Callable[[], Any]) -> tuple[Any, float]:
     return result, statistics.median(seconds[1:] or seconds)
 
 
-class One(nn.Module):
-    """A single matrix, so that no time goes into making a layer's random weights."""
+class Matrices(nn.Module):
+    """Square matrices and nothing else, so that no time goes into making a layer's random weights."""
 
-    def __init__(self, rows: int, cols: int):
+    def __init__(self, count: int, rows: int):
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(rows, cols))
+        self.weights = nn.ParameterList(torch.zeros(rows, rows) for _ in range(count))
 
 
-def large(size: int, kind: str, random: np.random.Generator) -> tuple[Snapshot, One, float]:
-    """A matrix of about `size` weights under a code, the class it goes into, and its empirical entropy in bytes."""
+def code(size: int, kind: str, random: np.random.Generator) -> tuple[Any, float]:
+    """A square code of `size` weights, and the empirical entropy of what it holds, in bytes."""
     rows = int(size**0.5)
-    size = rows * rows
-    model = One(rows, rows)
     levels = {"binary": 2, "ternary": 3, "16 shared": 16, "256 shared": 256, "10 % of 16": 16, "2 % of 4": 4}[kind]
     chances = random.dirichlet(np.ones(levels) * 4)
     if "%" in kind:
         places = np.flatnonzero(random.random(size, np.float32) < float(kind.split(" ")[0]) / 100)
         index = random.choice(levels, places.size, p=chances).astype(np.uint8)
         counts = np.array([size - places.size, *np.bincount(index)])
-        code: Any = SparseShared(rows, rows, torch.from_numpy(places), torch.from_numpy(index), levels)
+        made: Any = SparseShared(rows, rows, torch.from_numpy(places), torch.from_numpy(index), levels)
     else:
         index = np.searchsorted(np.cumsum(chances)[:-1], random.random(size, np.float32)).astype(np.uint8)
         counts = np.bincount(index)
         table = torch.from_numpy(index).view(rows, rows)
-        code = Shared(table, levels) if "shared" in kind else Scaled(table, torch.linspace(-1, 1, levels))
-    del index
-    attach(model, "weight", ROWS, code)
+        made = Shared(table, levels) if "shared" in kind else Scaled(table, torch.linspace(-1, 1, levels))
     counts = counts[counts > 0].astype(float)
     floats = 4 * (rows if kind in ("binary", "ternary") else levels)
-    entropy = float((counts * np.log2(counts.sum() / counts)).sum()) / 8
-    return Snapshot.of(model, []), One(rows, rows), entropy + floats
+    return made, float((counts * np.log2(counts.sum() / counts)).sum()) / 8 + floats
+
+
+def large(size: int, kind: str, random: np.random.Generator, count: int = 1) -> tuple[Snapshot, Matrices, float]:
+    """`count` matrices of about `size` weights under a code, the class they go into, and their empirical entropy in bytes."""
+    rows = int(size**0.5)
+    model, entropy = Matrices(count, rows), 0.0
+    for number in range(count):
+        made, least = code(rows * rows, kind, random)
+        attach(model, f"weights.{number}", ROWS, made)
+        entropy += least
+    return Snapshot.of(model, []), Matrices(count, rows), entropy
 
 
 def speeds(most: float) -> list[str]:
     lines = ["| weights | code | file | entropy + floats | over | encode MB/s | decode MB/s |", "|---|---|---|---|---|---|---|"]
     for kind in ("binary", "ternary", "16 shared", "256 shared", "10 % of 16", "2 % of 4"):
-        for size in (1e5, 1e6, 1e7, 1e8):
+        for size, count in ((1e5, 1), (1e5, 10), (1e6, 1), (1e7, 1), (1e8, 1)):
             if size > most:
                 continue
-            snapshot, network, entropy = large(int(size), kind, np.random.default_rng(0))
+            snapshot, network, entropy = large(int(size), kind, np.random.default_rng(0), count)
             data, encode = timed(partial(packed.pack, snapshot, network))
             back, decode = timed(partial(packed.read, data, network))
             exact = all(torch.equal(tensor, snapshot.state[name]) for name, tensor in back.state.items())
             assert exact, f"{kind}, {size}"
-            dense, over = 4e-6 * network.weight.numel(), len(data) - entropy
-            allowed = "" if over <= 0.01 * entropy + 32 else " (above 1 % + 32)"
+            dense, over = 4e-6 * sum(weight.numel() for weight in network.weights), len(data) - entropy
+            allowed = "" if over <= 0.01 * entropy + 32 * count else " (above 1 % + 32)"
             lines.append(
-                f"| {size:.0e} | {kind} | {len(data):,} | {entropy:,.0f} | {over:+,.0f} = {100 * over / entropy:+.2f} %{allowed} "
-                f"| {dense / encode:,.0f} | {dense / decode:,.0f} |"
+                f"| {f'{count} x ' if count > 1 else ''}{size:.0e} | {kind} | {len(data):,} | {entropy:,.0f} "
+                f"| {over:+,.0f} = {100 * over / entropy:+.2f} %{allowed} | {dense / encode:,.0f} | {dense / decode:,.0f} |"
             )
             print(lines[-1], flush=True)
             snapshot, back, data = Snapshot([], {}), Snapshot([], {}), b""

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featherweight.errors import ArtifactError
-from featherweight.packed import bulk as large
-from featherweight.packed import hazard
+from featherweight.packed import hazard, large
 from featherweight.packed.bulk import Bulk
 from featherweight.packed.coder import Coder, Meter, Symbols, code_subset, code_symbol
+from featherweight.packed.streams import entropy_bits
 
 Ints = NDArray[np.int64]
 
@@ -314,7 +314,7 @@ def _small(marks: NDArray[Any], places: Ints | None, layout: Layout, alphabet: i
         meter = Meter()
         _code_marks(meter, given, ordered, layout, alphabet, option)
         costs.append(meter.bits)
-    table = large.entropy_bits(np.bincount(marks, minlength=alphabet)) + 14 * alphabet
+    table = entropy_bits(np.bincount(marks, minlength=alphabet)) + 14 * alphabet
     return marks.size < FEW or WORTH_OF_MARKS * min(costs) < table, int(np.argmin(costs))
 
 

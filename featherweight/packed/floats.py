@@ -8,10 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featherweight.errors import ArtifactError
-from featherweight.packed import bulk as large
+from featherweight.packed import large
 from featherweight.packed.bulk import Bulk
 from featherweight.packed.coder import Coder, Meter, code_subset
 from featherweight.packed.entries import Budget, code_large_symbols
+from featherweight.packed.streams import entropy_bits
 
 Words = NDArray[np.uint32]
 Ints = NDArray[np.int64]
@@ -54,7 +55,7 @@ def code_planes(coder: Coder, bulk: Bulk, planes: NDArray[np.uint8] | None, coun
     result = np.empty((count, width), np.uint8)
     for column in range(width):
         given = None if planes is None else np.ascontiguousarray(planes[:, column])
-        plain = given is not None and large.entropy_bits(np.bincount(given)) + 14 * len(np.unique(given)) > 7.92 * count
+        plain = given is not None and entropy_bits(np.bincount(given)) + 14 * len(np.unique(given)) > 7.92 * count
         if coder.choice(int(plain), "plain", 2):
             result[:, column] = large.code_plain(coder, bulk, given, count)
         else:
@@ -81,13 +82,13 @@ def _best(words: Words, alive: NDArray[np.bool_], budget: Budget) -> tuple[int, 
                 options.append((meter.bits, GRID, law))
     if count > 256:
         planes = words.view(np.uint8).reshape(-1, 4)
-        bits = [large.entropy_bits(np.bincount(planes[:, c])) + 14 * len(np.unique(planes[:, c])) for c in range(4)]
+        bits = [entropy_bits(np.bincount(planes[:, c])) + 14 * len(np.unique(planes[:, c])) for c in range(4)]
         options.append((sum(min(8.0 * count, b + 32) for b in bits), PLANES, UNIFORM))
         sample = np.unique(words[:: max(1, count // 4096)])
         if sample.size < 4096:
             distinct, counts = np.unique(words, return_counts=True)
             if distinct.size <= large.LARGEST_ALPHABET:
-                options.append((large.entropy_bits(counts) + (14 + 32) * distinct.size + 32, PALETTE, UNIFORM))
+                options.append((entropy_bits(counts) + (14 + 32) * distinct.size + 32, PALETTE, UNIFORM))
     else:
         options.append((32.0 * count + 64, PLANES, UNIFORM))
     return min(options)[1:]

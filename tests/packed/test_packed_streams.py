@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
+import zlib
 from itertools import pairwise
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from streams import read_stream
+from lanes import read_stream
 
 from featherweight.errors import ArtifactError
-from featherweight.packed import bulk as large
-from featherweight.packed import hazard, interleaved
+from featherweight.packed import hazard, interleaved, large, streams
 from featherweight.packed.bulk import Bulk
 from featherweight.packed.coder import Coder, Decoder, Encoder, Meter, code_subset
 
@@ -99,6 +99,36 @@ def test_large_symbols_come_back_at_their_entropy_and_need_no_floating_point(alp
     entropy = float(-(counts[counts > 0] * np.log2(counts[counts > 0] / counts.sum())).sum()) / 8
     table = 12 * np.count_nonzero(counts) / 8  # a frequency takes 4 to 19 bits, those of common symbols most
     assert len(head) + len(data) - table <= 1.008 * entropy + 16  # lanes cost about six in a thousand
+
+
+def test_a_long_stream_is_a_huffman_code_that_zlib_alone_reads() -> None:
+    symbols = np.random.default_rng(0).integers(0, 5, 20_000).astype(np.int32)
+    made = streams.encode(symbols, 5)
+    assert made.group == 3  # 5^3 of 256
+    bytes_of_three = zlib.decompress(made.data, -15)
+    found = [digit for byte in bytes_of_three for digit in (byte // 25, byte // 5 % 5, byte % 5)]
+    assert found[:20_000] == symbols.tolist()
+    assert len(made.data) <= 1.009 * 20_000 * math.log2(5) / 8 + 16
+
+    skewed = (np.random.default_rng(0).random(20_000) < 0.001).astype(np.int32)
+    assert streams.encode(skewed, 2).group == 0  # at least a bit for each byte: far from its entropy
+
+
+@pytest.mark.parametrize("symbols", [[0, 1, 2], [0, 1, 2, 3, 4], [0, 1, 2, 9]])
+def test_a_huffman_code_of_too_few_or_too_many_or_unknown_symbols_is_refused(symbols: list[int]) -> None:
+    def read(data: bytes, count: int) -> list[int]:
+        return streams._inflated(memoryview(data), count, 5).tolist()
+
+    made = zlib.compressobj(9, zlib.DEFLATED, -15)
+    data = made.compress(bytes(symbols)) + made.flush()
+    with pytest.raises(ArtifactError, match="not of so many symbols"):
+        read(data, 4)
+    with pytest.raises(ArtifactError):
+        read(data[:-1], len(symbols))
+    if max(symbols) < 5:
+        assert read(data, len(symbols)) == symbols
+        with pytest.raises(ArtifactError, match="not of so many symbols"):
+            read(data + b"x", len(symbols))
 
 
 @pytest.mark.parametrize("size", [2, 3, 40, 999])
