@@ -66,6 +66,7 @@ def encode(symbols: NDArray[np.int32], size: int, implied: Ints | None = None) -
 
 
 def write(coder: Coder, bulk: Bulk, stream: Stream) -> None:
+    """Put it into the file: how it was made and its length into the coded part, its bytes into the bulk."""
     coder.choice(stream.group, "group", MOST_TOGETHER + 1)
     bulk.write(stream.table)
     coder.number(len(stream.data) if stream.group else len(stream.data) // 2, "words")
