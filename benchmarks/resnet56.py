@@ -14,7 +14,7 @@ from itertools import count
 from pathlib import Path
 
 import torch
-from cifar import RESNET56, channels_last, resnet56
+from cifar import ENOUGH, RESNET56, channels_last, resnet56
 from rows import Line, Rows
 from safetensors.torch import load_file
 
@@ -25,7 +25,6 @@ HERE = Path(__file__).parent
 ROWS = Rows(__file__)
 WORK = HERE.parent / "runs" / "resnet56"
 
-ENOUGH = 93.0
 FIRST, LATER = 24, 48  # epochs of a round: the first ended 0.5 short, and a start at the full rate needs time to settle
 RATE = 0.1  # falling to 0 along a cosine: the task's base rate
 
