@@ -4,7 +4,8 @@
     featherweight reproduce resnet56                  train on from the artifact that there is
 
 Rounds of training, each from the weights that the one before ended with, until one ends at 93.0 % or more: a delta against
-a network that could still be better flatters. A round is taken up where it was killed. Every figure is the last epoch's.
+a network that could still be better flatters. A round takes every core that there is, and is taken up where it was killed. Every
+figure is the last epoch's.
 """
 
 from __future__ import annotations
@@ -70,7 +71,6 @@ def main(arguments: list[str] | None = None) -> None:
     made.add_argument("--weights", type=Path, help="to start the first round from")
     made.add_argument("--table", action="store_true", help="only the table")
     chosen = made.parse_args(arguments)
-    torch.set_num_threads(1)
     for number in count(1):
         if chosen.table or any(row["top1"] >= ENOUGH for row in ROWS.done().values()):
             break

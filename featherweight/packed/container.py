@@ -22,7 +22,7 @@ from featherweight.packed.plain import Plain
 from featherweight.packed.state import Known, code_coded, code_parameter, code_tensor, same
 from featherweight.views import View
 
-MAGIC, VERSION = b"FZ", 4
+MAGIC, VERSION = b"FZ", 5
 HAS_BULK = 0x80
 HEADER = 8  # magic, version, signature of the network, checksum
 KINDS = {  # kind of code -> its sizes; only ever appended to

@@ -1,12 +1,8 @@
-"""Symbols as bytes, several at a time: a Huffman code where it is nearly as short, and an entropy coder of our own elsewhere.
-
-zlib reads a Huffman code (RFC 1951, without matches) ten times faster than anything in numpy. It holds its own frequencies, block
-by block, so that short streams are shorter under ours.
-"""
+"""Symbols as bytes, several at a time: a Huffman code where it is nearly as short as lanes, which can be read less fast."""
 
 from __future__ import annotations
 
-import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,20 +10,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featherweight.errors import ArtifactError
-from featherweight.packed import interleaved
+from featherweight.packed import huffman, interleaved
 from featherweight.packed.bulk import Bulk
 from featherweight.packed.coder import Coder
 from featherweight.packed.interleaved import PRECISION, TOTAL
 
 Ints = NDArray[np.int64]
 
-JOINT = 1 << 8  # symbols are coded several at a time while their tuples are no more than this
+JOINT = huffman.LITERALS  # symbols are coded several at a time while their tuples are no more than this
 MOST_TOGETHER = 8
+LANES, WAYS = 0, 1 + 2 * MOST_TOGETHER  # the others: so many together, under frequencies of each or under lengths of all tuples
 FEW = 1 << 16  # symbols up to which the writer tries every way
 LEAST = 1000  # symbols, below which each is coded on its own, under a table
 RARE = 32  # they are as many as lose one part in this by the least frequency that a tuple has
-MEMORY = 9  # zlib's most: the longest blocks, 32,767 symbols
-OVER, OVER_BITS = 1.009, 128  # what a Huffman code may take, of the entropy, and so many bits more
+OVER, OVER_BITS = 1.008, 128  # what a Huffman code may take, of the entropy, and so many bits more, but for its table
 
 
 def entropy_bits(counts: Ints) -> float:
@@ -38,38 +34,36 @@ def entropy_bits(counts: Ints) -> float:
 
 @dataclass(frozen=True)
 class Stream:
-    """Symbols made into bytes. group: how many were coded as one by a Huffman code; 0 for lanes, after a table of frequencies."""
+    """Symbols made into bytes: `way` is one of WAYS, `front` the table that it needs."""
 
     data: bytes
-    group: int = 0
-    table: bytes = b""
+    way: int
+    front: bytes
 
     @property
     def rank(self) -> tuple[bool, int]:
         """The less, the better: a short Huffman code, or any lanes, which are all as long."""
-        return not self.group, len(self.data) if self.group else 0
+        return self.way == LANES, 0 if self.way == LANES else len(self.front) + len(self.data)
 
 
 def encode(symbols: NDArray[np.int32], size: int, implied: Ints | None = None) -> Stream:
     """Symbols below `size`; `implied`: frequencies that the reader knows already."""
     counts = np.bincount(symbols, minlength=size)
-    if size <= JOINT and symbols.size >= LEAST:
-        most = _most_together(size, symbols.size)
-        groups = range(1, most + 1) if symbols.size < FEW else [most]  # a small alphabet takes fewer bytes to describe
-        short = min((_deflated(symbols, size, group) for group in groups), key=lambda stream: stream.rank)
-        if 8 * len(short.data) <= OVER * entropy_bits(counts) + OVER_BITS:
-            return short
     table = interleaved.frequencies(counts) if implied is None else implied
-    group = _together(table, symbols.size)
     stored = interleaved.write_numbers(table[:-1]) if implied is None else b""  # the last one is what is left of TOTAL
-    return Stream(interleaved.encode(_joined(symbols, size, group), _joint(table, group)), 0, stored)
+    if size <= JOINT and symbols.size >= LEAST:
+        way, code, front, bits = min(_huffman_codes(symbols, table, stored), key=lambda found: found[-1])
+        if bits <= OVER * entropy_bits(counts) + OVER_BITS + 8 * len(stored):
+            return Stream(huffman.encode(_joined(symbols, size, _group(way)), code), way, front)
+    group = _together(table, symbols.size)
+    return Stream(interleaved.encode(_joined(symbols, size, group), _joint(table, group)), LANES, stored)
 
 
 def write(coder: Coder, bulk: Bulk, stream: Stream) -> None:
     """Put it into the file: how it was made and its length into the coded part, its bytes into the bulk."""
-    coder.choice(stream.group, "group", MOST_TOGETHER + 1)
-    bulk.write(stream.table)
-    coder.number(len(stream.data) if stream.group else len(stream.data) // 2, "words")
+    coder.choice(stream.way, "group", WAYS)
+    bulk.write(stream.front)
+    coder.number(len(stream.data) // 2 if stream.way == LANES else len(stream.data), "words")
     bulk.write(stream.data)
 
 
@@ -77,36 +71,39 @@ def read(coder: Coder, bulk: Bulk, count: int, names: Ints, implied: Ints | None
     """`count` symbols; symbol i is called names[i], ascending."""
     tuples: NDArray[Any]
     try:
-        group = coder.choice(0, "group", MOST_TOGETHER + 1)
-        if group:
-            if names.size**group > JOINT:
-                raise ArtifactError(f"{group} of {names.size} symbols are more than a byte")
-            tuples = _inflated(bulk.read(coder.number(0, "words"), coder.section), -(-count // group), names.size**group)
+        way = coder.choice(LANES, "group", WAYS)
+        group = _group(way)
+        if names.size**group > JOINT:
+            raise ArtifactError(f"{group} of {names.size} symbols are more than a byte")
+        if way > MOST_TOGETHER:
+            code, taken = huffman.read_lengths(bulk.rest(), names.size**group + 1)
+            bulk.read(taken, coder.section)
         else:
             table = _read_table(bulk, names.size, coder.section) if implied is None else implied
-            group = _together(table, count)
-            data = bulk.read(2 * coder.number(0, "words"), coder.section)
-            tuples = interleaved.decode(data, _joint(table, group), -(-count // group))
+            group = group or _together(table, count)
+            joint = _joint(table, group)
+            code = huffman.lengths(joint) if way else joint
+        data = bulk.read(coder.number(0, "words") * (1 if way else 2), coder.section)
+        tuples = (huffman if way else interleaved).decode(data, code, -(-count // group))
     except ArtifactError as error:
         raise ArtifactError(f"the file is damaged: the symbols of {coder.section} cannot be decoded: {error}") from None
     return _apart(tuples, names, group)[:count]
 
 
-def _deflated(symbols: NDArray[np.int32], size: int, group: int) -> Stream:
-    made = zlib.compressobj(zlib.Z_BEST_COMPRESSION, zlib.DEFLATED, -zlib.MAX_WBITS, MEMORY, zlib.Z_HUFFMAN_ONLY)
-    return Stream(made.compress(_joined(symbols, size, group).astype(np.uint8).data) + made.flush(), group)
+def _group(way: int) -> int:
+    """How many symbols a Huffman code has as one."""
+    return way - MOST_TOGETHER if way > MOST_TOGETHER else way
 
 
-def _inflated(data: memoryview, size: int, tuples: int) -> NDArray[np.uint8]:
-    """`size` symbols below `tuples`; never more, whatever the data says."""
-    made = zlib.decompressobj(-zlib.MAX_WBITS)
-    try:
-        symbols = np.frombuffer(made.decompress(data, size + 1), np.uint8)
-    except zlib.error as error:
-        raise ArtifactError(str(error)) from None
-    if symbols.size != size or not made.eof or made.unused_data or int(symbols.max(initial=0)) >= tuples:
-        raise ArtifactError("its Huffman code is not of so many symbols")
-    return symbols
+def _huffman_codes(symbols: NDArray[np.int32], table: Ints, stored: bytes) -> Iterator[tuple[int, Ints, bytes, int]]:
+    """(way, lengths of the words, what stands in front, bits of it all) of all that are worth a try."""
+    most = _most_together(table.size, symbols.size)
+    for group in range(1, most + 1) if symbols.size < FEW else [most]:  # fewer together need a smaller table
+        counts = np.bincount(_joined(symbols, table.size, group), minlength=table.size**group)
+        independent, measured = huffman.lengths(_joint(table, group)), huffman.lengths(np.maximum(counts, 1))
+        yield group, independent, stored, huffman.bits(counts, independent) + 8 * len(stored)
+        front = huffman.write_lengths(measured)
+        yield MOST_TOGETHER + group, measured, front, huffman.bits(counts, measured) + 8 * len(front)
 
 
 def _read_table(bulk: Bulk, size: int, section: str) -> Ints:

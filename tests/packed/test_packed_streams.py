@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-import zlib
 from itertools import pairwise
 
 import numpy as np
 import pytest
+from canonical import read_words
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lanes import read_stream
 
 from featherweight.errors import ArtifactError
-from featherweight.packed import hazard, interleaved, large, streams
+from featherweight.packed import hazard, huffman, interleaved, large, streams
 from featherweight.packed.bulk import Bulk
 from featherweight.packed.coder import Coder, Decoder, Encoder, Meter, code_subset
 
@@ -101,34 +101,54 @@ def test_large_symbols_come_back_at_their_entropy_and_need_no_floating_point(alp
     assert len(head) + len(data) - table <= 1.008 * entropy + 16  # lanes cost about six in a thousand
 
 
-def test_a_long_stream_is_a_huffman_code_that_zlib_alone_reads() -> None:
-    symbols = np.random.default_rng(0).integers(0, 5, 20_000).astype(np.int32)
+def test_a_long_stream_is_a_huffman_code_of_tuples_where_that_is_near_its_entropy() -> None:
+    random = np.random.default_rng(0)
+    symbols = random.choice(5, 20_000, p=[0.4, 0.2, 0.2, 0.1, 0.1]).astype(np.int32)
+    entropy = streams.entropy_bits(np.bincount(symbols)) / 8
     made = streams.encode(symbols, 5)
-    assert made.group == 3  # 5^3 of 256
-    bytes_of_three = zlib.decompress(made.data, -15)
-    found = [digit for byte in bytes_of_three for digit in (byte // 25, byte // 5 % 5, byte % 5)]
-    assert found[:20_000] == symbols.tolist()
-    assert len(made.data) <= 1.009 * 20_000 * math.log2(5) / 8 + 16
+    assert made.way == 3  # 5^3 of 256, under the frequencies of the five
+    assert len(made.front) + len(made.data) <= 1.005 * entropy + 16
 
-    skewed = (np.random.default_rng(0).random(20_000) < 0.001).astype(np.int32)
-    assert streams.encode(skewed, 2).group == 0  # at least a bit for each byte: far from its entropy
+    pairs = (symbols[:10_000, None] * np.array([[1, 1]], np.int32)).reshape(-1)  # each twice: half the information
+    made = streams.encode(pairs, 5)
+    assert made.way == streams.MOST_TOGETHER + 2  # under lengths of all pairs
+    code, taken = huffman.read_lengths(memoryview(made.front), 26)
+    assert taken == len(made.front)
+    assert read_words(made.data, code.tolist()) == (6 * pairs[::2]).tolist()
+    assert len(made.front) + len(made.data) <= 0.55 * entropy
+
+    skewed = (random.random(20_000) < 0.001).astype(np.int32)
+    assert streams.encode(skewed, 2).way == streams.LANES  # at least a bit for each byte: far from its entropy
 
 
-@pytest.mark.parametrize("symbols", [[0, 1, 2], [0, 1, 2, 3, 4], [0, 1, 2, 9]])
-def test_a_huffman_code_of_too_few_or_too_many_or_unknown_symbols_is_refused(symbols: list[int]) -> None:
-    def read(data: bytes, count: int) -> list[int]:
-        return streams._inflated(memoryview(data), count, 5).tolist()
+@pytest.mark.parametrize("way", [streams.LANES, 1, 3, streams.MOST_TOGETHER + 1, streams.MOST_TOGETHER + 3])
+def test_every_way_is_read_as_it_says(way: int) -> None:
+    symbols = np.random.default_rng(0).integers(0, 5, 2000).astype(np.int32)
+    table = interleaved.frequencies(np.bincount(symbols))
+    stored = interleaved.write_numbers(table[:-1])
+    codes = {found[0]: found for found in streams._huffman_codes(symbols, table, stored)}
+    if way == streams.LANES:
+        together = streams._joined(symbols, 5, streams._together(table, 2000))
+        joint = streams._joint(table, streams._together(table, 2000))
+        made = streams.Stream(interleaved.encode(together, joint), way, stored)
+    else:
+        _, code, front, bits = codes[way]
+        made = streams.Stream(huffman.encode(streams._joined(symbols, 5, streams._group(way)), code), way, front)
+        assert len(made.front) + len(made.data) == -(-bits // 8)
+    coder, bulk = Encoder(), Bulk()
+    streams.write(coder, bulk, made)
+    head, data = coder.finish(), bulk.finish()
+    names = np.array([0, 2, 3, 7, 300])
+    np.testing.assert_array_equal(streams.read(Decoder(head), Bulk(data), 2000, names), names[symbols])
+    with pytest.raises(ArtifactError, match="damaged"):
+        streams.read(Decoder(head), Bulk(data[:-1]), 2000, names)
 
-    made = zlib.compressobj(9, zlib.DEFLATED, -15)
-    data = made.compress(bytes(symbols)) + made.flush()
-    with pytest.raises(ArtifactError, match="not of so many symbols"):
-        read(data, 4)
-    with pytest.raises(ArtifactError):
-        read(data[:-1], len(symbols))
-    if max(symbols) < 5:
-        assert read(data, len(symbols)) == symbols
-        with pytest.raises(ArtifactError, match="not of so many symbols"):
-            read(data + b"x", len(symbols))
+
+def test_more_together_than_a_byte_holds_are_refused() -> None:
+    coder = Encoder()
+    coder.choice(4, "group", streams.WAYS)
+    with pytest.raises(ArtifactError, match="4 of 5 symbols are more than a byte"):
+        streams.read(Decoder(coder.finish()), Bulk(b"1234567890"), 100, np.arange(5))
 
 
 @pytest.mark.parametrize("size", [2, 3, 40, 999])
