@@ -96,11 +96,16 @@ def speeds(most: float) -> list[str]:
             allowed = "" if over <= 0.01 * entropy + 32 * count else " (above 1 % + 32)"
             lines.append(
                 f"| {f'{count} x ' if count > 1 else ''}{size:.0e} | {kind} | {len(data):,} | {entropy:,.0f} "
-                f"| {over:+,.0f} = {100 * over / entropy:+.2f} %{allowed} | {dense / encode:,.0f} | {dense / decode:,.0f} |"
+                f"| {over:+,.0f} = {100 * over / entropy:+.2f} %{allowed} | {rate(dense / encode)} | {rate(dense / decode)} |"
             )
             print(lines[-1], flush=True)
             snapshot, back, data = Snapshot([], {}), Snapshot([], {}), b""
     return lines
+
+
+def rate(megabytes: float) -> str:
+    """A second."""
+    return f"{megabytes:,.0f}" if megabytes >= 10 else f"{megabytes:.1f}"
 
 
 def lenets() -> list[str]:
