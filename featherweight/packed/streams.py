@@ -1,4 +1,4 @@
-"""Symbols as bytes, several at a time: a Huffman code where it is nearly as short as lanes, which can be read less fast."""
+"""Symbols as bytes, several at a time: a Huffman code where that is nearly as short as lanes, which take longer to read."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def entropy_bits(counts: Ints) -> float:
 
 @dataclass(frozen=True)
 class Stream:
-    """Symbols made into bytes: `way` is one of WAYS, `front` the table that it needs."""
+    """Symbols made into bytes: `way`, below WAYS, says how; `front` is the table that it needs."""
 
     data: bytes
     way: int
