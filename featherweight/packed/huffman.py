@@ -20,7 +20,7 @@ LONGEST = 15  # bits of a code word, in DEFLATE
 LITERALS = 256  # symbols that are bytes; the next one ends the block
 AT_ONCE = 1 << 18  # symbols that the writer turns into bits together
 
-Ints = NDArray[np.int64]
+Ints = NDArray[np.int64]  # counts and frequencies; and codes, as the lengths of their words: of all symbols, and of the end
 
 
 def lengths(frequencies: Ints) -> Ints:
@@ -50,21 +50,21 @@ def lengths(frequencies: Ints) -> Ints:
     return found
 
 
-def bits(counts: Ints, size: Ints) -> int:
+def bits(counts: Ints, code: Ints) -> int:
     """What symbols that occur `counts` times take, and the end, under code words of these lengths."""
-    return int((counts * size[:-1]).sum() + size[-1])
+    return int((counts * code[:-1]).sum() + code[-1])
 
 
-def encode(symbols: NDArray[np.integer[Any]], size: Ints) -> bytes:
+def encode(symbols: NDArray[np.integer[Any]], code: Ints) -> bytes:
     """Up to LITERALS different symbols, under code words of these lengths, and the end."""
-    words = _words(size)
+    words = _words(code)
     parts, rest, spare = [], np.uint64(0), 0  # bits that do not fill a word of 64 yet, and how many
-    ending = np.array([size.size - 1], np.int64)
+    ending = np.array([code.size - 1], np.int64)
     for begin in range(0, symbols.size + 1, AT_ONCE):
         chunk = symbols[begin : begin + AT_ONCE]
         if begin + AT_ONCE > symbols.size:
             chunk = np.concatenate([chunk, ending])
-        made, end = _one_after_the_other(words[chunk], size[chunk].astype(np.uint64), spare)
+        made, end = _one_after_the_other(words[chunk], code[chunk].astype(np.uint64), spare)
         made[0] |= rest
         whole, spare = divmod(end, 64)
         parts.append(made[:whole].astype("<u8").tobytes())
@@ -72,13 +72,13 @@ def encode(symbols: NDArray[np.integer[Any]], size: Ints) -> bytes:
     return b"".join(parts) + int(rest).to_bytes(8, "little")[: -(-spare // 8)]
 
 
-def decode(data: memoryview, size: Ints, count: int) -> NDArray[np.uint8]:
+def decode(data: memoryview, code: Ints, count: int) -> NDArray[np.uint8]:
     """`count` symbols; never more are made, whatever `data` says. Raises ArtifactError if it is not a code of so many, or no
     code has words of such lengths.
     """
     reader = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
-        reader.decompress(_header(size))
+        reader.decompress(_header(code))
         symbols = np.frombuffer(reader.decompress(data, count + 1), np.uint8)
     except zlib.error as error:
         raise ArtifactError(str(error)) from None
@@ -87,11 +87,11 @@ def decode(data: memoryview, size: Ints, count: int) -> NDArray[np.uint8]:
     return symbols
 
 
-def write_lengths(size: Ints) -> bytes:
+def write_lengths(code: Ints) -> bytes:
     """The least, four bits; in how many bits each is stored, four bits; what each is above the least."""
-    least = int(size.min())
-    width = int(size.max() - least).bit_length()
-    above = (size[:, None] - least) >> np.arange(width) & 1
+    least = int(code.min())
+    width = int(code.max() - least).bit_length()
+    above = (code[:, None] - least) >> np.arange(width) & 1
     return bytes([least | width << 4]) + np.packbits(above.astype(np.uint8), bitorder="little").tobytes()
 
 
@@ -101,22 +101,22 @@ def read_lengths(data: memoryview, count: int) -> tuple[Ints, int]:
     taken = 1 + -(-count * width // 8)
     if len(data) < taken:
         raise ArtifactError(f"{len(data)} bytes do not hold {count} lengths")
-    bits = np.unpackbits(np.frombuffer(data[1:taken], np.uint8), bitorder="little")[: count * width].reshape(count, width)
-    return (data[0] & 15) + (bits.astype(np.int64) << np.arange(width)).sum(1), taken
+    above = np.unpackbits(np.frombuffer(data[1:taken], np.uint8), bitorder="little")[: count * width].reshape(count, width)
+    return (data[0] & 15) + (above.astype(np.int64) << np.arange(width)).sum(1), taken
 
 
-def _words(size: Ints) -> NDArray[np.uint64]:
+def _words(code: Ints) -> NDArray[np.uint64]:
     """The canonical code of RFC 1951, 3.2.2, the first bit of each word lowest, as it is written."""
-    order = np.argsort(size, kind="stable")
-    share = 1 << LONGEST - size[order]  # of the words of LONGEST bits, those that begin with this one
+    order = np.argsort(code, kind="stable")
+    share = 1 << LONGEST - code[order]  # of the words of LONGEST bits, those that begin with this one
     starts = np.cumsum(share) - share
-    words = np.zeros(size.size, np.int64)
+    words = np.zeros(code.size, np.int64)
     for bit in range(LONGEST):
         words[order] |= (starts >> bit & 1) << LONGEST - 1 - bit
     return words.astype(np.uint64)
 
 
-def _header(size: Ints) -> bytes:
+def _header(code: Ints) -> bytes:
     """What DEFLATE has in front of such a code (RFC 1951, 3.2.7), after an empty block that makes it whole bytes."""
 
     def lowest_first(number: int, width: int) -> list[int]:
@@ -127,8 +127,8 @@ def _header(size: Ints) -> bytes:
     # first three are for repetitions, which do not occur, and the others 4, so that a length is its own code word
     block = [1, *lowest_first(2, 2), *lowest_first(0, 5), *lowest_first(1, 5), *lowest_first(15, 4), *[0] * 9, *[0, 0, 1] * 16]
     stored = np.zeros(LITERALS + 3, np.int64)
-    stored[: size.size - 1] = size[:-1]
-    stored[LITERALS] = size[-1]
+    stored[: code.size - 1] = code[:-1]
+    stored[LITERALS] = code[-1]
     highest_first = (stored[:, None] >> np.arange(3, -1, -1) & 1).reshape(-1)
     return np.packbits(np.concatenate([[*empty, *block], highest_first]).astype(np.uint8), bitorder="little").tobytes()
 
