@@ -8,8 +8,8 @@ are cut is, to second order,
 which with b = 1 - z is the paper's min b^T S_hat b, 1^T b = k (its equation 22), but for a constant. S is a mean of outer
 products, from one backward pass, hence positive semi-definite. Two units whose effects cancel are cut together.
 
-The problem is NP-hard. `choose` takes the best of a local search over swaps from several starts; `lower_bound` proves how much
-better any choice could be, by a semidefinite relaxation.
+The problem is NP-hard. `choose` takes the best of a local search over swaps from several starts, `Quadratic.certificate` proves
+how much better any choice could be.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from featherweight.criteria.bound import proved
 from featherweight.criteria.ranking import Ranking, require_samples
 from featherweight.stats import Stats
 from featherweight.structure import Graph
@@ -70,9 +71,11 @@ class Quadratic(Ranking):
     def loss(self, k: int) -> float:
         return damage(self.linear, self.pairs, self._gone(k))
 
-    def certificate(self, k: int, rounds: int = 400) -> Certificate:
-        """The damage at k and a proved lower bound on that of any choice. Costs `rounds` eigendecompositions of size c + 1."""
-        return Certificate(self.loss(k), lower_bound(self.linear, self.pairs, self.size - self.checked(k), rounds))
+    def certificate(self, k: int, within: float = 0.01, splits: int = 100) -> Certificate:
+        """The damage at k and a proved lower bound on that of any choice, tightened until the gap is `within` or the `splits`
+        are spent (see `bound.proved`): seconds at 64 units."""
+        value = self.loss(k)
+        return Certificate(value, proved(self.linear, self.pairs, self.size - k, value - within * abs(value), splits))
 
     def _gone(self, k: int) -> Tensor:
         if self.checked(k) not in self._found:
@@ -85,14 +88,12 @@ def damage(linear: Tensor, pairs: Tensor, gone: Tensor) -> float:
     return float(gone @ pairs @ gone / 2 - linear @ gone)
 
 
-# --- choosing ------------------------------------------------------------------------------------------------------------
-
-
 def choose(linear: Tensor, pairs: Tensor, count: int, finalists: int = 8) -> Tensor:
-    """min over z in {0, 1}^c, 1^T z = count, of -u^T z + 1/2 z^T S z. Approximate: no swap of two units betters it.
+    """min over z in {0, 1}^c, 1^T z = count, of -u^T z + 1/2 z^T S z. Approximate: see `bound` for what is proved.
 
     Starts: the rounded solution of the convex relaxation 0 <= z <= 1, the cheapest units one by one, and greedy growth from
-    every unit in turn, of which the `finalists` best are searched. O(count c^2) for the starts, O(count (c - count)) a swap.
+    every unit in turn, of which the `finalists` best are searched, and the best end for longer. O(count c^2) for the starts,
+    O(count (c - count)) a swap.
     """
     size = len(linear)
     if count in (0, size):
@@ -103,7 +104,7 @@ def choose(linear: Tensor, pairs: Tensor, count: int, finalists: int = 8) -> Ten
     best = grown[costs.argsort(stable=True)[:finalists]]
     starts = [_cheapest(-relaxed(linear, pairs, count), count), _cheapest(alone, count), *best]
     ends = [_swapped(linear, pairs, start) for start in starts]
-    return min(ends, key=lambda gone: damage(linear, pairs, gone))
+    return _swapped(linear, pairs, min(ends, key=lambda gone: damage(linear, pairs, gone)), patience=4 * size)
 
 
 def _cheapest(costs: Tensor, count: int) -> Tensor:
@@ -125,18 +126,36 @@ def _grown(linear: Tensor, pairs: Tensor, count: int) -> Tensor:
     return gone
 
 
-def _swapped(linear: Tensor, pairs: Tensor, start: Tensor) -> Tensor:
-    """The end of the steepest descent over swaps of one unit that goes for one that stays."""
-    gone = start.clone()
+def _swapped(linear: Tensor, pairs: Tensor, start: Tensor, patience: int = 0) -> Tensor:
+    """The best choice met on a walk over swaps, each the best one, of a unit that goes for one that stays.
+
+    The walk ends where no swap betters the choice; with `patience`, after so many swaps without a better choice: it goes on
+    uphill, and units just swapped rest for a while, lest they swap back (tabu search, Glover 1989).
+    """
+    gone = best = start
+    now = least = damage(linear, pairs, start)
+    slope, half = pairs @ gone - linear, pairs.diagonal() / 2
+    rests_until = torch.zeros(len(gone), dtype=torch.long)
     tiny = 1e-12 * float(pairs.diagonal().sum() + linear.abs().sum())
-    while True:
-        slope, half = pairs @ gone - linear, pairs.diagonal() / 2
+    step = bettered = 0
+    while step - bettered <= patience:
         out, into = gone.nonzero().flatten(), (gone == 0).nonzero().flatten()
         change = (half - slope)[out, None] + (half + slope)[None, into] - pairs[out][:, into]
-        least = int(change.argmin())
-        if float(change.flatten()[least]) >= -tiny:
-            return gone
-        gone[out[least // len(into)]], gone[into[least % len(into)]] = 0, 1
+        resting = (rests_until[out, None] > step) | (rests_until[None, into] > step)
+        change = change.masked_fill(resting & (now + change >= least - tiny), math.inf)
+        swap = int(change.argmin())
+        now += float(change.flatten()[swap])
+        if now == math.inf:  # all rest
+            break
+        step += 1
+        leaves, joins = out[swap // len(into)], into[swap % len(into)]
+        gone = gone.clone()
+        gone[leaves], gone[joins] = 0, 1
+        slope = slope + pairs[joins] - pairs[leaves]
+        rests_until[leaves], rests_until[joins] = step + 1 + len(into) // 4, step + 1 + len(out) // 4
+        if now < least - tiny:
+            best, least, bettered = gone, now, step
+    return best
 
 
 def relaxed(linear: Tensor, pairs: Tensor, count: int, steps: int = 300) -> Tensor:
@@ -162,71 +181,3 @@ def _on_slice(z: Tensor, count: int) -> Tensor:
     sums = torch.cat([z.new_zeros(1), ((knots[:-1] - knots[1:]) * growing[:-1]).cumsum(0)])
     at = int((sums < count).sum()) - 1
     return (z - (knots[at] - (count - sums[at]) / growing[at])).clamp(0, 1)
-
-
-# --- proving -------------------------------------------------------------------------------------------------------------
-
-
-def lower_bound(linear: Tensor, pairs: Tensor, count: int, rounds: int = 400) -> float:
-    """A number that -u^T z + 1/2 z^T S z is not below for any z in {0, 1}^c with 1^T z = count.
-
-    With Y = [1 z]^T [1 z] the damage is <C, Y>. Y is positive semi-definite, orthogonal to (-count, 1, .., 1) and of trace
-    count + 1, and its entries lie in [0, 1] with its first row on its diagonal. ADMM splits the spectral half of this
-    (Y = V R V^T) from the entries (Oliveira, Wolkowicz, Xu 2018, the same for the quadratic assignment problem). For *any*
-    multiplier M, converged or not,
-
-        min over entries of <C + M, Y>  -  (count + 1) lambda_max(V^T M V)
-
-    is a bound; its first term has a closed form, since row i of a feasible Y sums to count * Y_ii and no entry exceeds Y_ii.
-    """
-    size = len(linear)
-    if count in (0, size):
-        return damage(linear, pairs, torch.full_like(linear, float(count == size)))
-    cost = linear.new_zeros(size + 1, size + 1)
-    cost[1:, 1:] = pairs / 2
-    cost[0, 1:] = cost[1:, 0] = -linear / 2
-    scale = float(cost.norm())
-    if scale == 0:
-        return 0.0
-    cost = cost / scale
-    normal = torch.cat([linear.new_tensor([-float(count)]), linear.new_ones(size)])
-    plane = torch.linalg.qr(torch.cat([normal[:, None], torch.eye(size + 1, dtype=linear.dtype)[:, 1:]], 1)).Q[:, 1:]
-    entries = _entries(torch.full_like(cost, count * (count - 1) / (size * max(size - 1, 1))), count / size)
-    multiplier = torch.zeros_like(cost)
-    weight, best = 0.1 / size, -math.inf
-    for number in range(rounds + 1):
-        if number % 25 == 0 or number == rounds:
-            spectral = float(torch.linalg.eigvalsh(plane.T @ multiplier @ plane)[-1])
-            best = max(best, _least_entries(cost + multiplier, count) - (count + 1) * spectral)
-        values, vectors = torch.linalg.eigh(plane.T @ (entries + multiplier / weight) @ plane)
-        values = _on_simplex(values, count + 1)
-        spectral_half = plane @ (vectors * values) @ vectors.T @ plane.T
-        free = spectral_half - (cost + multiplier) / weight
-        on_diagonal = (free.diagonal()[1:] + free[0, 1:] + free[1:, 0]) / 3
-        entries = _entries(free, on_diagonal.clamp(0, 1))
-        multiplier = multiplier + 1.6 * weight * (entries - spectral_half)
-    return (best - 1e-12 * (size + 1)) * scale  # rounding never lifts it
-
-
-def _entries(free: Tensor, chosen: Tensor | float) -> Tensor:
-    """The matrix with entries in [0, 1] and `chosen` in its first row, first column and on its diagonal."""
-    result = free.clamp(0, 1)
-    result[0, 1:] = result[1:, 0] = result.diagonal()[1:] = chosen
-    result[0, 0] = 1
-    return result
-
-
-def _least_entries(cost: Tensor, count: int) -> float:
-    """min <cost, Y> over Y_00 = 1, Y_0i = Y_i0 = Y_ii, 0 <= Y_ij <= Y_ii, row sums count * Y_ii, sum of Y_ii = count."""
-    inner = cost[1:, 1:].clone()
-    inner.fill_diagonal_(math.inf)
-    rows = inner.sort(1).values[:, : count - 1].sum(1)
-    return float(cost[0, 0] + (2 * cost[0, 1:] + cost.diagonal()[1:] + rows).sort().values[:count].sum())
-
-
-def _on_simplex(values: Tensor, total: float) -> Tensor:
-    """The nearest vector with entries >= 0 of this sum; `values` rise."""
-    falling = values.flip(0)
-    excess = (falling.cumsum(0) - total) / torch.arange(1, len(values) + 1)
-    last = int((falling > excess).nonzero()[-1])
-    return (values - excess[last]).clamp_min(0)

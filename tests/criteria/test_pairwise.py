@@ -12,7 +12,8 @@ from torch import Tensor
 from toys import task, trained
 
 from featherweight.criteria import Quadratic, collaborative
-from featherweight.criteria.pairwise import choose, damage, lower_bound, relaxed
+from featherweight.criteria.bound import lower_bound, proved
+from featherweight.criteria.pairwise import choose, damage, relaxed
 from featherweight.errors import InputError
 from featherweight.stats import TooFewSamples, collect
 
@@ -38,13 +39,24 @@ def test_the_choice_is_the_best_of_all(size: int, seed: int) -> None:
         assert lower_bound(linear, pairs, count, 200) <= best + 1e-9 * abs(best)
 
 
+@pytest.mark.parametrize(("seed", "count"), [(0, 7), (7, 7), (20, 7), (37, 5), (45, 7), (59, 9)])
+def test_the_choice_is_the_best_where_a_descent_over_swaps_misses_it(seed: int, count: int) -> None:
+    _, pairs = instance(14, 20, seed, mixed=3.0)
+    best, chosen = oracles.least_quadratic(np.zeros(14), pairs.numpy(), count)
+    gone = choose(torch.zeros(14).double(), pairs, count)
+    assert damage(torch.zeros(14).double(), pairs, gone) == pytest.approx(best, rel=1e-9)
+    assert tuple(gone.nonzero().flatten().tolist()) == chosen
+
+
 def test_the_choice_is_within_a_percent_of_a_proved_bound_at_64_units() -> None:
-    linear, pairs = instance(64, 4096, 0, mixed=0.05)
+    """The curvature is as hard as a trained network's: the relaxation alone proves less."""
+    linear, pairs = instance(64, 4096, 0, mixed=0.4)
     ranking = Quadratic(linear, pairs)
     for k in (42, 32):
         certificate = ranking.certificate(k)
         assert certificate.value == ranking.loss(k)
         assert 0 <= certificate.gap <= 0.01
+    assert ranking.certificate(42, splits=0).gap > 0.02
 
 
 def test_the_bound_holds_for_every_choice_and_beats_the_convex_relaxation() -> None:
@@ -59,6 +71,16 @@ def test_the_bound_holds_for_every_choice_and_beats_the_convex_relaxation() -> N
         z = relaxed(linear, pairs, count)
         assert damage(linear, pairs, z) <= min(values) + 1e-9
         assert lower_bound(linear, pairs, count, 300) > damage(linear, pairs, z)
+
+
+def test_split_often_enough_the_bound_is_the_best_choice() -> None:
+    _, pairs = instance(12, 20, 5, mixed=1.0)
+    linear = torch.zeros(12).double()
+    best, _ = oracles.least_quadratic(linear.numpy(), pairs.numpy(), 6)
+    bounds = [proved(linear, pairs, 6, best, splits) for splits in (0, 1, 2, 100)]
+    assert bounds == sorted(bounds)
+    assert bounds[0] < 0.95 * best  # else nothing would be left to prove
+    assert best * (1 - 1e-6) <= bounds[-1] <= best * (1 + 1e-9)
 
 
 def test_the_relaxation_is_solved() -> None:
