@@ -97,9 +97,7 @@ def fit(
                 group["lr"] = rate * training.factor(done / total)
             optimizer.zero_grad()
             loss = (
-                task.loss(model, batch)
-                if distill is None or teacher is None
-                else _distilled(task, model, batch, teacher, distill)
+                task.loss(model, batch) if distill is None or teacher is None else distilled(task, model, batch, teacher, distill)
             )
             loss.backward()
             value = float(loss.detach())
@@ -114,8 +112,9 @@ def fit(
     return sum(losses) / len(losses) if losses else math.inf
 
 
-def _distilled(task: Task, model: nn.Module, batch: Batch, teacher: nn.Module, distill: Distillation) -> Tensor:
-    """The task's loss mixed with the distance from the teacher's outputs, read by a hook so that any loss function serves."""
+def distilled(task: Task, model: nn.Module, batch: Batch, teacher: nn.Module, distill: Distillation) -> Tensor:
+    """The task's loss of a batch mixed with the distance from what `teacher` (in eval mode) puts out, both one tensor of logits
+    (batch, classes). `model`'s are read by a hook, so that any loss function serves. Raises InputError for other outputs."""
     matched: list[Tensor] = []
 
     def match(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
