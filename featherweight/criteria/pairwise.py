@@ -104,7 +104,8 @@ def choose(linear: Tensor, pairs: Tensor, count: int, finalists: int = 8) -> Ten
     best = grown[costs.argsort(stable=True)[:finalists]]
     starts = [_cheapest(-relaxed(linear, pairs, count), count), _cheapest(alone, count), *best]
     ends = [_swapped(linear, pairs, start) for start in starts]
-    return _swapped(linear, pairs, min(ends, key=lambda gone: damage(linear, pairs, gone)), patience=4 * size)
+    patience = min(4 * size, 256)  # where sites are wide, swaps cost more than all that comes before, and bettered nothing
+    return _swapped(linear, pairs, min(ends, key=lambda gone: damage(linear, pairs, gone)), patience)
 
 
 def _cheapest(costs: Tensor, count: int) -> Tensor:
