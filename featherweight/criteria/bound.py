@@ -25,15 +25,11 @@ from torch import Tensor
 FIRST, LATER = 400, 100  # rounds of ADMM: a half starts from the multiplier of the whole
 
 
-def lower_bound(linear: Tensor, pairs: Tensor, count: int, rounds: int = FIRST) -> float:
-    """A number that -u^T z + 1/2 z^T S z is not below for any z in {0, 1}^c with 1^T z = count: the relaxation's."""
-    return _bounded(*_homogeneous(linear, pairs), count, rounds).bound
-
-
 def proved(linear: Tensor, pairs: Tensor, count: int, enough: float, splits: int) -> float:
-    """As `lower_bound`, by branch and bound, until it reaches `enough` or as many parts have been split.
+    """A number that -u^T z + 1/2 z^T S z is not below for any z in {0, 1}^c with 1^T z = count.
 
-    Costs `FIRST` eigendecompositions of size c and twice `LATER` a split.
+    The relaxation's bound, then the least of its parts', of which the weakest is split in two, until that reaches `enough` or as
+    many have been split. Costs `FIRST` eigendecompositions of size c and twice `LATER` a split.
     """
     parts = [_bounded(*_homogeneous(linear, pairs), count, FIRST)]
     for _ in range(splits):

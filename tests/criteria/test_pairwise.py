@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import oracles
@@ -11,8 +12,7 @@ import torch
 from torch import Tensor
 from toys import task, trained
 
-from featherweight.criteria import Quadratic, collaborative
-from featherweight.criteria.bound import lower_bound, proved
+from featherweight.criteria import Quadratic, bound, collaborative
 from featherweight.criteria.pairwise import choose, damage, relaxed
 from featherweight.errors import InputError
 from featherweight.stats import TooFewSamples, collect
@@ -36,7 +36,7 @@ def test_the_choice_is_the_best_of_all(size: int, seed: int) -> None:
         assert float(gone.sum()) == count
         assert damage(linear, pairs, gone) == pytest.approx(best, rel=1e-9)
         assert tuple(gone.nonzero().flatten().tolist()) == chosen
-        assert lower_bound(linear, pairs, count, 200) <= best + 1e-9 * abs(best)
+        assert bound.proved(linear, pairs, count, best, 3) <= best + 1e-9 * abs(best)
 
 
 @pytest.mark.parametrize(("seed", "count"), [(0, 7), (7, 7), (20, 7), (37, 5), (45, 7), (59, 9)])
@@ -59,7 +59,7 @@ def test_the_choice_is_within_a_percent_of_a_proved_bound_at_64_units() -> None:
     assert ranking.certificate(42, splits=0).gap > 0.02
 
 
-def test_the_bound_holds_for_every_choice_and_beats_the_convex_relaxation() -> None:
+def test_the_bound_holds_for_every_choice_and_beats_the_convex_relaxation(monkeypatch: pytest.MonkeyPatch) -> None:
     linear, pairs = instance(12, 30, 5)
     for count in (1, 4, 11):
         values = [
@@ -67,17 +67,18 @@ def test_the_bound_holds_for_every_choice_and_beats_the_convex_relaxation() -> N
             for ones in itertools.combinations(range(12), count)
         ]
         for rounds in (0, 10, 300):  # valid before it has converged, too
-            assert lower_bound(linear, pairs, count, rounds) <= min(values) + 1e-9
+            monkeypatch.setattr(bound, "FIRST", rounds)
+            assert bound.proved(linear, pairs, count, math.inf, 0) <= min(values) + 1e-9
         z = relaxed(linear, pairs, count)
         assert damage(linear, pairs, z) <= min(values) + 1e-9
-        assert lower_bound(linear, pairs, count, 300) > damage(linear, pairs, z)
+        assert bound.proved(linear, pairs, count, math.inf, 0) > damage(linear, pairs, z)
 
 
 def test_split_often_enough_the_bound_is_the_best_choice() -> None:
     _, pairs = instance(12, 20, 5, mixed=1.0)
     linear = torch.zeros(12).double()
     best, _ = oracles.least_quadratic(linear.numpy(), pairs.numpy(), 6)
-    bounds = [proved(linear, pairs, 6, best, splits) for splits in (0, 1, 2, 100)]
+    bounds = [bound.proved(linear, pairs, 6, best, splits) for splits in (0, 1, 2, 100)]
     assert bounds == sorted(bounds)
     assert bounds[0] < 0.95 * best  # else nothing would be left to prove
     assert best * (1 - 1e-6) <= bounds[-1] <= best * (1 + 1e-9)
