@@ -98,8 +98,9 @@ choose; the other seeds are of what the paper's method, so spread, is compared w
 run once.
 The paper's deltas are for ResNet-56, under its own formula of MACs. Rows of {long} epochs, where there are any, start at the rate
 that the baseline was trained with, {full:g}, and the dense network teaches (weight {weight:g}, temperature {temperature:g}).
-The dense network was not trained on in the same way, which might better it too. Rows of the collaborative methods were chosen
-before the search went on past local optima (see [certificates](certificates.md)).
+The dense network was not trained on in the same way, which might better it too. Rows of the collaborative methods, but for
+"as in the paper" of ResNet-56, are of units chosen before the search went on past local optima (see
+[certificates](certificates.md)).
 """
 
 
