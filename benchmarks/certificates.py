@@ -25,7 +25,6 @@ from featherweight.plan import matches
 from featherweight.stats import collect
 
 ROWS = Rows(__file__)
-INNER = "re:stage.*conv1"
 GOES = {"47.0 %": 0.472, "52.6 %": 0.528}  # MACs saved -> the share of the units inside each block that goes for it
 CURVATURES = ("outputs", "loss")
 FEW = 16  # units of which every choice is tried
@@ -47,7 +46,7 @@ def certify(curvature: str, saved: str) -> Line:
     """Size of a site -> what was proved at the sites of that size."""
     network, task = cifar.resnet56(), tasks.cifar10(0)
     graph = structure.trace(network, task.example)
-    sites = [site for site in graph.sites if matches(INNER, site)]
+    sites = [site for site in graph.sites if matches(cifar.INNER, site)]
     stats = collect(network, graph, task, ["gradients", "pairs"], sites=sites, samples=1024, curvature=curvature)  # type: ignore[arg-type]
     found: dict[str, list[Line]] = {}
     for ranking in collaborative(network, graph, stats).values():

@@ -66,7 +66,6 @@ METHODS = (
     "l1_filters", REFITTED, "l2_filters", "bn_scale", "apoz", "taylor", SOFT, "nisp", "thinet", "channel_lasso", PAPERS,
     "collaborative", "collaborative_ac", "discriminative", "discriminative_adapt", "amc", SPREAD, SPREAD_TAYLOR,
 )  # fmt: skip
-INNER = "re:stage.*conv1"  # the first convolution of every block: what it gives up goes, and the residual streams stay whole
 PEERS = ("torch-pruning, group norm", "torch-pruning, Taylor")
 NETWORKS = {"ResNet-20": (cifar.resnet20, cifar.BASELINE), "ResNet-56": (cifar.resnet56, cifar.RESNET56)}
 LEAST = {"ResNet-20": 91.5, "ResNet-56": cifar.ENOUGH}  # of a baseline
@@ -173,7 +172,7 @@ def run(cut: Cut, held_out: int = 0) -> Line:
 def recipe_of(method: str, share: float, tuning: Training) -> Recipe:
     """The recipe of a method at a budget, tuned as all are."""
     name, changed = CHANGED.get(method, (method, {}))
-    _, cut, tuned = RECIPES[name](macs=share, sites=INNER).stages
+    _, cut, tuned = RECIPES[name](macs=share, sites=cifar.INNER).stages
     assert cut.units is not None
     tuned = replace(tuned, train=tuning, distill=TAUGHT if tuning == LONG else None)
     return Recipe(method, (replace(cut, units=replace(cut.units, **changed)), tuned))
@@ -182,10 +181,10 @@ def recipe_of(method: str, share: float, tuning: Training) -> Recipe:
 def soft(dense: nn.Module, example: tuple[torch.Tensor, ...], share: float, tuning: Training) -> Recipe:
     """soft_filters inside the blocks, keeping what leaves `share` of the MACs: they fall with the share of filters kept."""
     graph = structure.trace(dense, example)
-    inner = {name: site.size for name, site in graph.sites.items() if matches(INNER, name)}
+    inner = {name: site.size for name, site in graph.sites.items() if matches(cifar.INNER, name)}
     saved_by_half = 1 - graph.macs({name: size // 2 for name, size in inner.items()}) / graph.macs()
     keep = 1 - 0.5 * (1 - share) / saved_by_half
-    return RECIPES[SOFT](keep=keep, targets=rf"{INNER}\.weight", epochs=tuning.epochs, rate=tuning.rate)
+    return RECIPES[SOFT](keep=keep, targets=rf"{cifar.INNER}\.weight", epochs=tuning.epochs, rate=tuning.rate)
 
 
 def by_torch_pruning(method: str, dense: nn.Module, share: float, task: Task) -> nn.Module:
