@@ -256,16 +256,18 @@ def section(network: str, base: Measurement, done: dict[str, Line]) -> list[str]
 
 
 def seeds(network: str, saved: str, done: dict[str, Line], dense: float) -> list[str]:
-    """A table of the methods of which every seed is done: top-1 of each seed, and the mean."""
+    """A table of the methods of which every seed is done: before and after tuning, each seed and the mean."""
     text = []
     for method in COMPARED:
         names = [Cut(method, saved, seed, network).name for seed in (SEED, *MORE_SEEDS)]
         if all(name in done for name in names):
-            scores = [done[name]["top1"] for name in names]
-            mean = statistics.fmean(scores)
-            text.append(f"| {method} | {' | '.join(f'{score:.2f}' for score in scores)} | {mean:.2f} | {mean - dense:+.2f} |")
+            pairs = [(done[name]["before"], done[name]["top1"]) for name in names]
+            before, after = (statistics.fmean(scores) for scores in zip(*pairs, strict=True))
+            cells = [f"{first:.2f} to {last:.2f}" for first, last in (*pairs, (before, after))]
+            text.append(f"| {method} | {' | '.join(cells)} | {after - dense:+.2f} |")
     heads = " | ".join(f"seed {seed}" for seed in (SEED, *MORE_SEEDS))
-    return [f"| top-1, {saved} | {heads} | mean | delta |", "|" + "---|" * (4 + len(MORE_SEEDS)), *text] if text else []
+    head = f"| {saved}, before and after tuning | {heads} | mean | delta |"
+    return [head, "|" + "---|" * (4 + len(MORE_SEEDS)), *text] if text else []
 
 
 def longer(network: str, done: dict[str, Line], base: Measurement) -> list[str]:
