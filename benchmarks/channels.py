@@ -70,7 +70,7 @@ PEERS = ("torch-pruning, group norm", "torch-pruning, Taylor")
 NETWORKS = {"ResNet-20": (cifar.resnet20, cifar.BASELINE), "ResNet-56": (cifar.resnet56, cifar.RESNET56)}
 LEAST = {"ResNet-20": 91.5, "ResNet-56": cifar.ENOUGH}  # of a baseline
 COMPARED = (SPREAD, "l1_filters", "l2_filters", "apoz", "taylor", *PEERS)
-LONG_ROWS = [  # 52.6 % twice: its first came out 0.09 under the dense network, less than two seeds differ by
+LONG_ROWS = [  # 52.6 % twice: its first came out 0.09 under the dense network, which one seed can neither confirm nor refute
     *((SPREAD, saved, SEED) for saved in reversed(SAVED)),
     (SPREAD, "52.6 %", MORE_SEEDS[0]),
     *((method, saved, SEED) for saved in reversed(SAVED) for method in ("l2_filters", PEERS[0])),
