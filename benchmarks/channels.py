@@ -97,12 +97,11 @@ against 89.54); on the test set it was not (87.91 and 88.24), so those images do
 The rows of ResNet-20 with a knapsack were added when all others of seed 0 had been scored, each run once, with no setting to
 choose; the other seeds are of what the paper's method, so spread, is compared with. ResNet-56 came last, and every row of it was
 run once.
-The paper's deltas are for ResNet-56, under its own formula of MACs. The last table's rows are of {long} epochs, start at
-the rate that the baseline was trained with, {full:g}, and the dense network teaches (weight
-{weight:g}, temperature {temperature:g}).
-The dense network was not trained on in the same way, which might better it too. Seed 1 there was added when seed 0 had been
-scored, with no setting changed. Rows of the collaborative methods, but for "as in the paper" and seeds 1 and 2 of ResNet-56, are
-of units chosen before the search went on past local optima (see [certificates](certificates.md)).
+The paper's deltas are for ResNet-56, under its own formula of MACs. The last table's rows are of {long} epochs, start at the rate
+that the baseline was trained with, {full:g}, and the dense network teaches (weight {weight:g}, temperature {temperature:g}).
+The dense network was not trained on in the same way, which might better it too. Of that table seed 1 was added when seed 0 had
+been scored, with no setting changed. Rows of the collaborative methods, but for "as in the paper" and seeds 1 and 2 of ResNet-56,
+are of units chosen before the search went on past local optima (see [certificates](certificates.md)).
 """
 
 
@@ -256,15 +255,16 @@ def section(network: str, base: Measurement, done: dict[str, Line]) -> list[str]
 
 
 def seeds(network: str, saved: str, done: dict[str, Line], dense: float) -> list[str]:
-    """A table of the methods of which every seed is done: before and after tuning, each seed and the mean."""
+    """A table of the methods with more than one seed done: before and after tuning, and the mean where all are."""
     text = []
     for method in COMPARED:
-        names = [Cut(method, saved, seed, network).name for seed in (SEED, *MORE_SEEDS)]
-        if all(name in done for name in names):
-            pairs = [(done[name]["before"], done[name]["top1"]) for name in names]
+        lines = [done.get(Cut(method, saved, seed, network).name) for seed in (SEED, *MORE_SEEDS)]
+        pairs = [(line["before"], line["top1"]) for line in lines if line]
+        if len(pairs) > 1:
+            cells = [f"{line['before']:.2f} to {line['top1']:.2f}" if line else "-" for line in lines]
             before, after = (statistics.fmean(scores) for scores in zip(*pairs, strict=True))
-            cells = [f"{first:.2f} to {last:.2f}" for first, last in (*pairs, (before, after))]
-            text.append(f"| {method} | {' | '.join(cells)} | {after - dense:+.2f} |")
+            mean = f"{before:.2f} to {after:.2f} | {after - dense:+.2f}" if all(lines) else "- | -"
+            text.append(f"| {method} | {' | '.join(cells)} | {mean} |")
     heads = " | ".join(f"seed {seed}" for seed in (SEED, *MORE_SEEDS))
     head = f"| {saved}, before and after tuning | {heads} | mean | delta |"
     return [head, "|" + "---|" * (4 + len(MORE_SEEDS)), *text] if text else []
