@@ -15,11 +15,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from rows import Line, Rows, parser, wanted
 from torch import Tensor, nn
 
-from featherweight import ADMM, Codebook, Imposed, Levels, LowRank, Periodic, Target, TopK
+from featherweight import ADMM, Codebook, Imposed, Levels, LowRank, Periodic, Target, TopK, tasks
 from featherweight.allocate import magnitude
 from featherweight.drivers import Spread
 from featherweight.ranks import CHANNEL, SPATIAL, convolutions
@@ -30,13 +29,11 @@ ROWS = Rows(__file__)
 
 
 def steps(network: nn.Module, inputs: Tensor, labels: Tensor, optimizer: torch.optim.Optimizer) -> Callable[[], None]:
-    """One training step under bfloat16 autocast, as the built-in tasks take it."""
+    """One training step as the built-in tasks take it."""
 
     def step() -> None:
         optimizer.zero_grad()
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            logits = network(inputs)
-        F.cross_entropy(logits.float(), labels).backward()
+        tasks.cross_entropy_autocast(network, (inputs, labels)).backward()
         optimizer.step()
 
     return step

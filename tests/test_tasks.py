@@ -163,12 +163,14 @@ def test_accuracy_counts_every_image_and_restores_after_an_error() -> None:
 
 
 @pytest.mark.usefixtures("without_files")
-def test_loss_runs_in_bfloat16_and_returns_float32() -> None:
+@pytest.mark.parametrize("fast", [True, False])
+def test_loss_runs_in_bfloat16_where_that_is_fast_and_returns_float32(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "multiplies_bfloat16", lambda: fast)
     task = tasks.mnist()
     batch = next(iter(task.batches(0)))
     probe = Probe()
     loss = task.loss(probe, batch)
-    assert probe.seen[0][2:] == (True, torch.bfloat16)
+    assert probe.seen[0][2:] == ((True, torch.bfloat16) if fast else (False, torch.float32))
     # The probe answers class 3 with logit 1 and all others with 0.
     right = (batch[1] == 3).float().mean().item()
     assert loss.dtype == torch.float32
