@@ -168,6 +168,7 @@ def run(cut: Cut, held_out: int = 0) -> Line:
         "verdict": str(timed.comparisons[0]),
         "selection_minutes": seconds / 60,
         "tuning_minutes": tuned.seconds / 60,
+        "precision": "bfloat16" if tasks.multiplies_bfloat16() else "float32",
     }
 
 

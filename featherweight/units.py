@@ -1,13 +1,19 @@
 """How many units each site keeps, under one budget of what the whole network costs.
 
 Damage is given as losses: site -> the predicted damage of keeping k of its units, for k = 0 .. size, falling. What the network
-costs is not a sum over the sites (two layers share a matrix), so every allocator here follows one path of sizes, from one unit a
-site to all of them, to the last point within the budget, and then gives back single units while they fit.
+costs is not a sum over the sites (two layers share a matrix), so the allocators follow a path from one unit a site to all of
+them: `uniform`, `ranked` and `weighed` take unit after unit in an order of their own, each that fits; a stopping rule and
+learned proportions go to the last place within the budget, then give back single units while they fit. Only the knapsack looks
+at all sizes at once: more budget is then never worse where costs are a sum over the sites. Of an order the larger budget keeps
+the first unit on which two budgets differ; as a unit that fits in the rest may save more than a dear one that comes before
+it, that alone does not make it better.
 """
 
 from __future__ import annotations
 
+import bisect
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -23,6 +29,7 @@ Losses = Mapping[str, Sequence[float]]
 Sizes = dict[str, int]
 Cost = Callable[[Mapping[str, int]], int]  # sizes -> what the whole network costs, such as `Graph.macs`
 Path = Callable[[float], Sizes]  # 0 .. 1 -> sizes, growing
+Order = Sequence[str]  # of all units but the first of each site, the sites in turn that are given one more
 Allotment = Literal["uniform", "ranked", "weighed", "knapsack"]
 
 
@@ -50,7 +57,7 @@ LARGEST_SHIFT = 60.0  # of a logit: it opens or shuts any site that training rea
 def allot(how: Allotment | Stopping, losses: Losses, cost: Cost, limit: float, multiple: int = 1) -> Sizes:
     """Sizes whose `cost` is at most `limit` and, where single units allow it, nearly all of it.
 
-    uniform    the same share of units everywhere
+    uniform    the same share of units everywhere: the k-th of n comes at the share (k - 1/2) / n, where k is the nearest size
     ranked     one threshold on the damage of a unit's going, over all sites (global ranking)
     weighed    the same on damage over what the unit costs where it is
     Stopping   what each site's own damage says, and the budget a ceiling
@@ -109,8 +116,8 @@ def _allotted(how: Allotment | Stopping, losses: Losses, cost: Cost, limit: floa
         return _stopped(losses, how.tolerance, cost, limit)
     if how == "knapsack":
         return _linearised(losses, cost, limit)
-    paths = {"uniform": _uniform, "ranked": _ranked, "weighed": lambda given: _weighed(given, cost)}
-    return _filled(_last_within(paths[how](losses), cost, limit), losses, cost, limit)
+    orders = {"uniform": _even, "ranked": _ranked, "weighed": lambda given: _weighed(given, cost)}
+    return _taken(orders[how](losses), losses, cost, limit)
 
 
 def stopping(loss: Sequence[float], tolerance: float) -> int:
@@ -151,19 +158,39 @@ def _last_place(path: Path, cost: Cost, limit: float) -> float:
     return low
 
 
-def _uniform(losses: Losses) -> Path:
-    return lambda share: {name: max(1, round(share * size)) for name, size in _whole(losses).items()}
+def _taken(order: Order, losses: Losses, cost: Cost, limit: float) -> Sizes:
+    """One unit a site, and of `order` every unit in turn that still fits."""
+
+    def first(count: int) -> Sizes:
+        units = Counter(order[:count])
+        return {name: 1 + units[name] for name in losses}
+
+    all_fit = bisect.bisect_right(range(1, len(order) + 1), limit, key=lambda count: cost(first(count)))
+    sizes, full = first(all_fit), set[str]()
+    for name in order[all_fit:]:
+        if name in full:  # what did not fit once never will: only more is spent
+            continue
+        if cost(sizes | {name: sizes[name] + 1}) <= limit:
+            sizes[name] += 1
+        else:
+            full.add(name)
+    return sizes
 
 
-def _ranked(losses: Losses) -> Path:
-    return _threshold({name: _gains(loss) for name, loss in losses.items()})
+def _even(losses: Losses) -> Order:
+    """By share; sites that come at the same share in the order of `losses`. Asks for no damage."""
+    return _by({name: [(k - 0.5) / size for k in range(2, size + 1)] for name, size in _whole(losses).items()})
 
 
-def _weighed(losses: Losses, cost: Cost) -> Path:
+def _ranked(losses: Losses) -> Order:
+    return _falling({name: _gains(loss) for name, loss in losses.items()})
+
+
+def _weighed(losses: Losses, cost: Cost) -> Order:
     whole = _whole(losses)
     full = cost(whole)
     price = {name: (full - cost(whole | {name: 1})) / max(size - 1, 1) for name, size in whole.items()}
-    return _threshold({name: _gains(loss) / max(price[name], 1e-12) for name, loss in losses.items()})
+    return _falling({name: _gains(loss) / max(price[name], 1e-12) for name, loss in losses.items()})
 
 
 def _gains(loss: Sequence[float]) -> NDArray[np.float64]:
@@ -185,15 +212,14 @@ def _convex(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.interp(np.arange(len(values)), corners, values[corners])
 
 
-def _threshold(gains: Mapping[str, NDArray[np.float64]]) -> Path:
-    """share -> sizes: of all units together that share with the largest gains, one a site at least."""
-    ordered = np.sort(np.concatenate(list(gains.values())))[::-1]
+def _falling(gains: Mapping[str, NDArray[np.float64]]) -> Order:
+    """The largest gain first. Within a site they fall, so its units come in their order."""
+    return _by({name: list(-gain[1:]) for name, gain in gains.items()})
 
-    def at(share: float) -> Sizes:
-        bound = ordered[min(int(share * len(ordered)), len(ordered) - 1)]
-        return {name: max(1, int((gain >= bound).sum())) for name, gain in gains.items()}
 
-    return at
+def _by(keys: Mapping[str, Sequence[float]]) -> Order:
+    pairs = [(key, name) for name, own in keys.items() for key in own]
+    return [name for _, name in sorted(pairs, key=lambda pair: pair[0])]
 
 
 def _filled(sizes: Sizes, losses: Losses, cost: Cost, limit: float) -> Sizes:
@@ -217,8 +243,7 @@ def _filled(sizes: Sizes, losses: Losses, cost: Cost, limit: float) -> Sizes:
 def _linearised(losses: Losses, cost: Cost, limit: float) -> Sizes:
     """Knapsacks over what k units cost here while the other sites have the sizes found last; the budget of the sum is bisected
     until the real cost is within `limit`. The best of all rounds, the uniform share being the first."""
-    sizes = _filled(_last_within(_uniform(losses), cost, limit), losses, cost, limit)
-    best = sizes
+    sizes = best = _allotted("uniform", losses, cost, limit)
     for _ in range(ROUNDS):
         menus = {}
         for name, loss in losses.items():

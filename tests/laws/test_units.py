@@ -72,11 +72,56 @@ def test_knapsack_is_near_the_best_of_every_combination_and_ahead_of_the_uniform
     assert sum(gap < 1e-9 for gap in gaps) >= 9 and ahead >= 8
 
 
-def test_more_budget_is_never_worse_for_an_even_share() -> None:
-    losses, cost = case(3, (9, 8, 7))
-    limits = range(cost(dict.fromkeys(losses, 1)), cost({name: len(loss) - 1 for name, loss in losses.items()}) + 1, 7)
-    spent = [cost(allot("uniform", losses, cost, limit)) for limit in limits]
-    assert all(limit - paid < 9 + 8 for limit, paid in zip(limits, spent, strict=True)), "one unit of any site costs less"
+@pytest.mark.parametrize("how", ["uniform", "ranked", "weighed"])
+def test_units_come_in_the_order_that_the_name_says_each_that_fits(how: str) -> None:
+    for seed in range(8):
+        losses, cost = case(seed, (16, 5, 3))
+        losses = {name: falling(loss) for name, loss in losses.items()}
+        whole = {name: len(loss) - 1 for name, loss in losses.items()}
+        for share in (0.3, 0.5, 0.8):
+            limit = share * cost(whole)
+            order = []
+            for name, size in whole.items():
+                price = (cost(whole) - cost(whole | {name: 1})) / (size - 1)
+                for k in range(2, size + 1):
+                    gain = losses[name][k - 1] - losses[name][k]
+                    order.append(({"uniform": (k - 0.5) / size, "ranked": -gain, "weighed": -gain / price}[how], name))
+            taken = dict.fromkeys(whole, 1)
+            for _, name in sorted(order, key=lambda unit: unit[0]):
+                if cost(taken | {name: taken[name] + 1}) <= limit:
+                    taken[name] += 1
+            assert allot(how, losses, cost, limit) == taken  # type: ignore[arg-type]
+
+
+def falling(loss: list[float]) -> list[float]:
+    """The same gains, the largest first: what a threshold keeps is then a first part of them."""
+    gains = sorted((before - after for before, after in itertools.pairwise(loss)), reverse=True)
+    return [sum(gains[k:]) for k in range(len(gains) + 1)]
+
+
+def test_an_even_share_is_even_where_layers_are_many() -> None:
+    graph = trace(zoo.resnet20().eval(), (torch.zeros(1, 3, 32, 32),))
+    inside = {name: site.size for name, site in graph.sites.items() if "conv1" in name and "stage" in name}
+    source = random.Random(0)
+    losses = {name: drawn(source, size) for name, size in inside.items()}
+    for percent in range(40, 100):
+        sizes = allot("uniform", losses, graph.macs, percent / 100 * graph.macs())
+        for size in set(inside.values()):
+            alike = [sizes[name] for name in inside if inside[name] == size]
+            assert len(alike) == 3 and max(alike) - min(alike) <= 2  # two of the cheapest may fit where no other does
+
+
+def test_more_budget_is_never_worse_for_a_knapsack_where_costs_add_up() -> None:
+    losses, _ = case(3, (6, 5, 4))
+    price = {"a": 5, "b": 7, "c": 3}
+
+    def cost(sizes: Mapping[str, int]) -> int:
+        return 11 + sum(price[name] * sizes.get(name, len(losses[name]) - 1) for name in price)
+
+    limits = range(cost(dict.fromkeys(losses, 1)), cost({}) + 1)
+    found = [damage(losses, allot("knapsack", losses, cost, limit)) for limit in limits]
+    assert all(later <= earlier + 1e-12 for earlier, later in itertools.pairwise(found)) and found[-1] == 0 < found[0]
+    assert found == pytest.approx([brute(losses, cost, limit) for limit in limits], abs=1e-9)
 
 
 def test_a_site_that_loses_nothing_is_cut_first() -> None:
