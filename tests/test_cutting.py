@@ -20,6 +20,7 @@ from featherweight.cutting import _Damage
 from featherweight.errors import FeatherweightError
 from featherweight.recipe import Criterion, Distillation, Training, Units
 from featherweight.recipes import soft_filters
+from featherweight.recipes.soft_filters import macs_by_formula
 from featherweight.stats import Stats, collect
 from featherweight.structure import Graph, trace
 from featherweight.training import Task
@@ -282,6 +283,12 @@ def test_an_even_share_asks_a_costly_ranking_for_few_sizes() -> None:
     assert sizes == {"wide": 250} and len(set(asked)) <= 4
     assert len(losses["wide"]) == 501 and losses["wide"][500] == 0 and len({*map(float, losses["wide"])}) > 490
     assert len(set(asked)) <= 33 and all(abs(losses["wide"][k] - (500 - k) ** 2) < 100 for k in range(1, 501))
+
+
+@pytest.mark.parametrize(("pruned", "saved"), [(0.35, 46.98), (0.4, 52.63)])
+def test_the_published_formula_gives_the_published_share(pruned: float, saved: float) -> None:
+    assert (macs_by_formula(9), macs_by_formula(3)) == (125_485_696, 40_551_040)  # ResNet-56 and ResNet-20, counted by hand
+    assert 100 * (1 - macs_by_formula(9, 1 - pruned) / macs_by_formula(9)) == pytest.approx(saved, abs=0.005)
 
 
 def test_soft_filters_make_a_smaller_network_and_not_a_masked_one(tmp_path: Path) -> None:

@@ -13,6 +13,23 @@ from featherweight.views import View
 FILTERS = View("o i h w -> o (i h w)")
 
 
+def macs_by_formula(blocks: int, keep: float = 1.0) -> float:
+    """Multiply-accumulates of CIFAR-10's ResNet-(6 `blocks` + 2) with identity shortcuts, where every convolution keeps a share
+    of its filters, as this paper and CCP (ICML 2019) count them: ResNet-56 saves 46.98 % at keep 0.65, 52.63 % at 0.6.
+
+    The last convolution of a block counts as narrow although the stream that it is added to stays wide and is read whole, but by
+    the first block, which reads the narrow stem. No rebuilt network reaches it: it stands beside published figures, and ours are
+    counted on what is left (`Graph.macs`).
+    """
+    macs, read = 3 * 16 * 9 * 32**2 * keep, 16
+    for stage, (width, pixels) in enumerate(((16, 32**2), (32, 16**2), (64, 8**2))):
+        for block in range(blocks):
+            first = stage == block == 0
+            macs += 9 * pixels * width * (read * (keep**2 if first else keep) + width * keep**2)
+            read = width
+    return macs + 64 * 10
+
+
 def soft_filters(
     keep: float = 0.6,
     targets: str = "*conv*.weight",
