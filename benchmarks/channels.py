@@ -8,8 +8,8 @@
 ResNet-20, an epoch of which takes a third of the time, starts from `artifacts/resnet20-baseline` (see trp.py), ResNet-56 from
 `artifacts/resnet56-baseline` (see resnet56.py). A few rows of ResNet-56, last in order, are tuned for 40 epochs, two to three
 hours of a core each. A row is taken up where it was killed. Every figure is the last epoch's.
-`--held-out` scores on 5,000 training images that it does not train on, and prints only. torch-pruning's rows need it installed:
-`pip install -e ".[benchmarks]"`.
+`--held-out` scores on 5,000 training images that it does not train on, and prints only. Needs ONNX Runtime, and for its rows
+torch-pruning: `pip install -e ".[benchmarks]"`.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from rows import Line, Rows, parser, wanted
 from torch import nn
 
 from featherweight import compress, latency, structure, tasks
+from featherweight.export import require
 from featherweight.measure import count_macs, measure
 from featherweight.plan import matches
 from featherweight.recipe import Recipe, Stage, Training
@@ -148,6 +149,8 @@ def main(arguments: list[str] | None = None) -> None:
     made.add_argument("--held-out", type=float, metavar="RATE", help="at this share of the base rate; writes no row")
     chosen = made.parse_args(arguments)
     torch.set_num_threads(1)
+    if not chosen.table:
+        require("onnxruntime", "to time each row when it is trained")  # said now, and not after half an hour
     peers = find_spec("torch_pruning") is not None
     possible = [name for name, cut in rows().items() if (peers or cut.method not in PEERS) and ready(cut.network)]
     if chosen.row not in (None, *possible):
