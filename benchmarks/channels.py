@@ -3,6 +3,7 @@
     featherweight reproduce channels                                 every row that is not done yet, then the table
     featherweight reproduce channels --row 'collaborative, 52.6 %'   one row
     featherweight reproduce channels --table                         only the table, from the rows there are
+    featherweight reproduce channels --again [--row ..]              rows marked u, which are cut otherwise now, in their place
     python benchmarks/channels.py --held-out 0.3 --row ..            at 0.3 of the base rate, on 45,000 images; no row
 
 ResNet-20, an epoch of which takes a third of the time, starts from `artifacts/resnet20-baseline` (see trp.py), ResNet-56 from
@@ -25,7 +26,7 @@ from pathlib import Path
 import cifar
 import torch
 from channels_rows import CHANGED, LEAST, LONG, METHODS, NETWORKS, PEERS, SAVED, SOFT, TAUGHT, Cut, rows
-from channels_table import table
+from channels_table import table, uneven
 from rows import Line, Rows, parser, wanted
 from torch import nn
 
@@ -45,13 +46,13 @@ HELD_OUT = 5_000
 ROUNDS = 60
 
 
-def run(cut: Cut, held_out: int = 0) -> Line:
-    """Cut, measure, fine-tune, measure."""
+def run(cut: Cut, held_out: int = 0, again: bool = False) -> Line:
+    """Cut, measure, fine-tune, measure. `again`: not from the checkpoints of the row that this one replaces."""
     method, seed = cut.method, cut.seed
     dense = NETWORKS[cut.network][0]()
     torch.manual_seed(seed)
     task, share = tasks.cifar10(seed, held_out), 1 - SAVED[cut.saved]
-    row = cut.name + (f" {cut.tuning.rate:g} held out" if held_out else "")
+    row = cut.name + (f" {cut.tuning.rate:g} held out" if held_out else "") + (" again" if again else "")
     work = WORK / row.replace(",", "").replace(" ", "-").replace("%", "")
     if method in METHODS:
         recipe = soft(dense, task.example, share, cut.tuning) if method == SOFT else recipe_of(method, share, cut.tuning)
@@ -146,6 +147,7 @@ def ready(network: str) -> bool:
 
 def main(arguments: list[str] | None = None) -> None:
     made = parser(__doc__, rows())
+    made.add_argument("--again", action="store_true", help="run the rows marked u anew; what they were stays in brackets")
     made.add_argument("--held-out", type=float, metavar="RATE", help="at this share of the base rate; writes no row")
     chosen = made.parse_args(arguments)
     torch.set_num_threads(1)
@@ -160,6 +162,13 @@ def main(arguments: list[str] | None = None) -> None:
         for name in wanted(chosen, possible):
             cut = replace(rows()[name], tuning=replace(rows()[name].tuning, rate=chosen.held_out))
             print(json.dumps({"row": name} | run(cut, HELD_OUT)), flush=True)
+    elif chosen.again:
+        for name in wanted(chosen, possible):
+            was = ROWS.done().get(name)
+            if was is not None and uneven(rows()[name], was):
+                replaced = {"before": was["before"], "top1": was["top1"]}
+                ROWS.put({"row": name} | run(rows()[name], again=True) | {"replaced": replaced})
+                ROWS.write(table)
     else:
         ROWS.fill(wanted(chosen, possible), lambda name: run(rows()[name]), table)
 

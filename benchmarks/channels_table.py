@@ -53,7 +53,7 @@ other work; collaborative_ac at 47.0 % was halted for most of its minutes.
 - Rows of the collaborative methods, but for "as in the paper", seeds 1 and 2 of ResNet-56 and rows marked f, are of units chosen
   before the search went on past local optima (see [certificates](certificates.md)).
 - u: these rows were to lose an even share, but the last of their budget all went to one site: one block of ResNet-56 kept 59 of
-  64 units where its like kept 30, one of ResNet-20 35. That was mended, and the rows that matter most were run again.
+  64 units where its like kept 30, one of ResNet-20 35. That was mended; `--again` runs them anew.
 - f: trained in float32, on a machine without instructions for bfloat16, in which all other rows were trained. What such a row
   replaced stands in brackets.
 """
@@ -113,10 +113,14 @@ def saved_inside(pruned: float) -> float:
 
 def marks(cut: Cut, row: Line) -> str:
     """u and f of the introduction."""
-    mended = "precision" in row or (cut.network, cut.saved) == ("ResNet-20", "47.0 %")  # there it moves one unit
-    float32 = row.get("precision") == "float32"
-    found = [mark for mark, holds in (("u", evenly(cut) and not mended), ("f", float32)) if holds]
+    found = [mark for mark, holds in (("u", uneven(cut, row)), ("f", row.get("precision") == "float32")) if holds]
     return f" ({', '.join(found)})" if found else ""
+
+
+def uneven(cut: Cut, row: Line) -> bool:
+    """Was this row cut before an even share was even, and would be cut otherwise now?"""
+    at_most_one_unit = (cut.network, cut.saved) == ("ResNet-20", "47.0 %")
+    return evenly(cut) and "precision" not in row and not at_most_one_unit
 
 
 def told(cut: Cut, row: Line) -> str:

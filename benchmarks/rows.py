@@ -27,13 +27,18 @@ class Rows:
         for name in names:
             if name in self.done():
                 continue
-            line = {"row": name} | measure(name)
-            with open(self.file, "a") as file:
-                file.write(json.dumps(line) + "\n")
+            self.put({"row": name} | measure(name))
             print(f"{name}: done", flush=True)
             self.write(table)
         self.write(table)
         print(table(self.done()))
+
+    def put(self, line: Line) -> None:
+        """A new row at the end, or in place of the row of that name."""
+        lines = self.done() | {line["row"]: line}
+        part = self.file.with_suffix(".part")
+        part.write_text("".join(json.dumps(one) + "\n" for one in lines.values()))
+        part.replace(self.file)
 
     def write(self, table: Callable[[dict[str, Line]], str]) -> None:
         self.file.with_suffix(".md").write_text(table(self.done()))
