@@ -35,7 +35,12 @@ class Rows:
 
     def put(self, line: Line) -> None:
         """A new row at the end, or in place of the row of that name."""
-        lines = self.done() | {line["row"]: line}
+        lines = self.done()
+        if line["row"] not in lines:  # other processes may append, too
+            with open(self.file, "a") as file:
+                file.write(json.dumps(line) + "\n")
+            return
+        lines[line["row"]] = line
         part = self.file.with_suffix(".part")
         part.write_text("".join(json.dumps(one) + "\n" for one in lines.values()))
         part.replace(self.file)
