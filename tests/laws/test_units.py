@@ -112,7 +112,7 @@ def test_an_even_share_is_even_where_layers_are_many() -> None:
 
 
 def test_more_budget_is_never_worse_for_a_knapsack_where_costs_add_up() -> None:
-    losses, _ = case(3, (6, 5, 4))
+    losses, _ = case(3, (5, 4, 3))
     price = {"a": 5, "b": 7, "c": 3}
 
     def cost(sizes: Mapping[str, int]) -> int:
