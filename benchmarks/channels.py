@@ -163,12 +163,12 @@ def main(arguments: list[str] | None = None) -> None:
             cut = replace(rows()[name], tuning=replace(rows()[name].tuning, rate=chosen.held_out))
             print(json.dumps({"row": name} | run(cut, HELD_OUT)), flush=True)
     elif chosen.again:
-        for name in wanted(chosen, possible):
-            was = ROWS.done().get(name)
-            if was is not None and uneven(rows()[name], was):
-                replaced = {"before": was["before"], "top1": was["top1"]}
-                ROWS.put({"row": name} | run(rows()[name], again=True) | {"replaced": replaced})
-                ROWS.write(table)
+        marked = {name: row for name, row in ROWS.done().items() if uneven(rows()[name], row)}
+        for name in wanted(chosen, [name for name in possible if name in marked]):
+            replaced = {key: marked[name][key] for key in ("before", "top1")}
+            ROWS.put({"row": name} | run(rows()[name], again=True) | {"replaced": replaced})
+            print(f"{name}: done", flush=True)
+            ROWS.write(table)
     else:
         ROWS.fill(wanted(chosen, possible), lambda name: run(rows()[name]), table)
 
