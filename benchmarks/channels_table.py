@@ -55,7 +55,7 @@ other work; collaborative_ac at 47.0 % was halted for most of its minutes.
 - u: these rows were to lose an even share, but the last of their budget all went to one site: one block of ResNet-56 kept 59 of
   64 units where its like kept 30, one of ResNet-20 35. That was mended; `--again` runs them anew.
 - f: trained in float32, on a machine without instructions for bfloat16, in which all other rows were trained. What such a row
-  replaced stands in brackets.
+  replaced stands in brackets. A mean may be over rows of both kinds: compare what has the same marks.
 """
 
 
@@ -84,7 +84,8 @@ def section(network: str, base: Measurement, done: dict[str, Line]) -> list[str]
             if cut.saved == saved and cut.seed == SEED and cut.tuning == SHORT and name in done:
                 row = done[name]
                 before = "-" if row["before"] is None else f"{row['before']:.2f}"
-                cells = [cut.method + marks(cut, row), before, f"{row['top1']:.2f}", f"{row['top1'] - base.score:+.2f}"]
+                was = f" [{row['replaced']['top1']:.2f}]" if "replaced" in row else ""
+                cells = [cut.method + marks(cut, row), before, f"{row['top1']:.2f}{was}", f"{row['top1'] - base.score:+.2f}"]
                 cells += [f"{100 * (1 - row['macs'] / (base.macs or 1)):.1f} %", f"{row['parameters']:,}"]
                 cells += [f"{row['ms']:.2f} (dense {row['dense_ms']:.2f})", row["verdict"]]
                 cells += [f"{row['selection_minutes']:.1f} + {row['tuning_minutes']:.0f}", published(cut)]

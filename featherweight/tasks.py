@@ -102,7 +102,7 @@ def cross_entropy_autocast(network: nn.Module, batch: LabelledImages) -> Tensor:
 def multiplies_bfloat16() -> bool:
     """Has this processor instructions that multiply bfloat16 (AVX512_BF16)? Where they are emulated, a step of ResNet-56 takes
     ten times as long as in float32 (AVX2)."""
-    return torch.cpu._is_avx512_bf16_supported()  # in public, as torch.cpu.get_capabilities, only since PyTorch 2.12
+    return torch.cpu._is_avx512_bf16_supported()  # public, as torch.cpu.get_capabilities, in newer PyTorch only
 
 
 def accuracy(
