@@ -7,8 +7,8 @@
     python benchmarks/channels.py --held-out 0.3 --row ..            at 0.3 of the base rate, on 45,000 images; no row
 
 ResNet-20, an epoch of which takes a third of the time, starts from `artifacts/resnet20-baseline` (see trp.py), ResNet-56 from
-`artifacts/resnet56-baseline` (see resnet56.py). A few rows of ResNet-56, last in order, are tuned for 40 epochs, two to three
-hours of a core each. A row is taken up where it was killed. Every figure is the last epoch's.
+`artifacts/resnet56-baseline` (see resnet56.py). A few rows of ResNet-56, last in order, are tuned for 40 or 60 epochs, two to
+three hours of a core each. A row is taken up where it was killed. Every figure is the last epoch's.
 `--held-out` scores on 5,000 training images that it does not train on, and prints only. Needs ONNX Runtime, and for its rows
 torch-pruning: `pip install -e ".[benchmarks]"`.
 """
@@ -25,7 +25,7 @@ from pathlib import Path
 
 import cifar
 import torch
-from channels_rows import CHANGED, LEAST, LONG, METHODS, NETWORKS, PEERS, SAVED, SOFT, TAUGHT, Cut, rows
+from channels_rows import CHANGED, LEAST, METHODS, NETWORKS, PEERS, SAVED, SOFT, TAUGHT, Cut, rows
 from channels_table import table, uneven
 from rows import Line, Rows, parser, wanted
 from torch import nn
@@ -55,7 +55,7 @@ def run(cut: Cut, held_out: int = 0, again: bool = False) -> Line:
     row = cut.name + (f" {cut.tuning.rate:g} held out" if held_out else "") + (" again" if again else "")
     work = WORK / row.replace(",", "").replace(" ", "-").replace("%", "")
     if method in METHODS:
-        recipe = soft(dense, task.example, share, cut.tuning) if method == SOFT else recipe_of(method, share, cut.tuning)
+        recipe = soft(dense, task.example, share, cut.tuning) if method == SOFT else recipe_of(cut, share)
         result = compress(cifar.channels_last(dense), recipe, task, workdir=work, checkpoint_seconds=60)
         narrow, tuned = result.rows[-2:]
         # soft filters go while all train: there is no network before tuning
@@ -68,7 +68,7 @@ def run(cut: Cut, held_out: int = 0, again: bool = False) -> Line:
         recalibrate(network, task, 0)
         before = measure(network, task.example, task.score).score
         recipe = Recipe("tuned", (Stage("tuned", train=cut.tuning),))
-        learned = taught(task, dense) if cut.tuning == LONG else task
+        learned = taught(task, dense) if cut.long else task
         result = compress(cifar.channels_last(network), recipe, learned, workdir=work, checkpoint_seconds=60)
         tuned, network = result.rows[-1], result.model
     timed = latency.bench({"dense": dense, "cut": network}, task.example, runtimes=("onnx",), rounds=ROUNDS)
@@ -86,13 +86,13 @@ def run(cut: Cut, held_out: int = 0, again: bool = False) -> Line:
     }
 
 
-def recipe_of(method: str, share: float, tuning: Training) -> Recipe:
-    """The recipe of a method at a budget, tuned as all are."""
-    name, changed = CHANGED.get(method, (method, {}))
-    _, cut, tuned = RECIPES[name](macs=share, sites=cifar.INNER).stages
-    assert cut.units is not None
-    tuned = replace(tuned, train=tuning, distill=TAUGHT if tuning == LONG else None)
-    return Recipe(method, (replace(cut, units=replace(cut.units, **changed)), tuned))
+def recipe_of(cut: Cut, share: float) -> Recipe:
+    """The recipe of a row's method at a budget, tuned as all rows are."""
+    name, changed = CHANGED.get(cut.method, (cut.method, {}))
+    _, narrow, tuned = RECIPES[name](macs=share, sites=cifar.INNER).stages
+    assert narrow.units is not None
+    tuned = replace(tuned, train=cut.tuning, distill=TAUGHT if cut.long else None)
+    return Recipe(cut.method, (replace(narrow, units=replace(narrow.units, **changed)), tuned))
 
 
 def soft(dense: nn.Module, example: tuple[torch.Tensor, ...], share: float, tuning: Training) -> Recipe:
