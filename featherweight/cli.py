@@ -258,7 +258,7 @@ def bench_command(
     as_json: AsJson = False,
 ) -> None:
     """Time networks against A, in turns: faster, slower, or no difference seen where times spread more than they differ."""
-    held = {target: subject.load(target, model, data) for target in targets}
+    held = {target: subject.load(target, model, data, also=targets) for target in targets}
     if len(held) < len(targets):
         raise InputError("the same network is given twice: its two times would go by one name")
     examples = {name: one.task.example for name, one in held.items()}

@@ -40,11 +40,19 @@ class Subject:
     data: str
 
 
-def load(target: str, model: str | None = None, data: str | None = None, seed: int = 0, threads: int | None = None) -> Subject:
+def load(
+    target: str,
+    model: str | None = None,
+    data: str | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+    also: Collection[str] = (),
+) -> Subject:
     """The network and the task of `target`: an artifact's folder, a packed file, or a MODEL.
 
-    `model` and `data`: those of a target that does not name its own. Raises ArtifactError for damaged files, and InputError
-    where something is not named or network and task are not made for each other.
+    `model` and `data`: those of a target that does not name its own. `also`: what else the command line names; an artifact of
+    a network that stands there needs no `model`. Raises ArtifactError for damaged files, and InputError where something is not
+    named or network and task are not made for each other.
     """
     path = Path(target)
     if is_model(target):
@@ -64,7 +72,8 @@ def load(target: str, model: str | None = None, data: str | None = None, seed: i
         network, task = artifact.load(path), given.task(data, seed)
         given.check_fit(network, task, target, data)
         return Subject(network, None, task, described, model or target, data)
-    model = model or recorded(described.model, NETWORKS, "--model", path)
+    named = [*NETWORKS, *(other for other in also if ".py:" in other)]
+    model = model or recorded(described.model, named, "--model", path)
     made = Job.load(model, data or recorded(described.data, TASKS, "--data", path), None, seed, threads)
     network = artifact.load(path, made.network)
     given.check_fit(network, made.task, model, made.data)
@@ -84,7 +93,8 @@ def data_for(model: str) -> str:
 
 
 def recorded(name: str | None, known: Collection[str], option: str, folder: Path) -> str:
-    """A built-in name that an artifact holds. Raises InputError for any other: a path is code, and is never taken from a file."""
+    """A name that an artifact holds and that is `known`: built in, or given on the command line, too. Raises InputError for any
+    other: a path is code, and is never taken from a file."""
     if name is not None and name in known:
         return name
     said = "names none" if name is None else f"names {name!r}, which is not built in"

@@ -27,6 +27,8 @@ def net():
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 64, 3), nn.Flatten(), nn.Linear(64 * 16, 3))
 
+again = net
+
 class Values(nn.Module):
     def forward(self, x):
         return torch.linalg.eigvals(x).real
@@ -45,7 +47,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     made, work = network("own.py:net", None), task("own.py:task", 0)
     compress(made, decompose("channel", targets="2.weight", ranks={"2.weight": 2}), work).save("thin")
     masked = Stage("masked", (Rule("2.weight", TopK()),), keep=0.1)
-    compress(made, Recipe("mask", (masked,)), work).save("masked")
+    compress(made, Recipe("mask", (masked,)), work).save("masked", model="own.py:net")
     return tmp_path
 
 
@@ -97,6 +99,14 @@ def test_bench_compares_with_the_first(place: Path) -> None:
         assert (compared["verdict"] == "no difference seen") == (gain <= max(compared["spread"], 0.03))
     shown = call("bench", *arguments).stdout
     assert shown.splitlines()[0].startswith("variant") and "against the first" in shown
+
+
+def test_bench_takes_a_network_that_a_target_names(place: Path) -> None:
+    arguments = ("--data", "own.py:task", "--runtime", "eager", "--rounds", "7", "--json")
+    told = json.loads(call("bench", "own.py:net", "masked", *arguments).stdout)
+    assert [timing["variant"] for timing in told["timings"]] == ["own.py:net", "masked"]
+    refused = CliRunner().invoke(app, ["bench", "own.py:again", "masked", *arguments])
+    assert refused.exit_code == 2 and "give --model" in re.sub(r"\s+", " ", refused.stderr), "code named by a file only"
 
 
 @pytest.mark.parametrize(
