@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import nn
@@ -23,6 +23,7 @@ class Spent:
     before, after  the network before the cut and after it: counted on its graph, or measured in turns
     predicted      latency_ms: what the table said of `after` before the network was built
     spread         latency_ms: the larger interquartile range of the two networks' times and of their ratio, over its median
+    gaps           of units certified: site -> the share of its damage that another choice of as many could save at most
     note           why `after` is not within 1 % of `asked`, in words; "" where it is
     """
 
@@ -33,6 +34,7 @@ class Spent:
     predicted: float | None = None
     spread: float | None = None
     note: str = ""
+    gaps: dict[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
         because = f": {self.note}" if self.note else ""

@@ -18,7 +18,7 @@ from featherweight.allocate.amc import Place, Search, search
 from featherweight.auxiliary import new_heads, with_auxiliary
 from featherweight.budgets import Spent, cost_of, counted
 from featherweight.coding import coded, layouts_kept
-from featherweight.criteria import CRITERIA, NEEDS, Ordered, Ranking, refit
+from featherweight.criteria import CRITERIA, NEEDS, Ordered, Quadratic, Ranking, refit
 from featherweight.errors import InputError
 from featherweight.gates import find_readers, producers
 from featherweight.modes import evaluating
@@ -66,6 +66,8 @@ def cut_units(network: nn.Module, task: Task, asked: Units, epoch: int, auxiliar
     stats = replace(stats, task=task)
     ranked = Ranked(network, graph, stats, CRITERIA[asked.criterion](network, graph, stats), asked.refit)
     sizes, spent = _sizes(ranked, asked)
+    if asked.certify:
+        spent = replace(spent, gaps=ranked.gaps(sizes))
     return Cutting(ranked.cut(network, sizes), spent)
 
 
@@ -89,6 +91,11 @@ class Ranked:
                     parameters[name].copy_(values)
         with layouts_kept(network):
             return prune(network, self.graph, keep, where="class").edit if keep else None
+
+    def gaps(self, sizes: Sizes) -> dict[str, float]:
+        """Site that is cut -> how far its choice is from the best one at most, where the criterion can prove it."""
+        cut = {site: ranking for site, ranking in self.rankings.items() if sizes.get(site, ranking.size) < ranking.size}
+        return {site: r.certificate(sizes[site]).gap for site, r in cut.items() if isinstance(r, Quadratic)}
 
     def copy(self, sizes: Sizes) -> nn.Module:
         """A copy of the network, cut."""

@@ -117,6 +117,8 @@ class Units:
     curvature         what pairs of units bend, for a criterion that looks at pairs: half the squared change of the outputs, or
                       the loss itself, as in the paper (see `stats`)
     multiple          sizes are multiples of this, or the whole site: a site smaller than it is free
+    certify           prove how much another choice of as many units could save at most (see `Quadratic.certificate`), for
+                      collaborative: some seconds a site of 64 units, half a minute at 512
     """
 
     criterion: Criterion
@@ -130,6 +132,7 @@ class Units:
     refit: bool = False
     curvature: Literal["outputs", "loss"] = "outputs"
     multiple: int = 1
+    certify: bool = False
 
     def __post_init__(self) -> None:
         given = self._given()
@@ -148,6 +151,10 @@ class Units:
             ),
             (self.samples >= 1, f"samples must be at least 1, given {self.samples}"),
             (self.multiple >= 1, f"multiple must be at least 1, given {self.multiple}"),
+            (
+                not self.certify or self.criterion == "collaborative",
+                f"certify needs a criterion that weighs choices as wholes, collaborative, given {self.criterion}",
+            ),
         )
 
     def _given(self) -> list[tuple[What, float]]:

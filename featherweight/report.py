@@ -83,6 +83,13 @@ def notes(rows: Sequence[Row], health: float = 0.1) -> list[str]:
         found.append(f"* MACs are not, or not all, counted: {'; '.join(uncounted)}")
     found += [f"stage {row.stage!r}: {row.spent}" for row in rows if row.spent and (row.spent.note or row.asked is None)]
     for row in rows:
+        if row.spent and row.spent.gaps:
+            site, worst = max(row.spent.gaps.items(), key=lambda gap: gap[1])
+            found.append(
+                f"stage {row.stage!r}: proved at {len(row.spent.gaps)} sites: no other choice of as many units saves more than "
+                f"{100 * worst:.2g} % of the damage ({site})"
+            )
+    for row in rows:
         open_targets = [name for name, residual in row.residuals.items() if residual > health]
         if open_targets:
             found.append(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -21,6 +24,7 @@ from featherweight.errors import FeatherweightError
 from featherweight.recipe import Criterion, Distillation, Training, Units
 from featherweight.recipes import soft_filters
 from featherweight.recipes.soft_filters import macs_by_formula
+from featherweight.report import Row, notes
 from featherweight.stats import Stats, collect
 from featherweight.structure import Graph, trace
 from featherweight.training import Task
@@ -79,6 +83,25 @@ def test_what_is_cut_is_what_the_criterion_says() -> None:
     result = compress(made, Recipe("r", (Stage("cut", units=units),)), TASK)
     assert torch.equal(result.model.conv1.weight, made.conv1.weight[kept])  # type: ignore[union-attr,index]
     assert torch.equal(result.model.conv2.weight, made.conv2.weight[:, kept])  # type: ignore[union-attr,index]
+
+
+def test_a_certified_cut_says_how_far_each_choice_is_from_the_best_of_all() -> None:
+    units = Units("collaborative", macs=0.5, samples=64, certify=True)
+    result = compress(network(), Recipe("cut", (Stage("cut", units=units),)), TASK)
+    spent, dense = result.rows[-1].spent, network()
+    graph = trace(dense, TASK.example)
+    stats = collect(dense, graph, TASK, {"pairs", "gradients"}, sites=list(graph.sites), samples=64, epoch=0, curvature="outputs")
+    kept = {name: site.size for name, site in trace(result.model, TASK.example).sites.items()}
+    assert spent is not None and set(spent.gaps) == {name for name, size in kept.items() if size < graph.site(name).size} != set()
+    for name, gap in spent.gaps.items():
+        size, pairs = graph.site(name).size, stats.pairs[name]
+        choices = torch.zeros(math.comb(size, size - kept[name]), size, dtype=torch.float64)
+        gone = torch.tensor(list(itertools.combinations(range(size), size - kept[name])))
+        damages = (choices.scatter_(1, gone, 1.0) @ pairs * choices).sum(1) / 2
+        told = CRITERIA["collaborative"](dense, graph, stats)[name].loss(kept[name])
+        assert damages.min() >= (1 - gap) * told - 1e-15 and 0 <= gap <= 0.01
+    assert "no other choice" in notes(result.rows)[-1]
+    assert Row.from_dict(json.loads(json.dumps(result.rows[-1].to_dict()))) == result.rows[-1]
 
 
 def test_a_budget_of_parameters_and_one_that_holds_already() -> None:

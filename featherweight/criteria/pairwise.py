@@ -50,6 +50,8 @@ class Certificate:
     @property
     def gap(self) -> float:
         """(value - bound) / |value|: 0.01 means that no choice is more than 1 % better."""
+        if self.value <= self.bound:
+            return 0.0
         return (self.value - self.bound) / abs(self.value) if self.value else math.inf
 
 
@@ -71,11 +73,15 @@ class Quadratic(Ranking):
     def loss(self, k: int) -> float:
         return damage(self.linear, self.pairs, self._gone(k))
 
-    def certificate(self, k: int, within: float = 0.01, splits: int = 100) -> Certificate:
+    def certificate(self, k: int, within: float = 0.01, splits: int | None = None) -> Certificate:
         """The damage at k and a proved lower bound on that of any choice, tightened until the gap is `within` or the `splits`
-        are spent (see `bound.proved`): seconds at 64 units."""
+        are spent (see `bound.proved`): by default 100, and above 64 units as many as take no longer, none from 300 units on.
+        """
         value = self.loss(k)
-        return Certificate(value, proved(self.linear, self.pairs, self.size - k, value - within * abs(value), splits))
+        if splits is None:
+            splits = int(100 * min(1.0, (64 / self.size) ** 3))
+        bound = proved(self.linear, self.pairs, self.size - k, value - within * abs(value), splits)
+        return Certificate(value, bound if self.linear.any() else max(bound, 0.0))  # S is positive semi-definite
 
     def _gone(self, k: int) -> Tensor:
         if self.checked(k) not in self._found:

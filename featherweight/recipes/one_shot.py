@@ -100,7 +100,8 @@ collaborative = _one_shot(
     "collaborative",
     "Keep the units so that those that go cost least together, pairs counted, then fine-tune (CCP, Peng et al., ICML 2019).\n\n"
     "Pairs are the curvature of the outputs' change and readers are refitted: both are ours, and ahead of the paper's choice,\n"
-    "which is `curvature: loss` and `refit: false` under `units` in a recipe file.",
+    "which is `curvature: loss` and `refit: false` under `units` in a recipe file; `certify: true` there proves how far each\n"
+    "choice is from the best one.",
     refit=True,
 )
 discriminative = _one_shot(

@@ -220,6 +220,7 @@ def test_the_real_clock_gives_a_time_a_round_and_leaves_the_network_alone() -> N
         ({"latency_ms": 0.0}, "above 0"),
         ({"bytes": 1.5}, "a share to keep"),
         ({"macs": 0.5, "multiple": 0}, "multiple"),
+        ({"macs": 0.5, "certify": True}, "certify needs .* collaborative, given l1"),
     ],
 )
 def test_budgets_that_are_none_are_refused(given: dict[str, Any], says: str) -> None:
