@@ -76,8 +76,12 @@ a_stage = st.builds(
     distill=st.none() | st.builds(Distillation, weight=share, temperature=positive),
 )
 units = st.builds(
-    lambda budget, amount, allot, **others: Units(
-        **{budget: amount}, allot="ranked" if budget == "latency_ms" else allot, **others
+    lambda budget, amount, allot, criterion, certify, **others: Units(
+        criterion,
+        **{budget: amount},
+        allot="ranked" if budget == "latency_ms" else allot,
+        certify=certify and criterion == "collaborative",
+        **others,
     ),
     st.sampled_from(BUDGETS),
     amount=share,
@@ -87,6 +91,7 @@ units = st.builds(
     sites=word,
     samples=st.integers(1, 9999),
     refit=st.booleans(),
+    certify=st.booleans(),
 )
 a_cut = st.builds(Stage, name=word, units=units, train=a_training, auxiliary=st.booleans())
 learned = st.builds(Adaptive, parameters=share, weight=positive, rate=positive)
@@ -137,7 +142,7 @@ def test_every_field_survives() -> None:
         (Training, {"epochs", "rate", "shape", "floor", "warmup"}),
         (Distillation, {"weight", "temperature"}),
         (Rule, {"targets", "set", "view", "keep"}),
-        (Units, {"criterion", *BUDGETS, "allot", "sites", "samples", "refit", "curvature", "multiple"}),
+        (Units, {"criterion", *BUDGETS, "allot", "sites", "samples", "refit", "curvature", "multiple", "certify"}),
         (Adaptive, {"parameters", "weight", "rate"}),
         (Recipe, {"name", "stages", "source", "candidates"}),
     ):
