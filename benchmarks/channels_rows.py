@@ -15,7 +15,7 @@ SHORT = Training(2, 0.3)  # of each row; the rate is a multiple of the base rate
 # and of a few, much as the last round of ResNet-56's baseline: the rate starts as high as in training, which Renda, Frankle and
 # Carbin (2020) found better than a low one, and the dense network teaches
 LONG = Training(40, 1.0, warmup=0.02)
-LONGER = replace(LONG, epochs=60)  # what a session of three hours holds beside the other rows
+LONGER = replace(LONG, epochs=60)  # three hours of a core
 TAUGHT = Distillation()
 SAVED = {"47.0 %": 0.470, "52.6 %": 0.526}  # of the MACs, as in the paper's table
 PAPERS = "collaborative, as in the paper"

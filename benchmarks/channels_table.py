@@ -49,14 +49,15 @@ other work; collaborative_ac at 47.0 % was halted for most of its minutes.
   and 88.24), so those images do not choose rates, and the rate stayed as it was.
 - The rows of ResNet-20 with a knapsack were added when all others of seed 0 had been scored, each run once, with no setting to
   choose; the other seeds are of what the paper's method, so spread, is compared with. Seed 1 of the last table was added when
-  seed 0 had been scored, its row of 60 epochs when both had: papers tune for hundreds.
+  seed 0 had been scored, and the row of 60 epochs when both had ended short: papers tune for hundreds.
 - Rows of the collaborative methods are of units chosen before the search went on past local optima (see
   [certificates](certificates.md)), but for "as in the paper", seeds 1 and 2 of ResNet-56, the row of 60 epochs and all rows
   that replaced others.
 - u: these rows were to lose an even share, but the last of their budget all went to one site: one block of ResNet-56 kept 59 of
-  64 units where its like kept 30, one of ResNet-20 35. That was mended; `--again` runs them anew.
-- f: trained in float32, on a machine without instructions for bfloat16, in which all other rows were trained. What such a row
-  replaced stands in brackets. A mean may be over rows of both kinds: compare what has the same marks.
+  64 units where its like kept 30, one of ResNet-20 35. That was mended, and `--again` runs them anew.
+- f: trained in float32, on a machine without instructions for bfloat16, in which all other rows were trained.
+- In brackets: what a row replaced, either u, or run again in float32 beside such. A mean may be over rows of several kinds:
+  compare what has the same marks.
 """
 
 

@@ -94,8 +94,8 @@ class Ranked:
 
     def gaps(self, sizes: Sizes) -> dict[str, float]:
         """Site that is cut -> how far its choice is from the best one at most, where the criterion can prove it."""
-        cut = {site: ranking for site, ranking in self.rankings.items() if sizes.get(site, ranking.size) < ranking.size}
-        return {site: r.certificate(sizes[site]).gap for site, r in cut.items() if isinstance(r, Quadratic)}
+        held = {site: (self.rankings[site], size) for site, size in sizes.items()}
+        return {site: r.certificate(k).gap for site, (r, k) in held.items() if isinstance(r, Quadratic) and k < r.size}
 
     def copy(self, sizes: Sizes) -> nn.Module:
         """A copy of the network, cut."""
