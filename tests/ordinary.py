@@ -1,0 +1,207 @@
+"""Ordinary networks as strangers bring them: one small instance of each kind, called the way its owner calls it.
+
+Every law about networks runs over `ORDINARY`. A network is added here when its kind has shown a fault once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+
+@dataclass(frozen=True)
+class Ordinary:
+    """A network with what it takes.
+
+    make      the network, seeded
+    args      its positional inputs, a batch of 4
+    kwargs    its inputs by keyword
+    logits    where in the output the logits are: a function of the output; None where it has none
+    classes   the dimension of the classes in them
+    target    what a loss compares with, the same batch: class numbers, or values of the output's own shape
+    """
+
+    make: Callable[[], nn.Module]
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    logits: Callable[[Any], Tensor] | None = None
+    classes: int = 1
+    target: Tensor = field(default_factory=lambda: torch.tensor([0, 1, 2, 3]))
+
+    def run(self, network: nn.Module) -> Any:
+        return network(*self.args, **self.kwargs)
+
+    def loss(self, network: nn.Module) -> Tensor:
+        """Cross-entropy of the logits, else the mean squared error of the first tensor of the output."""
+        output = self.run(network)
+        if self.logits is None:
+            first = next(leaf for leaf in torch.utils._pytree.tree_leaves(output) if isinstance(leaf, Tensor))
+            return F.mse_loss(first.float(), self.target)
+        logits = self.logits(output)
+        return F.cross_entropy(logits.movedim(self.classes, 1), self.target)
+
+
+def numbers(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def whole_numbers(high: int, *shape: int, seed: int = 0) -> Tensor:
+    return torch.randint(high, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def itself(output: Any) -> Any:
+    return output
+
+
+class Keywords(nn.Module):
+    """A Conv1d and GRU network for sequences (batch, channels, time)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(3, 8, 3, padding=1)
+        self.norm = nn.BatchNorm1d(8)
+        self.gru = nn.GRU(8, 10, batch_first=True)
+        self.out = nn.Linear(10, 4)
+
+    def forward(self, sound: Tensor) -> Tensor:
+        hidden = torch.relu(self.norm(self.conv(sound))).transpose(1, 2)
+        return self.out(self.gru(hidden)[0][:, -1])
+
+
+class Encoder(nn.Module):
+    """Token numbers in by keyword, a dict out, class logits for each token: (batch, time, classes)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(20, 16)
+        self.layers = nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(16, 2, 24, dropout=0.1, batch_first=True), 2, enable_nested_tensor=False
+        )
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, tokens: Tensor) -> dict[str, Tensor]:
+        hidden = self.layers(self.embed(tokens))
+        return {"hidden": hidden, "logits": self.head(hidden)}
+
+
+class UNet(nn.Module):
+    """A mask of two classes for each pixel: (batch, classes, height, width), with a skip and a transposed convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+        self.deep = nn.Sequential(nn.Conv2d(8, 12, 3, stride=2, padding=1), nn.GroupNorm(3, 12), nn.ReLU())
+        self.up = nn.ConvTranspose2d(12, 8, 2, stride=2)
+        self.out = nn.Conv2d(16, 2, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        down = self.down(image)
+        return self.out(torch.cat([down, self.up(self.deep(down))], 1))
+
+
+class TwoInputs(nn.Module):
+    """A table's row and an image, and one number out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.picture = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.row = nn.Linear(5, 6)
+        self.out = nn.Linear(12, 1)
+
+    def forward(self, image: Tensor, row: Tensor) -> Tensor:
+        return self.out(torch.cat([self.picture(image), torch.relu(self.row(row))], 1))
+
+
+class Auxiliary(nn.Module):
+    """A second head that only training reads: a tuple in training, one tensor in eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.head, self.aux = nn.Linear(8, 4), nn.Linear(8, 4)
+
+    def forward(self, image: Tensor) -> Any:
+        early = torch.relu(self.first(image))
+        out = self.head(torch.relu(self.second(early)).mean((2, 3)))
+        return (out, self.aux(early.mean((2, 3)))) if self.training else out
+
+
+def mlp(outputs: int = 4) -> nn.Module:
+    return nn.Sequential(nn.Linear(12, 24), nn.LayerNorm(24), nn.ReLU(), nn.Linear(24, 16), nn.ReLU(), nn.Linear(16, outputs))
+
+
+def frozen_backbone() -> nn.Module:
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)
+    )
+    network[0].requires_grad_(False)
+    network[1].requires_grad_(False).eval()
+    return network
+
+
+def foreign_parametrizations() -> nn.Module:
+    return nn.Sequential(
+        parametrizations.weight_norm(nn.Linear(12, 16)),
+        nn.ReLU(),
+        parametrizations.spectral_norm(nn.Linear(16, 16)),
+        nn.ReLU(),
+        parametrizations.orthogonal(nn.Linear(16, 12)),
+        nn.Linear(12, 4),
+    )
+
+
+def old_weight_norm() -> nn.Module:
+    with torch.no_grad():
+        return nn.Sequential(torch.nn.utils.weight_norm(nn.Linear(12, 16)), nn.ReLU(), nn.Linear(16, 4))
+
+
+class Complex(nn.Module):
+    """A spectrum beside the logits: a complex, an integer and a boolean output in a nested one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.out = nn.Linear(12, 16), nn.Linear(16, 4)
+
+    def forward(self, row: Tensor) -> Any:
+        hidden = torch.relu(self.first(row))
+        logits = self.out(hidden)
+        return logits, {"spectrum": torch.fft.rfft(logits), "best": logits.argmax(1), "sure": logits.max(1).values > 0}
+
+
+def seeded(make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return make()
+
+    return build
+
+
+IMAGE, ROW = numbers(4, 3, 8, 8), numbers(4, 12)
+ORDINARY: dict[str, Ordinary] = {
+    "tabular": Ordinary(seeded(mlp), (ROW,), logits=itself),
+    "regression": Ordinary(seeded(lambda: mlp(1)), (ROW,), target=numbers(4, 1, seed=3)),
+    "conv1d and gru": Ordinary(seeded(Keywords), (numbers(4, 3, 10),), logits=itself),
+    "encoder, keyword, dict": Ordinary(
+        seeded(Encoder),
+        kwargs={"tokens": whole_numbers(20, 4, 6)},
+        logits=lambda output: output["logits"],
+        classes=2,
+        target=whole_numbers(5, 4, 6, seed=1),
+    ),
+    "u-net": Ordinary(seeded(UNet), (IMAGE,), logits=itself, target=whole_numbers(2, 4, 8, 8, seed=1)),
+    "two inputs": Ordinary(seeded(TwoInputs), (numbers(4, 1, 6, 6), numbers(4, 5)), target=numbers(4, 1, seed=3)),
+    "auxiliary head": Ordinary(
+        seeded(Auxiliary), (IMAGE,), logits=lambda output: output[0] if isinstance(output, tuple) else output
+    ),
+    "frozen backbone": Ordinary(seeded(frozen_backbone), (IMAGE,), logits=itself),
+    "foreign parametrizations": Ordinary(seeded(foreign_parametrizations), (ROW,), logits=itself),
+    "old weight norm": Ordinary(seeded(old_weight_norm), (ROW,), logits=itself),
+    "complex outputs": Ordinary(seeded(Complex), (ROW,), logits=lambda output: output[0]),
+}
