@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from featherweight import packed, structure
 from featherweight.checkpoint import sync_folder
@@ -113,7 +113,7 @@ def save_cut(folder: str | Path, network: nn.Module, edits: Iterable[structure.E
 
     Returns the files' sizes in bytes. Raises as `save`, and NotStorable for an exported module with operations of its own.
     """
-    if isinstance(network, fx.GraphModule):
+    if exported.is_exported(network):
         state = {name: value.detach().clone() for name, value in network.state_dict().items()}
         described = Description(featherweight=__version__, edits=[], exported=exported.to_dict(network), recipe={}, report=[])
         return save(folder, Snapshot([], state), described)
@@ -165,21 +165,10 @@ def note_export(folder: str | Path, name: str, measured: dict[str, Any]) -> None
 
 
 def _load_exported(written: dict[str, Any], state: dict[str, Tensor], folder: str | Path) -> nn.Module:
-    """Build an exported module after checking that it claims no tensor that the file does not hold."""
     try:
-        claimed = {name: tuple(shape) for name, (_, shape, *_) in written["tensors"].items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ArtifactError(f"{folder} holds no exported module: {error!r}") from None
-    held = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    if claimed != held:
-        name = sorted(claimed.items() ^ held.items())[0][0]
-        raise ArtifactError(f"{folder}: the module and its weights disagree about {name!r}")
-    try:
-        network = exported.from_dict(written)
-        network.load_state_dict(state)
-    except (StructureError, RuntimeError) as error:
+        return exported.from_dict(written, state)
+    except StructureError as error:
         raise ArtifactError(f"{folder}: {error}") from None
-    return network
 
 
 def snapshot(folder: str | Path) -> Snapshot:

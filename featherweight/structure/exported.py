@@ -1,76 +1,79 @@
-"""The exported module as data: what a network becomes whose class cannot express a cut.
+"""An exported network as data: what a network becomes whose class cannot express a cut.
 
-`to_dict` gives plain JSON (nodes, operations by name, sizes, names and shapes of tensors), `from_dict` builds the module from
-it; the weights
-travel separately as a state dict, for instance in a safetensors file. Reading runs no code, imports nothing and unpickles
-nothing: operations are
-looked up by name among torch's ATen operations, and everything else is refused. (torch's own .pt2 files are zip archives of
-JSON and raw weights,
-but the loader falls back to pickle for inputs and constants and evaluates size expressions as Python, so a file from elsewhere
-is not safe.)
+`to_dict` gives plain JSON (nodes, operations by name, sizes, names and shapes of tensors), `from_dict` gives the module that runs
+it (`interpreted`); the weights travel separately as a state dict. Reading runs no code, imports nothing and unpickles nothing:
+operations come from the table in `operations`, with their arguments checked, and everything else is refused. (torch's own .pt2
+files fall back to pickle for inputs and constants and evaluate size expressions as Python: a file from elsewhere is not safe.)
+
+    tensors   name -> [is it a parameter?, shape, dtype, does it train?]
+    nodes     [kind, name, operation or tensor or input, arguments, arguments by name], in order; the last is the output
 """
 
 from __future__ import annotations
 
-import operator
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
+from featherweight.structure import operations
 from featherweight.structure.errors import EditMismatch, StructureError
+from featherweight.structure.interpreted import Instruction, Interpreted, Program
+from featherweight.structure.operations import DEVICE, BadArgument, Slot, short
 from featherweight.structure.unlift import register
 
 FORMAT = 1
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_PATH = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
-# arithmetic on sizes and picking one of several results
-_PYTHON: dict[str, Callable[..., Any]] = {
-    name: getattr(operator, name)
-    for name in ("getitem", "add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "eq", "ne", "lt", "le", "gt", "ge")
-}
-# operations that reach beyond the tensors they are given
-_REFUSED = {"from_file", "set_", "set_data", "data", "record_stream", "resize_", "resize_as_", "_resize_output_"}
-_TYPES: dict[str, type] = {"dtype": torch.dtype, "memory_format": torch.memory_format, "layout": torch.layout}
+MOST_NODES, MOST_TENSORS = 50_000, 100_000
+LONGEST_NAME, DEEPEST_NAME = 512, 64
+DEEPEST_ARGUMENT = 2  # a list, in the list that holds the arguments
 
 
 class NotStorable(StructureError):
     """The exported module holds something that the format has no word for."""
 
 
-def to_dict(module: fx.GraphModule) -> dict[str, Any]:
-    """The structure of an exported module; raises NotStorable for operations that are not torch's own."""
+# --- writing -------------------------------------------------------------------------------------------------------------
+
+
+def to_dict(module: nn.Module) -> dict[str, Any]:
+    """The structure of an exported module. Raises NotStorable for an operation that is not in the table of `operations`, and for
+    a network that is no exported module."""
     tensors = {
-        **{n: [True, list(p.shape), _type_name(p.dtype), p.requires_grad] for n, p in module.named_parameters()},
-        **{n: [False, list(b.shape), _type_name(b.dtype), False] for n, b in module.named_buffers()},
+        **{n: [True, list(p.shape), operations.type_name(p.dtype), p.requires_grad] for n, p in module.named_parameters()},
+        **{n: [False, list(b.shape), operations.type_name(b.dtype), False] for n, b in module.named_buffers()},
     }
-    nodes = []
-    for node in module.graph.nodes:
-        if node.op == "call_function":
-            target: Any = node.target
-            if isinstance(target, torch._ops.OpOverload) and target.namespace == "aten":
-                name = f"aten.{target.overloadpacket.__name__}.{target._overloadname}"
-            elif target in _PYTHON.values():
-                name = next(word for word, known in _PYTHON.items() if known is target)
-            else:
-                raise NotStorable(
-                    f"the operation {target} ({node.name}) is not one of torch's ATen operations; keep the module in memory "
-                    f"instead"
-                )
-        elif node.op in ("placeholder", "get_attr"):
-            name = str(node.target)
-        elif node.op == "output":
-            name = "output"
-        else:
-            raise NotStorable(f"{node.op} {node.name} has no place in the format")
-        nodes.append([node.op, node.name, name, _plain(node.args), {k: _plain(v) for k, v in node.kwargs.items()}])
+    if isinstance(module, Interpreted):
+        nodes = module._program.written
+    elif isinstance(module, fx.GraphModule):
+        nodes = [_node(node) for node in module.graph.nodes]
+    else:
+        raise NotStorable(f"a {type(module).__name__} is no exported module")
+    try:
+        _program(nodes, tensors)
+    except _UNREADABLE as error:
+        raise NotStorable(f"the exported module cannot be stored: {error}; keep it in memory instead") from error
     return {"format": FORMAT, "tensors": tensors, "nodes": nodes}
 
 
-def _type_name(value: Any) -> str:
-    return str(value).removeprefix("torch.")
+def _node(node: fx.Node) -> list[Any]:
+    if node.op == "call_function":
+        name = operations.written_name(node.target)
+        if name is None:
+            raise NotStorable(
+                f"the operation {node.target} ({node.name}) is not one that a file may hold; keep the module in memory instead"
+            )
+    elif node.op in ("placeholder", "get_attr"):
+        name = str(node.target)
+    elif node.op == "output":
+        name = "output"
+    else:
+        raise NotStorable(f"{node.op} {node.name} has no place in the format")
+    by_name = {k: _plain(v) for k, v in node.kwargs.items()}
+    if name.split(".")[-2:-1] == ["zeros"]:
+        by_name.pop("memory_format", None)  # of an `empty` that is written as zeros
+    return [node.op, node.name, name, _plain(node.args), by_name]
 
 
 def _plain(value: Any) -> Any:
@@ -83,104 +86,147 @@ def _plain(value: Any) -> Any:
         return {"float": str(value)}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    for kind, known in _TYPES.items():
-        if isinstance(value, known):
-            return {kind: _type_name(value)}
+    if (kind := operations.kind_of(value)) is not None:
+        return {kind: operations.type_name(value)}
     if isinstance(value, torch.device):
         return {"device": value.type}
-    if isinstance(value, slice):
-        return {"slice": [_plain(value.start), _plain(value.stop), _plain(value.step)]}
     raise NotStorable(f"an argument of type {type(value).__name__} has no place in the format")
 
 
-def from_dict(data: Mapping[str, Any]) -> fx.GraphModule:
-    """The module, with weights that are still to be filled by `load_state_dict`. Raises EditMismatch for anything that is not
-    such data.
-    """
+# --- reading -------------------------------------------------------------------------------------------------------------
+
+_UNREADABLE = (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError, NotStorable)
+
+
+def from_dict(data: Mapping[str, Any], state: Mapping[str, Tensor]) -> Interpreted:
+    """The module, with the tensors of `state` as its own. Raises EditMismatch for anything that is not such data, or that claims
+    other tensors than `state` holds."""
     try:
-        return _build(data)
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
-        raise EditMismatch(f"not an exported module: {type(error).__name__}: {error}") from error
+        if set(data) != {"format", "tensors", "nodes"} or data["format"] != FORMAT:
+            raise BadArgument(f"expected format {FORMAT} with tensors and nodes")
+        tensors = _tensors(data["tensors"], state)
+        module = Interpreted(_program(data["nodes"], tensors))
+        for name, (trainable, _, _, gradient) in tensors.items():
+            tensor = state[name]
+            learns = bool(gradient) and (tensor.is_floating_point() or tensor.is_complex())
+            register(module, name, tensor, bool(trainable), learns)
+        return module
+    except _UNREADABLE as error:
+        kind = "" if isinstance(error, BadArgument) else f"{type(error).__name__}: "
+        raise EditMismatch(f"not an exported module: {kind}{str(error)[:300]}") from error
 
 
-def _build(data: Mapping[str, Any]) -> fx.GraphModule:
-    if set(data) != {"format", "tensors", "nodes"} or data["format"] != FORMAT:
-        raise ValueError(
-            f"expected format {FORMAT} with tensors and nodes, found {sorted(data)} of format {data.get('format')!r}"
-        )
-    root = nn.Module()
-    for name, (trainable, shape, kind, gradient) in data["tensors"].items():
-        if not _PATH.fullmatch(name) or not all(isinstance(n, int) and 0 <= n < 1 << 40 for n in shape):
-            raise ValueError(f"{name!r} {shape!r} is not a tensor's name and shape")
-        tensor = torch.zeros(shape, dtype=_named("dtype", kind), device="meta")
-        register(root, name, tensor, bool(trainable), bool(gradient) and tensor.is_floating_point())
-    graph = fx.Graph()
-    made: dict[str, fx.Node] = {}
-    for op, name, target, args, kwargs in data["nodes"]:
-        if not _NAME.fullmatch(name):
-            raise ValueError(f"{name!r} is not a node's name")
-        arguments = tuple(_value(a, made) for a in args)
-        named = {str(k): _value(v, made) for k, v in kwargs.items()}
+def _tensors(claimed: Any, state: Mapping[str, Tensor]) -> dict[str, Any]:
+    if not isinstance(claimed, dict) or len(claimed) > MOST_TENSORS:
+        raise BadArgument(f"tensors are an object of at most {MOST_TENSORS} entries")
+    if differing := claimed.keys() ^ state.keys():
+        raise BadArgument(f"the module and its weights disagree about {short(min(differing))}")
+    for name, (trainable, shape, kind, _) in claimed.items():
+        dtype = operations.named("dtype", kind)
+        if not _is_path(name):
+            raise BadArgument(f"{short(name)} is not a tensor's name")
+        if list(state[name].shape) != shape or any(type(size) is not int for size in shape) or state[name].dtype != dtype:
+            raise BadArgument(f"the module and its weights disagree about {short(name)}")
+        if trainable and not (dtype.is_floating_point or dtype.is_complex):
+            raise BadArgument(f"{short(name)} is a parameter of type {kind}")
+    return claimed
+
+
+def _is_path(name: Any) -> bool:
+    """A tensor's name: parts between dots, none empty."""
+    return (
+        isinstance(name, str)
+        and len(name) <= LONGEST_NAME
+        and name.isprintable()
+        and name.count(".") < DEEPEST_NAME
+        and all(name.split("."))
+    )
+
+
+def _program(nodes: Any, tensors: Mapping[str, Any]) -> Program:
+    """The nodes, checked. Raises BadArgument and what else _UNREADABLE names."""
+    if not isinstance(nodes, list) or not 1 <= len(nodes) <= MOST_NODES:
+        raise BadArgument(f"nodes are a list of 1 to {MOST_NODES}")
+    made: dict[str, Slot] = {}
+    inputs: dict[str, int] = {}
+    held: list[tuple[str, int]] = []
+    steps: list[Instruction] = []
+    for place, (op, name, target, args, by_name) in enumerate(nodes[:-1]):
+        if not isinstance(name, str) or len(name) > LONGEST_NAME or not name.isprintable() or name in made:
+            raise BadArgument(f"{short(name)} is not a new name of a node")
         if op == "placeholder":
-            if not _NAME.fullmatch(target):
-                raise ValueError(f"{target!r} is not an input's name")
-            made[name] = graph.placeholder(target)
+            if not isinstance(target, str) or not target.isidentifier() or len(target) > LONGEST_NAME or target in inputs:
+                raise BadArgument(f"{short(target)} is not a new name of an input")
+            inputs[target] = place
         elif op == "get_attr":
-            if target not in data["tensors"]:
-                raise ValueError(f"no tensor {target!r}")
-            made[name] = graph.get_attr(target)
-        elif op == "output":
-            graph.output(arguments[0])
+            if not isinstance(target, str) or target not in tensors:
+                raise BadArgument(f"there is no tensor {short(target)}")
+            held.append((target, place))
         elif op == "call_function":
-            made[name] = graph.call_function(_operation(target), arguments, named)
+            if not isinstance(target, str) or not isinstance(args, list) or not isinstance(by_name, dict):
+                raise BadArgument(f"node {short(name)} is not an operation with its arguments")
+            operation = operations.find(target)
+            given = [_value(argument, made, DEEPEST_ARGUMENT) for argument in args[: operations.LONGEST_LIST]]
+            named = {key: _value(argument, made, DEEPEST_ARGUMENT) for key, argument in by_name.items()}
+            steps.append(Instruction(operation, *operations.bound(operation, given, named), place, name))
         else:
-            raise ValueError(f"unknown node {op!r}")
-    graph.lint()
-    module = fx.GraphModule(root, graph)
-    return module.to_empty(device="cpu")
+            raise BadArgument(f"{short(op)} is not a kind of node")
+        made[name] = Slot(place)
+    op, _, _, args, _ = nodes[-1]
+    if op != "output" or not isinstance(args, list) or len(args) != 1:
+        raise BadArgument("the last node is not the output")
+    output = _value(args[0], made, DEEPEST_ARGUMENT)
+    output = tuple(output) if isinstance(output, list) else output
+    return Program(
+        tuple(inputs.items()), tuple(held), _freeing(steps, output, len(nodes)), output, len(nodes), nodes
+    )  # fmt: skip
 
 
-def _operation(name: str) -> Any:
-    if name in _PYTHON:
-        return _PYTHON[name]
-    parts = name.split(".")
-    if (
-        len(parts) != 3
-        or parts[0] != "aten"
-        or not all(_NAME.fullmatch(p) for p in parts)
-        or parts[1] in _REFUSED
-        or parts[1].startswith("__")
-    ):
-        raise ValueError(f"{name!r} is not an operation that may be loaded")
-    found = getattr(getattr(torch.ops.aten, parts[1]), parts[2])
-    if not isinstance(found, torch._ops.OpOverload):
-        raise ValueError(f"{name!r} is not an operation")
-    return found
+def _freeing(steps: Sequence[Instruction], output: Any, slots: int) -> tuple[Instruction, ...]:
+    """Each instruction with the slots that nothing reads after it."""
+    last = [-1] * slots
+    for number, step in enumerate(steps):
+        last[step.result] = number
+        for slot in _slots((step.args, tuple(step.kwargs.values()))):
+            last[slot] = number
+    for slot in _slots(output):
+        last[slot] = -1
+    frees: list[list[int]] = [[] for _ in steps]
+    for slot, number in enumerate(last):
+        if number >= 0:
+            frees[number].append(slot)
+    return tuple(replace(step, frees=tuple(gone)) for step, gone in zip(steps, frees, strict=True))
 
 
-def _named(kind: str, name: str) -> Any:
-    found = getattr(torch, name, None) if _NAME.fullmatch(name) else None
-    if not isinstance(found, _TYPES[kind]):
-        raise ValueError(f"{name!r} is not a {kind}")
-    return found
+def _slots(value: Any) -> list[int]:
+    if isinstance(value, Slot):
+        return [value.number]
+    return [slot for entry in value for slot in _slots(entry)] if isinstance(value, (list, tuple)) else []
 
 
-def _value(value: Any, made: Mapping[str, fx.Node]) -> Any:
+def _value(value: Any, made: Mapping[str, Slot], depth: int) -> Any:
     if isinstance(value, list):
-        return [_value(v, made) for v in value]
+        if not depth or len(value) > operations.LONGEST_LIST:
+            raise BadArgument(f"an argument is a list of at most {operations.LONGEST_LIST}, of single values")
+        return [_value(v, made, depth - 1) for v in value]
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if not isinstance(value, dict) or len(value) != 1:
-        raise ValueError(f"{value!r} is not an argument")
+        raise BadArgument(f"{short(value)} is not an argument")
     ((kind, inner),) = value.items()
     if kind == "node":
+        if not isinstance(inner, str) or inner not in made:
+            raise BadArgument(f"there is no earlier node {short(inner)}")
         return made[inner]
     if kind == "float" and inner in ("inf", "-inf"):
         return float(inner)
-    if kind == "device" and isinstance(inner, str) and _NAME.fullmatch(inner):
-        return torch.device("cpu")  # made on the CPU; moving the module moves what it makes only if its code does
-    if kind == "slice" and isinstance(inner, list) and len(inner) == 3:
-        return slice(*(_value(v, made) for v in inner))
-    if kind in _TYPES:
-        return _named(kind, inner)
-    raise ValueError(f"{value!r} is not an argument")
+    if kind == "device" and isinstance(inner, str):
+        return DEVICE
+    if kind in ("dtype", "memory_format", "layout"):
+        return operations.named(kind, inner)
+    raise BadArgument(f"{short(kind)} is not a kind of argument")
+
+
+def is_exported(network: nn.Module) -> bool:
+    """Is it a module that `to_dict` takes?"""
+    return isinstance(network, (fx.GraphModule, Interpreted))
