@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
+from featherweight import generators
 from featherweight.errors import InputError, TrainingError
 from featherweight.recipe import Distillation, Training
 
@@ -64,7 +65,7 @@ def fit(
     first_epoch: int = 0,
     start: int = 0,
     earlier: Sequence[float] = (),
-    random: Tensor | None = None,
+    random: generators.States | None = None,
     teacher: nn.Module | None = None,
     distill: Distillation | None = None,
     after_step: Callable[[Step], None] = lambda step: None,
@@ -73,7 +74,7 @@ def fit(
     where there is none.
 
     `start`: steps already done, for a resumed run; the same batches are passed over and the same rates follow. `earlier` and
-    `random`: the losses of that epoch so far, and the state of the global generator then. With `distill`, the outputs of
+    `random`: the losses of that epoch so far, and the states of the global generators then. With `distill`, the outputs of
     `teacher` on the same inputs are matched. Raises TrainingError at a loss that is not finite.
     """
     per_epoch = len(task.batches(first_epoch))
@@ -82,7 +83,7 @@ def fit(
     model.train()
     losses = list(earlier)
     if random is not None:
-        torch.set_rng_state(random)
+        generators.restore(random)
     for epoch in range(start // per_epoch, training.epochs):
         passed = start - epoch * per_epoch if epoch == start // per_epoch else 0
         losses = losses if passed else []
@@ -90,7 +91,7 @@ def fit(
         for _ in range(passed):
             next(batches)
         if passed and random is not None:
-            torch.set_rng_state(random)  # making the batches again has drawn from the generator, as a DataLoader does
+            generators.restore(random)  # making the batches again has drawn from the generator, as a DataLoader does
         for index, batch in enumerate(batches):
             done = epoch * per_epoch + passed + index
             for group, rate in zip(optimizer.param_groups, base, strict=True):
