@@ -18,7 +18,7 @@ from featherweight.fingerprint import of_task
 from featherweight.plan import resolve
 from featherweight.recipe import Recipe
 from featherweight.report import Row
-from featherweight.run import Memory, Monitor, silent
+from featherweight.run import Memory, Monitor, Partial, silent
 from featherweight.stage import StageRun
 from featherweight.training import Task
 from featherweight.version import __version__
@@ -75,6 +75,10 @@ def compress(
             resolve(stage, original, example=task.example)
         about = of_task(task, original) | {"run": dict(identity or {})} if place else None
         memory = Memory.open(place, recipe, Snapshot.of(original, []), checkpoint_seconds, about)
+        if not memory.proven:
+            with memory.trusted():  # networks that a stage looks at late, or that no stage still to come looks at
+                for partial in [Partial(memory.baseline), *memory.pool, *memory.results]:
+                    partial.snapshot.build(original)
         while memory.stage < len(recipe.stages):
             stage = recipe.stages[memory.stage]
             for start in memory.starts(recipe.candidates):

@@ -111,7 +111,7 @@ def export(
                     f"{tolerance:g}: it is not written. An operation computes otherwise there; look for one that draws random "
                     "numbers or depends on the batch, or raise the tolerance if the network is in half precision"
                 )
-            files = _placed(part, path)
+            files = _placed(part, path, format)
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error}. Free space or choose another place") from error
     size = sum((path.parent / name).stat().st_size for name in files)
@@ -120,7 +120,7 @@ def export(
     )
 
 
-def _placed(part: Path, path: Path) -> list[str]:
+def _placed(part: Path, path: Path, format: Format) -> list[str]:
     """Give the graph its name, after its weights beside it theirs, and remove those of an earlier export; the names of both."""
     beside = [file for file in part.parent.iterdir() if file.name != part.name]
     for file in (*beside, part):
@@ -130,7 +130,7 @@ def _placed(part: Path, path: Path) -> list[str]:
         os.replace(file, path.parent / file.name)
     os.replace(part, path)
     earlier = re.compile(re.escape(path.name) + r"(\.[0-9a-f]{8})?\.data")
-    for name in os.listdir(path.parent):
+    for name in os.listdir(path.parent) if format == "onnx" else ():
         if earlier.fullmatch(name) and name not in {file.name for file in beside}:
             (path.parent / name).unlink(missing_ok=True)
     storage.sync_folder(path.parent)

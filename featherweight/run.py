@@ -87,7 +87,8 @@ class Work:
     residuals: dict[str, float]
     seconds: float
     random: generators.States
-    losses: list[float]  # of the epoch in progress
+    began: generators.States  # the generators when the epoch in progress began
+    losses: list[float]  # of that epoch
     spent: dict[str, Any] | None = None  # what was made of the budget of the stage's units
     heads: dict[str, dict[str, Any]] = field(default_factory=dict)  # the states of auxiliary heads
 
@@ -153,10 +154,8 @@ class Memory:
         """
         try:
             yield
-        except FeatherweightError:
-            raise
         except Exception as error:
-            if self.proven:
+            if self.proven or (isinstance(error, FeatherweightError) and not isinstance(error, ArtifactError)):
                 raise
             said = (str(error).strip().splitlines() or [""])[0][:300]
             raise ArtifactError(
@@ -237,7 +236,7 @@ class Watch:
             self.memory.work = Work(
                 phase, step.done, Snapshot.of(model, structural), optimizer.state_dict(),
                 imposed.state_dict() if imposed else None, self.residuals, self.seconds(), generators.states(),
-                list(step.losses), asdict(self.spent) if self.spent else None,
+                step.began, list(step.losses), asdict(self.spent) if self.spent else None,
                 {pivot: head.state_dict() for pivot, head in self.heads.items()},
             )  # fmt: skip
             self.memory.save()

@@ -70,6 +70,7 @@ class SavedWork(_Plain):
     residuals: Annotated[dict[Any, Any], _all(float)]
     seconds: Annotated[Finite, Field(ge=0)]
     random: Random
+    began: Random
     losses: Annotated[list[Finite], FailFast()]
     spent: Named | None
     heads: Annotated[dict[Any, Any], _all(dict)]

@@ -93,10 +93,10 @@ class StageRun:
         training, first_epoch = self.stage.train, self.memory.epochs
         if phase == "retrain":
             training, first_epoch = self.stage.retrain, self.memory.epochs + self.stage.train.epochs
-        steps, earlier, random = 0, list[float](), None
+        steps, earlier, random, began = 0, list[float](), None, None
         if self.work is not None and self.work.phase == phase:
             optimizer.load_state_dict(self.work.optimizer)
-            steps, earlier, random = self.work.steps, self.work.losses, self.work.random
+            steps, earlier, random, began = self.work.steps, self.work.losses, self.work.random, self.work.began
         return fit(
             self.network,
             optimizer,
@@ -106,6 +106,7 @@ class StageRun:
             start=steps,
             earlier=earlier,
             random=random,
+            began=began,
             teacher=self.teacher,
             distill=self.stage.distill,
             after_step=self.watch.over(phase, self.network, self.structural, optimizer, guide),

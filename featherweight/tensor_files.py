@@ -250,7 +250,9 @@ class _Pickle:
             if operation is None:
                 raise Damaged(f"its pickle has the operation {code}, which plain values and tensors do not need")
             operation(self)
-        return self.stack.pop()
+        if len(self.stack) != 1 or self.outer or self.stack[0] is None:
+            raise Damaged("its pickle holds nothing, or several things")
+        return self.stack[0]
 
     def byte(self) -> int:
         self.place += 1

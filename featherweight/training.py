@@ -54,6 +54,7 @@ class Step:
     total: int
     loss: float
     losses: Sequence[float]  # of this epoch so far
+    began: generators.States  # where the generators stood when the epoch's batches were made
 
 
 def fit(
@@ -66,6 +67,7 @@ def fit(
     start: int = 0,
     earlier: Sequence[float] = (),
     random: generators.States | None = None,
+    began: generators.States | None = None,
     teacher: nn.Module | None = None,
     distill: Distillation | None = None,
     after_step: Callable[[Step], None] = lambda step: None,
@@ -73,9 +75,9 @@ def fit(
     """Train `model` in place for `training.epochs` of `task.batches(first_epoch + i)`; the mean loss of the last epoch, infinite
     where there is none.
 
-    `start`: steps already done, for a resumed run; the same batches are passed over and the same rates follow. `earlier` and
-    `random`: the losses of that epoch so far, and the states of the global generators then. With `distill`, the outputs of
-    `teacher` on the same inputs are matched. Raises TrainingError at a loss that is not finite.
+    `start`: steps already done, for a resumed run; the same batches are passed over and the same rates follow. `earlier`,
+    `random` and `began`: the losses of that epoch so far, and the states of the global generators then and when the epoch began.
+    With `distill`, the outputs of `teacher` on the same inputs are matched. Raises TrainingError at a loss that is not finite.
     """
     per_epoch = len(task.batches(first_epoch))
     total = training.epochs * per_epoch
@@ -87,6 +89,9 @@ def fit(
     for epoch in range(start // per_epoch, training.epochs):
         passed = start - epoch * per_epoch if epoch == start // per_epoch else 0
         losses = losses if passed else []
+        if passed and began is not None:
+            generators.restore(began)  # so that the batches are the same where making them draws, as shuffling does
+        began = generators.states()
         batches = iter(task.batches(first_epoch + epoch))
         for _ in range(passed):
             next(batches)
@@ -109,7 +114,7 @@ def fit(
                 )
             optimizer.step()
             losses.append(value)
-            after_step(Step(done + 1, total, value, losses))
+            after_step(Step(done + 1, total, value, losses, began))
     return sum(losses) / len(losses) if losses else math.inf
 
 

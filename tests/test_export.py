@@ -6,6 +6,7 @@ import builtins
 import copy
 import importlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
