@@ -127,6 +127,7 @@ def problem(saved: dict[str, Any], recipe: Recipe) -> str:
         checks.append(
             (work["steps"] <= most and len(work["losses"]) <= work["steps"], f"{work['steps']} steps of at most {most}")
         )
+        checks.append((not work["heads"] or stages[stage].auxiliary, "heads of a stage that has none"))
     failed = [said for holds, said in checks if not holds]
     if failed:
         return failed[0]
