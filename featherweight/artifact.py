@@ -8,104 +8,103 @@ from __future__ import annotations
 
 import copy
 import os
-import shutil
-import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from featherweight import packed, structure
-from featherweight.checkpoint import sync_folder
+from featherweight import packed, storage, structure, tensor_files
+from featherweight.description import LARGEST_DESCRIPTION, Description, description_from
 from featherweight.edits import Snapshot, check_state, replay, structure_edit
-from featherweight.errors import ArtifactError, InputError, StorageError, did_you_mean
+from featherweight.errors import ArtifactError, InputError, StorageError, did_you_mean, shortened
 from featherweight.structure import exported
 from featherweight.structure.errors import StructureError
 from featherweight.version import __version__
 
-FORMAT: Literal[1] = 1
 WEIGHTS, DESCRIPTION = "model.safetensors", "compression.json"
-LARGEST_DESCRIPTION = 64 * 2**20  # bytes; a bound on what a hostile file can make us parse
+TRIES = 5  # at reading an artifact that others are being put in the place of
 
 
-class Description(BaseModel):
-    """What compression.json holds.
+def check_output(folder: Path) -> None:
+    """Raises InputError if an artifact may not be written under this name, since something else is there."""
+    if folder.is_symlink():
+        raise InputError(f"{folder} is a link to {os.readlink(folder)}: give that folder itself, or remove the link")
+    if os.path.lexists(folder) and not _replaceable(folder):
+        raise InputError(f"{folder} exists and is not an artifact of featherweight: choose another output folder")
 
-    model, data    the built-in names, if such were used; they are never imported
-    exports        file name -> what `export.export` measured of it
-    exported       the network itself, as `structure.exported` writes it, where its class cannot express what was cut
-    """
 
-    model_config = ConfigDict(extra="forbid")
-
-    format: Annotated[Literal[1], Field(description="format version")] = FORMAT
-    featherweight: str = ""
-    model: str | None = None
-    data: str | None = None
-    edits: list[dict[str, Any]]
-    exported: dict[str, Any] | None = None
-    recipe: dict[str, Any]
-    report: list[dict[str, Any]]
-    exports: dict[str, dict[str, Any]] = {}
+def _replaceable(folder: Path) -> bool:
+    """Is it an artifact, or an empty folder?"""
+    return folder.is_dir() and not folder.is_symlink() and ((folder / DESCRIPTION).is_file() or not any(folder.iterdir()))
 
 
 def save(folder: str | Path, snapshot: Snapshot, description: Description) -> dict[str, int]:
-    """Write an artifact and return its files' sizes in bytes. All or nothing: an existing artifact is replaced at the end.
+    """Write an artifact and return its files' sizes in bytes. All or nothing: an existing artifact is replaced in one step.
 
-    Raises StorageError if it cannot be written and InputError if `folder` exists and is not an artifact.
+    Raises StorageError if it cannot be written, and InputError if `folder` is a link, or exists and is not an artifact.
     """
-    folder = Path(folder)
-    if folder.exists() and not (folder / DESCRIPTION).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} exists and is not an artifact of featherweight: choose another output folder")
-    part: Path | None = None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        old = part.with_name(part.name + ".old")
-        os.chmod(part, 0o755)
+    folder = Path(os.path.abspath(folder))
+    sizes: dict[str, int] = {}
+
+    def fill(part: Path) -> None:
         save_file({name: tensor.contiguous().cpu() for name, tensor in snapshot.state.items()}, part / WEIGHTS)
-        (part / DESCRIPTION).write_text(description.model_dump_json(indent=1))
-        for file in part.iterdir():
-            os.chmod(file, 0o644)
-            with open(file, "rb") as handle:
-                os.fsync(handle.fileno())
-        sizes = {file.name: file.stat().st_size for file in sorted(part.iterdir())}
-        if folder.exists():
-            os.rename(folder, old)
-        try:
-            os.rename(part, folder)
-        except OSError:
-            if old.exists():
-                os.replace(old, folder)
+        (part / DESCRIPTION).write_text(description.model_dump_json(indent=1), encoding="utf-8")
+        sizes.update({file.name: file.stat().st_size for file in sorted(part.iterdir())})
+
+    try:
+        check_output(folder)
+        storage.replace_folder(folder, fill, _replaceable)
+    except (OSError, ValueError, SafetensorError) as error:  # ValueError: text that is no Unicode, a name with a zero byte
+        if isinstance(error, InputError):
             raise
-        shutil.rmtree(old, ignore_errors=True)
-        sync_folder(folder.parent)
-        return sizes
-    except (OSError, SafetensorError) as error:
-        if part is not None:
-            shutil.rmtree(part, ignore_errors=True)
         raise StorageError(f"cannot write the artifact {folder}: {error}. Free space or choose another folder") from error
+    return sizes
 
 
 def describe(folder: str | Path) -> Description:
     """Read and check DIR/compression.json. Raises ArtifactError."""
-    path = Path(folder) / DESCRIPTION
+    return _read(Path(folder), _description)
+
+
+T = TypeVar("T")
+
+
+def _read(folder: Path, parts: Callable[[int, Path], T]) -> T:
+    """`parts` of the open folder, all of one artifact even while another takes its place."""
     try:
-        if path.stat().st_size > LARGEST_DESCRIPTION:
-            raise ArtifactError(f"{path} has {path.stat().st_size} bytes, more than the {LARGEST_DESCRIPTION} that one may have")
-        return Description.model_validate_json(path.read_bytes())
+        if not os.path.lexists(folder):
+            storage.take_up(folder)
+        for tries in range(TRIES):
+            with storage.folder_of(folder) as inside:
+                try:
+                    return parts(inside, folder)
+                except ArtifactError:
+                    if tries + 1 == TRIES or not storage.moved(inside, folder):
+                        raise
+        raise AssertionError("the last try returns or raises")
+    except (OSError, ValueError) as error:
+        said = error.strerror if isinstance(error, OSError) else error
+        raise ArtifactError(f"{folder} is not an artifact of featherweight: cannot read {DESCRIPTION} ({said})") from None
+
+
+def _description(inside: int, folder: Path) -> Description:
+    path = folder / DESCRIPTION
+    try:
+        text = storage.read(DESCRIPTION, LARGEST_DESCRIPTION, folder=inside)
     except OSError as error:
-        raise ArtifactError(
-            f"{folder} is not an artifact of featherweight: cannot read {DESCRIPTION} ({error.strerror})"
-        ) from None
-    except ValidationError as error:
-        raise ArtifactError("\n".join([f"{path} is damaged or of another format:", *map(_problem, error.errors()[:5])])) from None
-    except RecursionError:
-        raise ArtifactError(f"{path} is nested too deeply to be an artifact") from None
+        said = f"cannot read {DESCRIPTION} ({error.strerror})"
+        raise ArtifactError(f"{folder} is not an artifact of featherweight: {said}") from None
+    try:
+        return description_from(text)
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path} is damaged or of another format:\n  - {shortened(str(error), 1000)}") from None
+
+
+def _whole(inside: int, folder: Path) -> tuple[Description, dict[str, Tensor]]:
+    return _description(inside, folder), _state(inside, folder)
 
 
 def save_cut(folder: str | Path, network: nn.Module, edits: Iterable[structure.Edit] = ()) -> dict[str, int]:
@@ -127,13 +126,17 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
     `folder`: an artifact, or a packed file (.fwz). An artifact of an exported module needs no `model`. Nothing is unpickled,
     imported or executed; `model` itself is not changed. Raises ArtifactError.
     """
-    if Path(folder).suffix != ".fwz" and (written := describe(folder).exported) is not None:
-        return _load_exported(written, _state(Path(folder) / WEIGHTS), folder)
-    if model is None:
-        raise InputError(f"{folder} holds weights and edits, not code: give it an instance of the class that was compressed")
+    needed = InputError(f"{folder} holds weights and edits, not code: give it an instance of the class that was compressed")
     if Path(folder).suffix == ".fwz":
+        if model is None:
+            raise needed
         return packed.load(Path(folder), model)
-    edits, state = describe(folder).edits, _state(Path(folder) / WEIGHTS)
+    described, state = _read(Path(folder), _whole)
+    if described.exported is not None:
+        return _load_exported(described.exported, state, folder)
+    if model is None:
+        raise needed
+    edits = described.edits
     network = replay(copy.deepcopy(model), edits)
     expected = network.state_dict()
     missing, extra = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
@@ -154,14 +157,15 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
 
 def note_export(folder: str | Path, name: str, measured: dict[str, Any]) -> None:
     """Add to an artifact's description what was measured of a file exported into it. Raises ArtifactError and StorageError."""
-    described, path = describe(folder), Path(folder) / DESCRIPTION
-    part = path.with_suffix(".part")
+    path = Path(folder) / DESCRIPTION
     try:
-        part.write_text(described.model_copy(update={"exports": described.exports | {name: measured}}).model_dump_json(indent=1))
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise StorageError(f"cannot write {path}: {error.strerror}. Free space or choose another folder") from error
+        with storage.alone(Path(folder)):
+            described = describe(folder)
+            text = described.model_copy(update={"exports": described.exports | {name: measured}}).model_dump_json(indent=1)
+            storage.replace(path, lambda file: file.write(text.encode()))
+    except (OSError, ValueError) as error:
+        said = error.strerror if isinstance(error, OSError) else error
+        raise StorageError(f"cannot write {path}: {said}. Free space or choose another folder") from error
 
 
 def _load_exported(written: dict[str, Any], state: dict[str, Tensor], folder: str | Path) -> nn.Module:
@@ -173,22 +177,20 @@ def _load_exported(written: dict[str, Any], state: dict[str, Tensor], folder: st
 
 def snapshot(folder: str | Path) -> Snapshot:
     """An artifact's edits and state, not yet tried on any network. Raises ArtifactError."""
-    return Snapshot(describe(folder).edits, _state(Path(folder) / WEIGHTS))
+    described, state = _read(Path(folder), _whole)
+    return Snapshot(described.edits, state)
 
 
-def _state(path: Path) -> dict[str, Tensor]:
+def _state(inside: int, folder: Path) -> dict[str, Tensor]:
     try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ArtifactError(f"{path} is missing or damaged: {error}") from None
-
-
-def _problem(item: Any) -> str:
-    where = ".".join(str(part) for part in item["loc"]) or "file"
-    near = did_you_mean(where, Description.model_fields) if item["type"] == "extra_forbidden" else ""
-    return f"  - {where}: {item['msg']}{near}"
+        with storage.opened(WEIGHTS, folder=inside) as file:
+            return tensor_files.load_safetensors(file)
+    except (OSError, tensor_files.Damaged) as error:
+        said = error.strerror if isinstance(error, OSError) else error
+        raise ArtifactError(f"{folder / WEIGHTS} is missing or damaged: {said}") from None
 
 
 def file_sizes(folder: str | Path) -> dict[str, int]:
-    """Bytes of each file of an artifact."""
-    return {file.name: file.stat().st_size for file in sorted(Path(folder).iterdir()) if file.is_file()}
+    """Bytes of each file of an artifact; links, pipes and the like are none of it."""
+    files = [entry for entry in os.scandir(folder) if entry.is_file(follow_symlinks=False)]
+    return {file.name: file.stat(follow_symlinks=False).st_size for file in sorted(files, key=lambda file: file.name)}

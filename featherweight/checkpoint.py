@@ -3,45 +3,36 @@
 from __future__ import annotations
 
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from featherweight import storage, tensor_files
 from featherweight.errors import ArtifactError, StorageError
+
+LARGEST = 2**40  # bytes of a checkpoint of any network
+MOST_TENSORS = 100_000
 
 
 def write(path: Path, payload: Any) -> None:
-    """Save plain data and tensors under `path`, atomically: a temporary name, fsync, rename. Raises StorageError."""
-    part = path.with_name(path.name + ".part")
+    """Save plain data and tensors under `path`, atomically, tensors from the CPU. Raises StorageError."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "wb") as file:
-            torch.save(payload, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-        sync_folder(path.parent)
+        data = tensor_files.plain(payload)
+        storage.replace(path, lambda file: torch.save(data, file))
     except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
-        part.unlink(missing_ok=True)
         raise StorageError(f"cannot write the checkpoint {path}: {error}. Free space or choose another --workdir") from error
 
 
-def read(path: Path) -> Any | None:
-    """What `write` saved, or None where there is none. Loads data and tensors only. Raises ArtifactError if it is damaged."""
-    if not path.exists():
+def read(path: Path, most: int = LARGEST, tensors: int = MOST_TENSORS) -> Any | None:
+    """What `write` saved, or None where there is none: data and tensors only, at most `most` bytes and `tensors`.
+
+    Raises ArtifactError if it is damaged, larger, or anything but a regular file.
+    """
+    if not os.path.lexists(path):
         return None
     try:
-        return torch.load(path, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise ArtifactError(f"the checkpoint {path} is damaged ({error}); delete it to start over") from error
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        return tensor_files.load(path, most, tensors)
+    except (OSError, tensor_files.Damaged) as error:
+        said = error.strerror if isinstance(error, OSError) else error
+        raise ArtifactError(f"the checkpoint {path} is damaged ({said}); delete it to start over") from error

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
-from featherweight import artifact
+from featherweight import artifact, generators, storage
 from featherweight.coding import plain
 from featherweight.edits import Snapshot
 from featherweight.factor import materialise
+from featherweight.fingerprint import of_task
 from featherweight.plan import resolve
 from featherweight.recipe import Recipe
 from featherweight.report import Row
-from featherweight.run import Memory, Monitor, silent
+from featherweight.run import Memory, Monitor, Partial, silent
 from featherweight.stage import StageRun
 from featherweight.training import Task
 from featherweight.version import __version__
@@ -51,24 +55,41 @@ def compress(
     workdir: str | Path | None = None,
     monitor: Monitor = silent,
     checkpoint_seconds: float = 30.0,
+    identity: Mapping[str, Any] | None = None,
 ) -> Compressed:
     """Run every stage of `recipe` on a copy of `model`.
 
     With `workdir`, a checkpoint is written there every `checkpoint_seconds` and after each stage; the same call takes it up
-    again and ends with bit-identical weights. `monitor` is told of every step; a KeyboardInterrupt it raises is saved first.
-    Raises RecipeError before anything runs if a rule does not fit the network.
+    again and ends with bit-identical weights. It is taken up only for the same network (names, shapes, values, kinds of modules),
+    the same stages so far, and a task with the same example, optimizer and number of batches; `identity` is plain data that must
+    be the same, too. One run at a time works in a folder. `monitor` is told of every step; a KeyboardInterrupt it raises is saved
+    first. Global random generators stand afterwards where they stood before.
+
+    Raises RecipeError before anything runs if a rule does not fit the network; InputError if `workdir` holds the run of something
+    else, or another run is going on there; ArtifactError for a checkpoint that is damaged or of another version.
     """
-    original = plain(model)
-    for stage in recipe.stages:
-        resolve(stage, original, example=task.example)
-    memory = Memory.open(Path(workdir) if workdir else None, recipe, Snapshot.of(original, []), checkpoint_seconds)
-    while memory.stage < len(recipe.stages):
-        stage = recipe.stages[memory.stage]
-        for start in memory.starts(recipe.candidates):
-            memory.finish(StageRun(stage, start, original, task, memory, monitor).finish())
-        memory.advance(stage.imposes, stage.epochs, recipe.candidates)
-    final = memory.pool[memory.newest]
-    network = final.snapshot.build(original)
-    thin = materialise(network, example=task.example)
-    snapshot = Snapshot.of(network, final.snapshot.structural() + thin.edits)
-    return Compressed(network, snapshot, recipe, [Row.from_dict(row) for row in final.rows])
+    place = Path(workdir) if workdir is not None else None
+    with generators.kept(), storage.claimed(place) if place else contextlib.nullcontext():
+        original = plain(model)
+        for stage in recipe.stages:
+            resolve(stage, original, example=task.example)
+        about = of_task(task, original) | {"run": dict(identity or {})} if place else None
+        memory = Memory.open(place, recipe, Snapshot.of(original, []), checkpoint_seconds, about)
+        if not memory.proven:
+            with memory.trusted():  # networks that a stage looks at late, or that no stage still to come looks at
+                for partial in [Partial(memory.baseline), *memory.pool, *memory.results]:
+                    partial.snapshot.build(original)
+        while memory.stage < len(recipe.stages):
+            stage = recipe.stages[memory.stage]
+            for start in memory.starts(recipe.candidates):
+                with memory.trusted():
+                    result = StageRun(stage, start, original, task, memory, monitor).finish()
+                memory.finish(result)
+            memory.advance(stage.imposes, stage.epochs, recipe.candidates)
+        final = memory.pool[memory.newest]
+        with memory.trusted():
+            network = final.snapshot.build(original)
+            rows = [Row.from_dict(row) for row in final.rows]
+        thin = materialise(network, example=task.example)
+        snapshot = Snapshot.of(network, final.snapshot.structural() + thin.edits)
+        return Compressed(network, snapshot, recipe, rows)

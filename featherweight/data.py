@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from featherweight import storage
 from featherweight.errors import DataError
 
 CLASSES = 10
@@ -233,12 +234,15 @@ def _contents(source: Source, root: Path | None) -> Iterator[tuple[Path, bytearr
 def _verified(path: Path, file: File) -> bytearray:
     # The bytes that are hashed are the bytes that are parsed; a file of the wrong size is not read at all.
     advice = "Move it away and run again to download it, or put the right file there."
-    size = path.stat().st_size
-    if size != file.size:
-        raise DataDamaged(f"{path}: {size} bytes instead of {file.size}. {advice}")
     content = bytearray(file.size)
-    with open(path, "rb") as stream:
-        count = stream.readinto(content)
+    try:
+        with storage.opened(path, follow=True) as stream:  # a data folder is the user's own, and may be of links
+            size = os.fstat(stream.fileno()).st_size
+            if size != file.size:
+                raise DataDamaged(f"{path}: {size} bytes instead of {file.size}. {advice}")
+            count = stream.readinto(content)
+    except OSError as error:
+        raise DataDamaged(f"{path} cannot be read: {error.strerror}. {advice}") from None
     digest = hashlib.sha256(content).hexdigest()
     if count != file.size or digest != file.sha256:
         raise DataDamaged(f"{path}: SHA-256 is {digest} instead of {file.sha256}. {advice}")

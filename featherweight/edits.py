@@ -56,7 +56,7 @@ def replay(model: nn.Module, edits: Iterable[Mapping[str, Any]]) -> nn.Module:
 
 @dataclass
 class Snapshot:
-    """A compressed network at rest: its edits, and its state (names -> tensors)."""
+    """A compressed network at rest: its edits, and its state (names -> tensors, on the CPU)."""
 
     edits: list[Edit]
     state: dict[str, Tensor]
@@ -64,7 +64,7 @@ class Snapshot:
     @classmethod
     def of(cls, model: nn.Module, structural: list[Edit]) -> Snapshot:
         """`structural`: the edits, before any code, that made `model` from the user's network."""
-        state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        state = {name: value.detach().to("cpu", copy=True) for name, value in model.state_dict().items()}
         return cls(structural + code_edits(model), state)
 
     def structural(self) -> list[Edit]:

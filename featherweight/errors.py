@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import heapq
+import itertools
 from collections.abc import Iterable
 
 
@@ -52,7 +54,30 @@ class StorageError(FeatherweightError):
     exit_code = 6
 
 
+LIKE = 0.5  # from 0 to 1: a name less like the given one is no suggestion
+LONGEST_NAME, MOST_NAMES, MOST_COMPARED = 200, 20_000, 20  # what a suggestion may cost, whatever the names come from
+
+
 def did_you_mean(given: str, allowed: Iterable[str]) -> str:
-    """` Did you mean 'x'?` for the nearest allowed name, else the empty string."""
-    near = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.5)
-    return f" Did you mean '{near[0]}'?" if near else ""
+    """` Did you mean 'x'?` for the nearest allowed name, else the empty string. Long names are left out, and all after 20,000."""
+    if len(given) > LONGEST_NAME:
+        return ""
+    matcher = difflib.SequenceMatcher()
+    matcher.set_seq2(given)
+    rough = []  # (upper bound of the likeness, name)
+    for name in itertools.islice(allowed, MOST_NAMES):
+        if len(name) <= LONGEST_NAME:
+            matcher.set_seq1(name)
+            if matcher.real_quick_ratio() >= LIKE and (bound := matcher.quick_ratio()) >= LIKE:
+                rough.append((bound, name))
+    best, near = LIKE, None
+    for _, name in heapq.nlargest(MOST_COMPARED, rough):
+        matcher.set_seq1(name)
+        if (likeness := matcher.ratio()) > best or (near is None and likeness == best):
+            best, near = likeness, name
+    return f" Did you mean '{near}'?" if near else ""
+
+
+def shortened(text: str, most: int = 200) -> str:
+    """The text, or its beginning and its length: what a file says may be megabytes, a message may not."""
+    return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"

@@ -14,6 +14,7 @@ import logging
 import math
 import os
 import re
+import secrets
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
+from featherweight import storage
 from featherweight.coding import coded, detach
 from featherweight.errors import FeatherweightError, InputError, StorageError
 from featherweight.factor import materialise
@@ -82,8 +84,8 @@ def export(
     """Write `model` to `path` in eval mode, run the file, and compare it with PyTorch. `model` itself is not changed.
 
     `example`: the inputs of the network, batch first. With `dynamic_batch` the file takes any batch size. ONNX weights above 2 GB
-    go into `path` + ".data" beside it. The file appears only when it computes what the network computes, to `tolerance` of its
-    largest output. Raises RuntimeMissing, ExportError, StorageError, and InputError for options out of range.
+    go into a file `path`.xxxxxxxx.data beside it. The file appears only when it computes what the network computes, to
+    `tolerance` of its largest output. Raises RuntimeMissing, ExportError, StorageError, and InputError for options out of range.
     """
     path = Path(path)
     if format not in FORMATS:
@@ -94,8 +96,11 @@ def export(
     write, run = (_onnx_writer(opset), onnx_runner) if format == "onnx" else (_write_pt2, _pt2_runner)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-            part = Path(folder) / path.name
+        storage.free(path)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name[:100]}.", dir=path.parent) as folder:
+            # The name of the weights beside a graph stands in the graph: were it always the same, a kill between the two files
+            # would leave an old graph with new weights.
+            part = Path(folder) / f"{path.name}.{secrets.token_hex(4)}"
             with _quiet():
                 write(network, example, part, dynamic_batch)
                 batches = BATCHES if dynamic_batch else (example[0].shape[0],)
@@ -106,17 +111,30 @@ def export(
                     f"{tolerance:g}: it is not written. An operation computes otherwise there; look for one that draws random "
                     "numbers or depends on the batch, or raise the tolerance if the network is in half precision"
                 )
-            files = sorted(file.name for file in Path(folder).iterdir())
-            if format == "onnx":
-                (path.parent / f"{path.name}.data").unlink(missing_ok=True)  # of an earlier, larger export
-            for name in files:
-                os.replace(Path(folder) / name, path.parent / name)
+            files = _placed(part, path, format)
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error}. Free space or choose another place") from error
     size = sum((path.parent / name).stat().st_size for name in files)
     return Exported(
         str(path), format, tuple(files), size, opset if format == "onnx" else None, dynamic_batch, batches, difference, relative
     )
+
+
+def _placed(part: Path, path: Path, format: Format) -> list[str]:
+    """Give the graph its name, after its weights beside it theirs, and remove those of an earlier export; the names of both."""
+    beside = [file for file in part.parent.iterdir() if file.name != part.name]
+    for file in (*beside, part):
+        os.chmod(file, 0o644)
+        storage.sync(file)
+    for file in beside:
+        os.replace(file, path.parent / file.name)
+    os.replace(part, path)
+    earlier = re.compile(re.escape(path.name) + r"(\.[0-9a-f]{8})?\.data")
+    for name in os.listdir(path.parent) if format == "onnx" else ():
+        if earlier.fullmatch(name) and name not in {file.name for file in beside}:
+            (path.parent / name).unlink(missing_ok=True)
+    storage.sync_folder(path.parent)
+    return [path.name, *sorted(file.name for file in beside)]
 
 
 def shippable(model: nn.Module, example: tuple[Tensor, ...] | None = None) -> nn.Module:
@@ -256,7 +274,10 @@ def _program(network: nn.Module, example: tuple[Tensor, ...], dynamic: bool) -> 
 
 
 def _write_pt2(network: nn.Module, example: tuple[Tensor, ...], path: Path, dynamic: bool) -> None:
-    torch.export.save(_program(network, example, dynamic), path)
+    # Given a path, torch's zip writer ends the process when the disk is full.
+    written = io.BytesIO()
+    torch.export.save(_program(network, example, dynamic), written)
+    path.write_bytes(written.getbuffer())
 
 
 def _pt2_runner(path: Path) -> Runner:

@@ -16,12 +16,11 @@ from typing import Any
 import torch
 import yaml
 from pydantic import TypeAdapter, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from featherweight import recipe as recipes_as_data
-from featherweight.errors import ArtifactError, DataError, InputError, RecipeError, did_you_mean
+from featherweight import storage, tensor_files
+from featherweight.errors import ArtifactError, DataError, InputError, RecipeError, did_you_mean, shortened
 from featherweight.modes import evaluating
 from featherweight.recipe import Recipe
 from featherweight.recipes import RECIPES
@@ -81,26 +80,49 @@ def check_fit(model: nn.Module, work: Task, model_text: str, data_text: str) -> 
 
 
 def _load(model: nn.Module, path: Path, text: str) -> None:
-    """Load the state of a .safetensors file; every name and shape must agree."""
-    if not path.is_file():
-        raise InputError(f"there is no file of weights {path}")
-    try:
-        state = load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ArtifactError(f"{path} cannot be read as safetensors: {error}") from None
+    """Load the state in a file; every name and shape must agree."""
     expected = model.state_dict()
-    mistakes = [f"{name} is missing.{did_you_mean(name, state)}" for name in expected.keys() - state.keys()]
-    mistakes += [f"{name} is not in the network.{did_you_mean(name, expected)}" for name in state.keys() - expected.keys()]
+    state = _weights(path, expected)
+    missing, foreign = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+    mistakes = [f"{name} is missing.{did_you_mean(name, state)}" for name in missing[:8]]
+    mistakes += [f"{shortened(name)} is not in the network.{did_you_mean(name, expected)}" for name in foreign[:8]]
     mistakes += [
         f"{name} has shape {tuple(state[name].shape)}, the network's has {tuple(expected[name].shape)}"
-        for name in expected.keys() & state.keys()
+        for name in sorted(expected.keys() & state.keys())
         if state[name].shape != expected[name].shape
     ]
     if mistakes:
         shown = sorted(mistakes)[:8]
-        more = [f"and {len(mistakes) - len(shown)} more"] if len(mistakes) > len(shown) else []
+        count = len(mistakes) + len(missing[8:]) + len(foreign[8:])
+        more = [f"and {count - len(shown)} more"] if count > len(shown) else []
         raise InputError("\n  - ".join([f"{path} does not hold the weights of {text}:", *shown, *more]))
     model.load_state_dict(state)
+
+
+def _weights(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict in a .safetensors file, or in a .pt or .pth one, alone or under "state_dict" or "model"; no code is run."""
+    if not path.exists():
+        raise InputError(f"there is no file of weights {path}")
+    if path.suffix not in (".safetensors", ".pt", ".pth"):
+        raise InputError(
+            f"weights are read from .safetensors, .pt and .pth files, given {path}: "
+            "safetensors.torch.save_file(network.state_dict(), 'weights.safetensors') makes one"
+        )
+    try:
+        if path.suffix == ".safetensors":
+            with storage.opened(path, follow=True) as file:
+                return tensor_files.load_safetensors(file)
+        size = sum(tensor.numel() * max(tensor.element_size(), 4) for tensor in expected.values())
+        # The bound leaves room for the states of an optimizer and an average beside the network's, in double precision.
+        held = tensor_files.load(path, 2**26 + 16 * size, 1000 + 16 * len(expected), follow=True)
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror}") from None
+    except tensor_files.Damaged as error:
+        raise ArtifactError(f"{path} cannot be read as {path.suffix[1:]}: {error}") from None
+    for found in (held, *(held.get(key) for key in ("state_dict", "model") if isinstance(held, dict))):
+        if isinstance(found, dict) and found and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in found.items()):
+            return found
+    raise ArtifactError(f"{path} holds no state dict, neither alone nor under 'state_dict' or 'model': {tensor_files.WAY_OUT}")
 
 
 def _unknown(kind: str, text: str, known: Mapping[str, Any], signature: str) -> str:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import shutil
+import contextlib
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,10 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from featherweight import artifact, checkpoint, console, given
+from featherweight import artifact, console, given, storage
 from featherweight.coding import coded
 from featherweight.compress import Compressed, compress
-from featherweight.errors import ArtifactError, InputError, StorageError
+from featherweight.errors import InputError, StorageError
 from featherweight.measure import decoded
 from featherweight.plan import matches, resolve
 from featherweight.recipe import Recipe
@@ -26,7 +23,7 @@ from featherweight.tasks import TASKS
 from featherweight.training import Task
 from featherweight.zoo import NETWORKS
 
-RUN = "run.json"  # in a workdir: what the run there was started with
+RUN = "run.json"  # in a workdir of an earlier version
 SHOWN_APART = ("name", "rules", "keep", "allocate", "driver", "train", "retrain", "units", "adaptive")  # of a stage in a plan
 
 
@@ -49,8 +46,7 @@ class Job:
         torch.manual_seed(seed)
         network, task = given.network(model, weights), given.task(data, seed)
         given.check_fit(network, task, model, data)
-        digest = hashlib.sha256(weights.read_bytes()).hexdigest() if weights else None
-        identity = {"model": model, "data": data, "seed": seed, "weights": digest}
+        identity = {"model": model, "data": data, "seed": seed}  # a checkpoint knows the weights themselves
         return cls(model, data, network, task, weights is not None or model not in NETWORKS, identity)
 
 
@@ -60,22 +56,22 @@ def run(job: Job, recipe: Recipe, out: Path, workdir: Path, keep_workdir: bool) 
     Raises KeyboardInterrupt after saving, and every FeatherweightError.
     """
     _check_output(out)
-    resumed = _claim(workdir, job.identity)
     first = recipe.stages[0]
-    if resumed:
+    if (workdir / CHECKPOINT).exists():
         console.note(f"going on from the checkpoint in {workdir}")
     elif not job.trained and (first.rules or not first.train.epochs):
         hint = "give --weights FILE, or let the recipe train it first (progressive_admm: --set dense_epochs=20)"
         console.note(f"note: {job.model} starts from random weights, and no stage trains it before it is compressed; {hint}")
     with console.Display([stage.name for stage in recipe.stages]) as display:
-        done = compress(job.network, recipe, job.task, workdir=workdir, monitor=display)
+        done = compress(job.network, recipe, job.task, workdir=workdir, monitor=display, identity=job.identity)
     display.finished(done.rows[-1].stage, done.rows[-1].measured.score)
     # A path such as file.py:Net is code, and an artifact names no code: only built-in names are recorded.
     model = job.model if job.model in NETWORKS else None
     data = job.data if job.data in TASKS else None
     files = done.save(out, model=model, data=data)
     if not keep_workdir:
-        _remove(workdir)
+        with contextlib.suppress(InputError):  # another has begun there: the folder is its own now
+            _remove(workdir)
     return done, files
 
 
@@ -86,9 +82,8 @@ def beside(out: Path) -> Path:
 
 def _check_output(out: Path) -> None:
     """Fail before the work and not after it. Raises InputError, StorageError."""
-    if out.exists() and not (out / artifact.DESCRIPTION).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} exists and is not an artifact of featherweight: choose another output folder")
     try:
+        artifact.check_output(out)
         parent = out.resolve().parent
         parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=parent):
@@ -97,40 +92,13 @@ def _check_output(out: Path) -> None:
         raise StorageError(f"cannot write to {out}: {error.strerror}. Choose another output folder") from error
 
 
-def _claim(place: Path, identity: dict[str, Any]) -> bool:
-    """Note in `place` what the run there is of; is there a checkpoint to go on from? Raises InputError if it is another run's."""
-    note, resumed = place / RUN, (place / CHECKPOINT).exists()
-    if resumed and note.exists():
-        try:
-            before = json.loads(note.read_text())
-        except ValueError:
-            before = None
-        if not isinstance(before, dict):
-            raise ArtifactError(f"{note} is damaged; delete {place} to start over")
-        changed = [
-            f"{key} {before.get(key)!r} then, {value!r} now" for key, value in identity.items() if before.get(key) != value
-        ]
-        if changed:
-            advice = "Give the same to go on, delete the folder to start over, or choose another --workdir"
-            raise InputError(f"{place} holds an unfinished run of something else ({'; '.join(changed)}). {advice}")
-        return True
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-        part = note.with_suffix(".part")
-        part.write_text(json.dumps(identity))
-        os.replace(part, note)
-        checkpoint.sync_folder(place)
-    except OSError as error:
-        raise StorageError(f"cannot write to the workdir {place}: {error.strerror}") from error
-    return resumed
-
-
 def _remove(place: Path) -> None:
-    """Remove our own files, and the folder if nothing else is in it."""
-    for name in (CHECKPOINT, f"{CHECKPOINT}.part", RUN):
-        (place / name).unlink(missing_ok=True)
-    if not any(place.iterdir()):
-        shutil.rmtree(place)
+    """Remove our own files, and the folder if nothing else is in it. Raises InputError if another run is going on there."""
+    with storage.claimed(place):
+        for name in (CHECKPOINT, RUN):
+            (place / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # something else is in it
+        place.rmdir()
 
 
 def plan(job: Job, recipe: Recipe) -> list[dict[str, Any]]:

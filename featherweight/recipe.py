@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
+from featherweight import storage
 from featherweight.allocate import ALLOCATORS
 from featherweight.allocate.amc import Search
 from featherweight.budgets import SHARES, What
@@ -21,6 +22,8 @@ from featherweight.freezing import Freezing
 from featherweight.sets import Codebook, Levels, LowRank, SparseCodebook, TopK, TopRows
 from featherweight.units import Allotment, Stopping
 from featherweight.views import WHOLE, View
+
+LARGEST_FILE = 2**20  # bytes
 
 AnySet = Annotated[TopK | TopRows | LowRank | Levels | Codebook | SparseCodebook, Field(discriminator="kind")]
 AnyDriver = Annotated[ADMM | Periodic | Freezing, Field(discriminator="kind")]
@@ -319,7 +322,7 @@ def read(path: str | Path) -> Recipe:
     """A recipe from a .json, .yaml or .yml file."""
     path = Path(path)
     try:
-        text = path.read_text()
+        text = storage.read(path, LARGEST_FILE, follow=True).decode("utf-8")
         data = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except OSError as error:
         raise InputError(f"cannot read the recipe {path}: {error.strerror}") from None

@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from featherweight import checkpoint
+from featherweight import checkpoint, fingerprint, generators
 from featherweight.budgets import Spent
 from featherweight.edits import Edit, Snapshot
-from featherweight.errors import ArtifactError, InputError
+from featherweight.errors import ArtifactError, FeatherweightError, InputError, shortened
+from featherweight.fingerprint import Fingerprint
 from featherweight.recipe import Recipe, Stage, from_dict
+from featherweight.saved import problem, shape_problem
 from featherweight.training import Step
+from featherweight.version import __version__
 
 CHECKPOINT = "checkpoint.pt"
-KEYS = {"recipe", "stage", "newest", "epochs", "random", "pool", "results", "baseline", "work"}  # of a checkpoint
+FIRST_KEYS = {
+    "recipe",
+    "stage",
+    "newest",
+    "epochs",
+    "random",
+    "pool",
+    "results",
+    "baseline",
+    "work",
+}  # before it told its version
 SECONDS_BETWEEN_LOOKS = 1.0  # at the residuals: a look costs as much as a step of a small network
 
 
@@ -73,8 +86,9 @@ class Work:
     imposed: dict[str, Any] | None
     residuals: dict[str, float]
     seconds: float
-    random: torch.Tensor
-    losses: list[float]  # of the epoch in progress
+    random: generators.States
+    began: generators.States  # the generators when the epoch in progress began
+    losses: list[float]  # of that epoch
     spent: dict[str, Any] | None = None  # what was made of the budget of the stage's units
     heads: dict[str, dict[str, Any]] = field(default_factory=dict)  # the states of auxiliary heads
 
@@ -93,26 +107,31 @@ class Memory:
     results: list[Partial] = field(default_factory=list)
     epochs: int = 0  # finished epochs on this path; batches are a function of it
     work: Work | None = None
-    random: torch.Tensor = field(default_factory=torch.get_rng_state)  # the generator where the stage in progress began
+    random: generators.States = field(default_factory=generators.states)  # where the stage in progress began
+    fingerprint: Fingerprint = field(default_factory=dict)  # of the network and the task
+    proven: bool = True  # has what was read from a file been trained on?
 
     @classmethod
-    def open(cls, workdir: Path | None, recipe: Recipe, original: Snapshot, every: float) -> Memory:
-        """A new memory, or the one that an earlier run left in `workdir`.
+    def open(
+        cls, workdir: Path | None, recipe: Recipe, original: Snapshot, every: float, about: Fingerprint | None = None
+    ) -> Memory:
+        """A new memory, or the one that an earlier run left in `workdir`. `about`: what more the run is of than the network.
 
-        The recipe may have grown or changed in stages that had not begun. Raises InputError if it differs in others.
+        The recipe may have grown or changed in stages that had not begun. Raises InputError if it differs in others, or if the
+        network or the task is another one, and ArtifactError for a checkpoint that is damaged or of another version.
         """
         described = recipe.to_dict()
         path = workdir / CHECKPOINT if workdir else None
-        saved = checkpoint.read(path) if path else None
+        same = {"network": fingerprint.of_network(original.state)} | (about or {}) if path else {}
+        saved = checkpoint.read(path, *_bounds(original, recipe)) if path else None
         if saved is None:
-            return cls(path, every, described, original, [Partial(original)])
-        foreign = ArtifactError(f"{path} is not a checkpoint of this version of featherweight; delete it to start over")
-        if not isinstance(saved, dict) or saved.keys() != KEYS:
-            raise foreign
-        try:
-            earlier = from_dict(saved["recipe"]).to_dict()  # fields that a newer version has brought take their defaults
-        except InputError as error:
-            raise foreign from error
+            return cls(path, every, described, original, [Partial(original)], fingerprint=same)
+        assert path is not None
+        earlier = _checked(saved, path)
+        if differing := fingerprint.differences(saved["fingerprint"], same):
+            state = "a finished" if saved["stage"] == len(earlier["stages"]) else "an unfinished"
+            advice = "Give the same to go on, delete the folder to start over, or choose another --workdir"
+            raise InputError(f"{workdir} holds {state} run of something else ({'; '.join(differing)}). {advice}")
         begun = saved["stage"] + bool(saved["work"] or saved["results"])
         if _begun(earlier, begun) != _begun(described, begun):
             raise InputError(
@@ -123,13 +142,32 @@ class Memory:
             saved["newest"], [_partial(p) for p in saved["results"]],
             saved["epochs"],
             Work(**(saved["work"] | {"snapshot": Snapshot(**saved["work"]["snapshot"])})) if saved["work"] else None,
-            saved["random"],
+            saved["random"], same, proven=False,
         )  # fmt: skip
+
+    @contextlib.contextmanager
+    def trusted(self) -> Iterator[None]:
+        """Errors of any kind inside are the checkpoint's, until a step was made on what was read from it.
+
+        Its fields are checked when it is opened; but the state of an optimizer, of a driver or of a parametrization can be judged
+        only by the one that takes it, and each has errors of its own. Raises ArtifactError.
+        """
+        try:
+            yield
+        except Exception as error:
+            if self.proven or (isinstance(error, FeatherweightError) and not isinstance(error, ArtifactError)):
+                raise
+            said = (str(error).strip().splitlines() or [""])[0][:300]
+            raise ArtifactError(
+                f"{self.path} does not fit this network and task, or the task fails at its first step "
+                f"({type(error).__name__}: {said}); delete it to start over"
+            ) from error
 
     def save(self) -> None:
         if self.path is None:
             return
-        payload = {name: getattr(self, name) for name in ("recipe", "stage", "newest", "epochs", "random")}
+        payload = {name: getattr(self, name) for name in ("recipe", "stage", "newest", "epochs", "random", "fingerprint")}
+        payload |= {"featherweight": __version__}
         payload |= {"pool": [vars(p) | {"snapshot": vars(p.snapshot)} for p in self.pool]}
         payload |= {"results": [vars(p) | {"snapshot": vars(p.snapshot)} for p in self.results]}
         payload |= {"baseline": vars(self.baseline)}
@@ -144,7 +182,7 @@ class Memory:
     def finish(self, result: Partial) -> None:
         """One start of this stage is done."""
         self.results.append(result)
-        self.work, self.random = None, torch.get_rng_state()
+        self.work, self.random = None, generators.states()
         self.save()
 
     def advance(self, imposed: bool, epochs: int, candidates: int) -> None:
@@ -197,8 +235,8 @@ class Watch:
         def save(step: Step) -> None:
             self.memory.work = Work(
                 phase, step.done, Snapshot.of(model, structural), optimizer.state_dict(),
-                imposed.state_dict() if imposed else None, self.residuals, self.seconds(), torch.get_rng_state(),
-                list(step.losses), asdict(self.spent) if self.spent else None,
+                imposed.state_dict() if imposed else None, self.residuals, self.seconds(), generators.states(),
+                step.began, list(step.losses), asdict(self.spent) if self.spent else None,
                 {pivot: head.state_dict() for pivot, head in self.heads.items()},
             )  # fmt: skip
             self.memory.save()
@@ -207,6 +245,7 @@ class Watch:
         def after(step: Step) -> None:
             now = time.monotonic()
             self.steps += 1
+            self.memory.proven = True
             if imposed and now - self.looked >= SECONDS_BETWEEN_LOOKS:
                 self.residuals, self.looked = imposed.residuals(), now
             if self.memory.path and now - self.saved >= self.memory.every:
@@ -239,6 +278,39 @@ class Watch:
 
 def _partial(saved: dict[str, Any]) -> Partial:
     return Partial(Snapshot(**saved["snapshot"]), saved["rows"], saved["loss"])
+
+
+def _bounds(original: Snapshot, recipe: Recipe) -> tuple[int, int]:
+    """Bytes and tensors that no checkpoint of this network exceeds.
+
+    A network in codes takes up to three times its bytes; the pool and the results hold one a candidate; and the one in training
+    has an optimizer's and a driver's states beside it, some of each for every parameter.
+    """
+    networks = 6 * recipe.candidates + 32
+    size = sum(tensor.numel() * max(tensor.element_size(), 4) for tensor in original.state.values())
+    return 2**26 + networks * size, 1000 + 2 * networks * len(original.state)
+
+
+def _checked(saved: Any, path: Path) -> dict[str, Any]:
+    """The recipe of a checkpoint whose every field is what it should be. Raises ArtifactError."""
+    advice = "delete it to start over"
+    if isinstance(saved, dict) and saved.keys() == FIRST_KEYS:
+        raise ArtifactError(
+            f"{path} is not a checkpoint of this version of featherweight ({__version__}), but of one before it told its version "
+            f"and the network that it is of; {advice}, or end its run with that version"
+        )
+    if wrong := shape_problem(saved):
+        version = saved.get("featherweight") if isinstance(saved, dict) else None
+        by = f" (it was written by {version[:100]!r})" if isinstance(version, str) and version != __version__ else ""
+        raise ArtifactError(f"{path} is not a checkpoint of this version of featherweight{by}: {wrong}; {advice}")
+    try:
+        recipe = from_dict(saved["recipe"])  # fields that a newer version has brought take their defaults
+    except (InputError, RecursionError) as error:
+        said = shortened(str(error), 500)
+        raise ArtifactError(f"{path} is not a checkpoint of this version of featherweight: {said}; {advice}") from error
+    if wrong := problem(saved, recipe):
+        raise ArtifactError(f"{path} is damaged: {wrong}; {advice}")
+    return recipe.to_dict()
 
 
 def _begun(recipe: dict[str, Any], stages: int) -> tuple[Any, ...]:

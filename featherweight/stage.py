@@ -6,12 +6,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
-import torch
 from torch import nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from featherweight import structure
+from featherweight import generators, structure
 from featherweight.auxiliary import new_heads, with_auxiliary
 from featherweight.budgets import Spent
 from featherweight.coding import coded, detach, layouts_kept
@@ -33,7 +32,7 @@ class StageRun:
     """What a stage needs while it runs: made anew, or from what an interrupted run left of it in `memory`."""
 
     def __init__(self, stage: Stage, start: Partial, original: nn.Module, task: Task, memory: Memory, monitor: Monitor) -> None:
-        torch.set_rng_state(memory.random)
+        generators.restore(memory.random)
         self.stage, self.start, self.original, self.task, self.memory = stage, start, original, task, memory
         self.work = memory.work
         self.network, self.structural = start.snapshot.build(original), start.snapshot.structural()
@@ -94,10 +93,10 @@ class StageRun:
         training, first_epoch = self.stage.train, self.memory.epochs
         if phase == "retrain":
             training, first_epoch = self.stage.retrain, self.memory.epochs + self.stage.train.epochs
-        steps, earlier, random = 0, list[float](), None
+        steps, earlier, random, began = 0, list[float](), None, None
         if self.work is not None and self.work.phase == phase:
             optimizer.load_state_dict(self.work.optimizer)
-            steps, earlier, random = self.work.steps, self.work.losses, self.work.random
+            steps, earlier, random, began = self.work.steps, self.work.losses, self.work.random, self.work.began
         return fit(
             self.network,
             optimizer,
@@ -107,6 +106,7 @@ class StageRun:
             start=steps,
             earlier=earlier,
             random=random,
+            began=began,
             teacher=self.teacher,
             distill=self.stage.distill,
             after_step=self.watch.over(phase, self.network, self.structural, optimizer, guide),

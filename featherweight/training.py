@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
+from featherweight import generators
 from featherweight.errors import InputError, TrainingError
 from featherweight.recipe import Distillation, Training
 
@@ -53,6 +54,7 @@ class Step:
     total: int
     loss: float
     losses: Sequence[float]  # of this epoch so far
+    began: generators.States  # where the generators stood when the epoch's batches were made
 
 
 def fit(
@@ -64,7 +66,8 @@ def fit(
     first_epoch: int = 0,
     start: int = 0,
     earlier: Sequence[float] = (),
-    random: Tensor | None = None,
+    random: generators.States | None = None,
+    began: generators.States | None = None,
     teacher: nn.Module | None = None,
     distill: Distillation | None = None,
     after_step: Callable[[Step], None] = lambda step: None,
@@ -72,9 +75,9 @@ def fit(
     """Train `model` in place for `training.epochs` of `task.batches(first_epoch + i)`; the mean loss of the last epoch, infinite
     where there is none.
 
-    `start`: steps already done, for a resumed run; the same batches are passed over and the same rates follow. `earlier` and
-    `random`: the losses of that epoch so far, and the state of the global generator then. With `distill`, the outputs of
-    `teacher` on the same inputs are matched. Raises TrainingError at a loss that is not finite.
+    `start`: steps already done, for a resumed run; the same batches are passed over and the same rates follow. `earlier`,
+    `random` and `began`: the losses of that epoch so far, and the states of the global generators then and when the epoch began.
+    With `distill`, the outputs of `teacher` on the same inputs are matched. Raises TrainingError at a loss that is not finite.
     """
     per_epoch = len(task.batches(first_epoch))
     total = training.epochs * per_epoch
@@ -82,15 +85,18 @@ def fit(
     model.train()
     losses = list(earlier)
     if random is not None:
-        torch.set_rng_state(random)
+        generators.restore(random)
     for epoch in range(start // per_epoch, training.epochs):
         passed = start - epoch * per_epoch if epoch == start // per_epoch else 0
         losses = losses if passed else []
+        if passed and began is not None:
+            generators.restore(began)  # so that the batches are the same where making them draws, as shuffling does
+        began = generators.states()
         batches = iter(task.batches(first_epoch + epoch))
         for _ in range(passed):
             next(batches)
         if passed and random is not None:
-            torch.set_rng_state(random)  # making the batches again has drawn from the generator, as a DataLoader does
+            generators.restore(random)  # making the batches again has drawn from the generator, as a DataLoader does
         for index, batch in enumerate(batches):
             done = epoch * per_epoch + passed + index
             for group, rate in zip(optimizer.param_groups, base, strict=True):
@@ -108,7 +114,7 @@ def fit(
                 )
             optimizer.step()
             losses.append(value)
-            after_step(Step(done + 1, total, value, losses))
+            after_step(Step(done + 1, total, value, losses, began))
     return sum(losses) / len(losses) if losses else math.inf
 
 

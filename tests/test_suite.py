@@ -15,7 +15,20 @@ PACKAGE = Path(featherweight.__file__).parent
 TEST_FILES = sorted(TESTS.rglob("test_*.py"))
 
 ORDER = (  # each may import only what stands before it; `structure` and `recipes` are packages with an order of their own
-    *("version", "errors", "modes", "views", "svd", "scales", "kmeans", "codes", "coding"),  # weights
+    *(
+        "version",
+        "errors",
+        "storage",
+        "tensor_files",
+        "generators",
+        "modes",
+        "views",
+        "svd",
+        "scales",
+        "kmeans",
+        "codes",
+        "coding",
+    ),  # weights
     *("menus", "sets", "allocate", "drivers", "freezing", "bits"),  # what must hold of them, and how it is imposed
     *(
         "structure",
@@ -28,9 +41,22 @@ ORDER = (  # each may import only what stands before it; `structure` and `recipe
         "checkpoint",
     ),  # structure, and what was done as data
     *("recipe", "recipes", "plan"),  # what to do
-    *("data", "zoo", "packed", "artifact", "report", "training", "export", "latency", "pace", "tasks"),
+    *(
+        "data",
+        "zoo",
+        "packed",
+        "description",
+        "artifact",
+        "report",
+        "training",
+        "fingerprint",
+        "export",
+        "latency",
+        "pace",
+        "tasks",
+    ),
     *("gates", "patches", "stats", "auxiliary", "criteria"),  # which units go
-    *("cutting", "proportions", "run", "stage", "compress", "__init__"),  # the program
+    *("cutting", "proportions", "saved", "run", "stage", "compress", "__init__"),  # the program
     *("outline", "given", "console", "job", "subject", "checkout", "cli", "__main__"),  # its command line
 )
 ASSERTING = ("assert_close", "assert_array_equal", "assert_allclose", "raises", "gradcheck", "warns")  # calls that are assertions

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
 from torch import nn
 
-from featherweight.checkpoint import sync_folder
+from featherweight import storage
 from featherweight.edits import Snapshot
 from featherweight.errors import ArtifactError, StorageError
 from featherweight.packed.container import largest_file, pack, unpack
@@ -19,21 +17,10 @@ SUFFIX = ".fwz"
 def write(path: str | Path, snapshot: Snapshot, network: nn.Module) -> int:
     """Pack into a file, all or nothing; its size in bytes. Raises StorageError if it cannot be written."""
     path, data = Path(path), pack(snapshot, network)
-    part: str | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, part = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(part, 0o644)
-        os.replace(part, path)
-        sync_folder(path.parent)
+        storage.replace(path, lambda file: file.write(data))
     except OSError as error:
-        if part is not None:
-            Path(part).unlink(missing_ok=True)
-        raise StorageError(f"cannot write {path}: {error}. Free space or choose another place") from error
+        raise StorageError(f"cannot write {path}: {error.strerror}. Free space or choose another place") from error
     return len(data)
 
 
@@ -48,7 +35,7 @@ def load(path: str | Path, model: nn.Module) -> nn.Module:
 def content(path: str | Path, model: nn.Module) -> bytes:
     """The bytes of a file, unless it is larger than any of this network. Raises ArtifactError."""
     try:
-        with open(path, "rb") as file:
+        with storage.opened(path, follow=True) as file:  # the user's own path
             data = file.read(largest_file(model) + 1)
     except OSError as error:
         raise ArtifactError(f"cannot read {path}: {error.strerror}") from None

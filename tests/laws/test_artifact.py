@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import featherweight
-from featherweight import artifact, edits
+from featherweight import artifact, edits, storage
 from featherweight.artifact import DESCRIPTION, WEIGHTS, Description, describe, load, save
 from featherweight.drivers import Target, freeze
 from featherweight.edits import Snapshot
@@ -481,10 +481,13 @@ def test_a_full_disk_leaves_the_artifact_that_was_there(
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
-@pytest.mark.parametrize("failing", [1, 2])
+@pytest.mark.parametrize(("failing", "exchanges"), [(1, True), (1, False), (2, False)])
 def test_a_rename_that_fails_halfway_puts_the_old_artifact_back(
-    failing: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+    failing: int, exchanges: bool, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """On a system that can exchange two folders, and on one that can only rename them."""
+    if not exchanges:
+        monkeypatch.setattr(storage, "exchange", lambda one, other: False)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     rename, calls = os.rename, []
 

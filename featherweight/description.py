@@ -1,0 +1,112 @@
+"""What compression.json holds, and how its text is read: JSON that is bounded before anything is made of it."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Annotated, Any, Literal, NoReturn
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from featherweight.errors import did_you_mean, shortened
+
+FORMAT: Literal[1] = 1
+# A graph of 5,000 operations takes 6 MB and 100,000 lists and objects; 30 layers of 11,000 units cut take 5 MB of numbers.
+LARGEST_DESCRIPTION = 32 * 2**20  # bytes
+MOST_CONTAINERS, MOST_VALUES = 400_000, 2_000_000  # lists and objects; commas and colons between values
+DEEPEST, LONGEST_TEXT = 64, 10_000
+LARGEST_INTEGER = 2**63
+MOST_EDITS, MOST_ROWS, MOST_EXPORTS = 10_000, 1_000, 1_000
+
+
+class Description(BaseModel):
+    """What compression.json holds.
+
+    model, data    the built-in names, if such were used; they are never imported
+    exports        file name -> what `export.export` measured of it
+    exported       the network itself, as `structure.exported` writes it, where its class cannot express what was cut
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: Annotated[Literal[1], Field(description="format version")] = FORMAT
+    featherweight: str = ""
+    model: str | None = None
+    data: str | None = None
+    edits: list[dict[str, Any]]
+    exported: dict[str, Any] | None = None
+    recipe: dict[str, Any]
+    report: list[dict[str, Any]]
+    exports: dict[str, dict[str, Any]] = {}
+
+
+def description_from(text: bytes) -> Description:
+    """Check and read. Raises ValueError, which says what is wrong, and RecursionError for lists in lists without end."""
+    if text.count(b"[") + text.count(b"{") > MOST_CONTAINERS or text.count(b",") + text.count(b":") > MOST_VALUES:
+        raise ValueError(f"it has more than {MOST_CONTAINERS} lists and objects, or more than {MOST_VALUES} values")
+    data = json.loads(text.decode("utf-8"), object_pairs_hook=_object, parse_constant=_refuse_constant)
+    if not isinstance(data, dict):
+        raise ValueError("it is not a JSON object")
+    _check_values(data)
+    unknown = [key for key in data if key not in Description.model_fields]
+    if unknown:
+        shown = [f"{shortened(key)!r}.{did_you_mean(key, Description.model_fields)}" for key in unknown[:5]]
+        raise ValueError(f"there is no key {' and none '.join(shown)}")
+    # One wrong entry is told, before pydantic makes a record of each of a million.
+    for name, most in (("edits", MOST_EDITS), ("report", MOST_ROWS), ("exports", MOST_EXPORTS)):
+        part = data.get(name)
+        if isinstance(part, list | dict) and len(part) > most:
+            raise ValueError(f"{name}: it has {len(part)} entries, more than {most}")
+        for entry in part.values() if isinstance(part, dict) else part if isinstance(part, list) else ():
+            if not isinstance(entry, dict):
+                raise ValueError(f"{name}: an entry is {type(entry).__name__}, and all have to be objects")
+    try:
+        return Description.model_validate(data)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_context=False, include_input=False)[:5]
+        raise ValueError("; ".join(f"{shortened('.'.join(map(str, one['loc'])))}: {one['msg']}" for one in found)) from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {shortened(twice)!r} is given twice")
+    return made
+
+
+def _refuse_constant(word: str) -> NoReturn:
+    raise ValueError(f"{word} is no number of JSON")
+
+
+def _check_values(data: Any) -> None:
+    """Raises ValueError for texts, numbers and depths that no artifact needs."""
+    level = [data]
+    for _ in range(DEEPEST):
+        inside: list[Any] = []
+        for part in level:
+            if isinstance(part, dict):
+                _check_texts(part)
+            for value in part.values() if isinstance(part, dict) else part:
+                if isinstance(value, list | dict):
+                    inside.append(value)
+                elif isinstance(value, str):
+                    _check_texts((value,))
+                elif isinstance(value, float):
+                    if not math.isfinite(value):
+                        raise ValueError("a number is too large for a float")
+                elif isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+                    raise ValueError("a whole number has more than 64 bits")
+        if not inside:
+            return
+        level = inside
+    raise ValueError(f"it is nested more than {DEEPEST} deep")
+
+
+def _check_texts(texts: Any) -> None:
+    for text in texts:
+        if len(text) > LONGEST_TEXT:
+            raise ValueError(f"a text has {len(text)} characters, more than {LONGEST_TEXT}: {shortened(text)!r}")
+        if not text.isascii():
+            text.encode("utf-8")  # half of a surrogate pair is no text: UnicodeEncodeError
