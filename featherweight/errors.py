@@ -56,3 +56,15 @@ def did_you_mean(given: str, allowed: Iterable[str]) -> str:
     """` Did you mean 'x'?` for the nearest allowed name, else the empty string."""
     near = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.5)
     return f" Did you mean '{near[0]}'?" if near else ""
+
+
+def short(value: object, most: int = 80) -> str:
+    """`repr(value)` for a message, at most about `most` characters of it however large the value is."""
+    if isinstance(value, int) and value.bit_length() > 256:
+        return f"a number of {value.bit_length()} bits"
+    if isinstance(value, str | bytes):
+        return repr(value) if len(value) <= most else f"{value[: most - 20]!r}... ({len(value)} in all)"
+    if isinstance(value, list | tuple | dict | set | frozenset):
+        return f"a {type(value).__name__} of {len(value)}" if value else repr(value)
+    text = repr(value)
+    return text if len(text) <= most else text[: most - 3] + "..."
