@@ -12,8 +12,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from featherweight.errors import short
 from featherweight.structure.entries import Cut, pick
@@ -21,6 +22,7 @@ from featherweight.structure.errors import EditMismatch
 from featherweight.structure.numbers import Number, Numbers, as_number
 
 LARGEST = 2**53  # of a number in an edit
+UNINITIALIZED = (UninitializedParameter, UninitializedBuffer)
 
 
 @dataclass(frozen=True)
@@ -190,12 +192,15 @@ def apply(model: nn.Module, edit: Edit) -> tuple[Moved, ...]:
             path, _, leaf = other.rpartition(".")
             owner = modules[path]
             # the registries, not setattr, which a class of the user may have made its own
-            registry: dict[str, Any] = next(r for r in (owner._parameters, owner._buffers, vars(owner)) if leaf in r)
-            registry[leaf] = result
+            registries: tuple[dict[str, Any], ...] = (owner._parameters, owner._buffers, owner.__dict__)
+            next(registry for registry in registries if leaf in registry)[leaf] = result
     for attribute in edit.attributes:
-        numbers = vars(modules[attribute.module])
+        numbers = modules[attribute.module].__dict__
         after: Any = attribute.after
-        numbers[attribute.name] = list(after) if isinstance(numbers[attribute.name], list) else after
+        held = numbers[attribute.name]
+        numbers[attribute.name] = (
+            list(after) if isinstance(held, list) else torch.Size(after) if isinstance(held, torch.Size) else after
+        )
     for name in edit.identities:
         path, _, leaf = name.rpartition(".")
         modules[path]._modules[leaf] = nn.Identity().train(modules[name].training)
@@ -218,7 +223,7 @@ def _work(cuts: Iterable[Cut], tensors: Mapping[str, Tensor], modules: Mapping[s
         found = tensors.get(cut.tensor)
         if found is None and path in modules:
             found = vars(modules[path]).get(leaf)
-        if not isinstance(found, Tensor) or isinstance(found, UninitializedTensorMixin):
+        if not isinstance(found, Tensor) or isinstance(found, UNINITIALIZED):
             return work, f"the network has no tensor {shown}"
         if found.dim() <= cut.dim or found.shape[cut.dim] != cut.size or cut.blocks < 1 or found.shape[0] % cut.blocks:
             parts = f" in {cut.blocks} blocks" if cut.blocks > 1 else ""
@@ -311,5 +316,5 @@ def _every_tensor(model: nn.Module) -> Iterable[Tensor]:
     """Parameters, buffers and plain attributes, each once for each name; those without a shape yet are left out."""
     for module in model.modules():
         for value in [*module._parameters.values(), *module._buffers.values(), *vars(module).values()]:
-            if isinstance(value, Tensor) and not isinstance(value, UninitializedTensorMixin):
+            if isinstance(value, Tensor) and not isinstance(value, UNINITIALIZED):
                 yield value

@@ -66,7 +66,7 @@ class Numbers:
         """May the number `name` of this module, the one at `path`, go from `before` to `after`?"""
         if name.startswith("_") or as_number(vars(module).get(name)) != before or before == after:
             return False
-        own = _torch_numbers(type(module))
+        own = _torch_numbers(type(module))  # type: ignore[arg-type]  # classes can be hashed
         if name in own:
             if not own[name]:
                 return False
