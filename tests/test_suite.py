@@ -27,7 +27,7 @@ ORDER = (  # each may import only what stands before it; `structure` and `recipe
         "edits",
         "checkpoint",
     ),  # structure, and what was done as data
-    *("recipe", "recipes", "plan"),  # what to do
+    *("notation", "patterns", "recipe", "recipes", "plan"),  # what to do
     *("data", "zoo", "packed", "artifact", "report", "training", "export", "latency", "pace", "tasks"),
     *("gates", "patches", "stats", "auxiliary", "criteria"),  # which units go
     *("cutting", "proportions", "run", "stage", "compress", "__init__"),  # the program

@@ -19,7 +19,8 @@ from featherweight.allocate.amc import Search
 from featherweight.drivers import ADMM, Periodic
 from featherweight.errors import InputError, RecipeError
 from featherweight.freezing import Freezing
-from featherweight.plan import matches, resolve
+from featherweight.patterns import matches
+from featherweight.plan import resolve
 from featherweight.recipe import Adaptive, Criterion, Distillation, Recipe, Rule, Stage, Training, Units, from_dict, read, to_yaml
 from featherweight.sets import Codebook, Levels, LowRank, SparseCodebook, TopK, TopRows
 from featherweight.units import Allotment, Stopping
