@@ -28,7 +28,7 @@ ORDER = (  # each may import only what stands before it; `structure` and `recipe
         "checkpoint",
     ),  # structure, and what was done as data
     *("notation", "patterns", "recipe", "recipes", "plan"),  # what to do
-    *("data", "zoo", "packed", "artifact", "report", "training", "export", "latency", "pace", "tasks"),
+    *("fetch", "data", "zoo", "packed", "artifact", "report", "training", "export", "latency", "pace", "tasks"),
     *("gates", "patches", "stats", "auxiliary", "criteria"),  # which units go
     *("cutting", "proportions", "run", "stage", "compress", "__init__"),  # the program
     *("outline", "given", "console", "job", "subject", "checkout", "cli", "__main__"),  # its command line
