@@ -15,7 +15,6 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from email.message import Message
 from typing import IO, Any, BinaryIO
 
 CONNECT_SECONDS = 10.0  # to connect, and for each read
@@ -35,7 +34,7 @@ class TooSlow(TimeoutError):
 class _Redirects(urllib.request.HTTPRedirectHandler):
     """To other pages of the web only, and without reading what a redirect says besides."""
 
-    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Message, newurl: str) -> Any:
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         fp.close()
         if not newurl.lower().startswith(("http://", "https://")):
             raise OSError(f"it redirects to {newurl[:80]!r}, which is no address of the web")
@@ -111,7 +110,7 @@ class _Bounded(io.RawIOBase):
         return len(part)
 
 
-def bounded(stream: IO[bytes], most: int) -> BinaryIO:
+def bounded(stream: Any, most: int) -> BinaryIO:
     """Another stream (an unpacked one), up to `most` bytes."""
     return io.BufferedReader(_Bounded(stream, most, time.monotonic()))
 

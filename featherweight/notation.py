@@ -30,19 +30,19 @@ def read(path: Path) -> Any:
     """The data in a .json, .yaml or .yml file. Raises InputError."""
     try:
         if not path.is_file():
-            raise InputError(f"cannot read {path}: there is no such file")
+            raise InputError(f"cannot read the recipe {path}: there is no such file")
         with open(path, "rb") as file:
             content = file.read(LARGEST_FILE + 1)
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
+        raise InputError(f"cannot read the recipe {path}: {error.strerror}") from None
     if len(content) > LARGEST_FILE:
-        raise InputError(f"{path} has more than the {LARGEST_FILE} bytes that a file of settings may have")
+        raise InputError(f"the recipe {path} has more than the {LARGEST_FILE} bytes that one may have")
     is_json = path.suffix == ".json"
     try:
         text = content.decode()
         return from_json(text) if is_json else from_yaml(text)
     except (UnicodeDecodeError, NotationError) as error:
-        raise InputError(f"{path} is not {'JSON' if is_json else 'YAML'} of settings: {error}") from None
+        raise InputError(f"the recipe {path} is not {'JSON' if is_json else 'YAML'} of settings: {error}") from None
 
 
 def from_json(text: str) -> Any:
