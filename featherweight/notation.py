@@ -16,7 +16,7 @@ import yaml
 from featherweight.errors import InputError, short
 
 LARGEST_FILE = 2**18  # bytes
-MOST_NODES = 20_000  # values, names included
+MOST_NODES = 10_000  # values, names included
 DEEPEST = 32
 LARGEST_NUMBER = 2**53  # JSON's readers agree on whole numbers below it
 LONGEST_NUMBER = 40  # characters
