@@ -14,22 +14,20 @@ import math
 import os
 import tarfile
 import tempfile
-import urllib.request
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from featherweight import storage
+from featherweight import fetch, storage
 from featherweight.errors import DataError
 
 CLASSES = 10
-CONNECT_SECONDS = 15.0  # of a download, per read
+SLACK = 2**20  # bytes that a download may have beyond its files: headers, and what does not compress
 
 
 class DataMissing(DataError):
@@ -263,8 +261,8 @@ def download(source: Source, root: Path | None = None) -> None:
         try:
             _download_from(mirror, source, root)
             return
-        except (OSError, http.client.HTTPException, EOFError, zlib.error, tarfile.TarError, DataDamaged) as error:
-            failures.append(f"{mirror}: {type(error).__name__}: {error}")
+        except (OSError, http.client.HTTPException, EOFError, zlib.error, tarfile.TarError, DataDamaged, ValueError) as error:
+            failures.append(f"{mirror}: {type(error).__name__}: {str(error)[:200]}")
     folder = root / source.folder
     wanted = missing_files(source, root)
     lines = [f"{source.folder}: {len(wanted)} files are missing in {folder} and could not be downloaded."]
@@ -282,29 +280,25 @@ def _download_from(mirror: str, source: Source, root: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if source.archive is None:
         for file in wanted:
-            with _opened(source.address(mirror, file)) as stream, gzip.open(stream) as unpacked:
-                _store(cast(BinaryIO, unpacked), file, folder)
+            with fetch.opened(source.address(mirror, file), SLACK + file.size) as stream, gzip.open(stream) as unpacked:
+                # one more byte than allowed shows that there is too much, however much there is
+                _store(unpacked.read(file.size + 1), file, folder)
         return
     by_name = {file.name: file for file in wanted}
-    # "r|gz" reads the archive as a stream: nothing is extracted by the archive's own paths, only known names are looked at.
-    with _opened(f"{mirror}/{source.archive}") as stream, tarfile.open(fileobj=stream, mode="r|gz") as archive:
-        for member in archive:
-            found = by_name.pop(Path(member.name).name, None) if member.isfile() else None
+    most = SLACK + 2 * sum(file.size for file in source.files)
+    # A stream: nothing is extracted by the archive's own paths, only known names are looked at.
+    with fetch.opened(f"{mirror}/{source.archive}", most) as stream, gzip.open(stream) as unpacked:
+        archive = fetch.bounded(unpacked, most)
+        for name, size in fetch.members(archive):
+            found = by_name.pop(Path(name).name, None)
             if found is not None:
-                content = archive.extractfile(member)
-                assert content is not None  # a regular file always has content
-                _store(cast(BinaryIO, content), found, folder)
+                _store(archive.read(min(size, found.size + 1)), found, folder)
             if not by_name:
                 return
     raise DataDamaged(f"{source.archive} does not hold {', '.join(by_name)}")
 
 
-def _opened(address: str) -> BinaryIO:
-    return cast(BinaryIO, urllib.request.urlopen(address, timeout=CONNECT_SECONDS))
-
-
-def _store(stream: BinaryIO, file: File, folder: Path) -> None:
-    content = stream.read(file.size + 1)  # one more byte than allowed shows that there is too much, however much there is
+def _store(content: bytes, file: File, folder: Path) -> None:
     digest = hashlib.sha256(content).hexdigest()
     if digest != file.sha256:
         raise DataDamaged(f"{file.name} as downloaded has SHA-256 {digest} instead of {file.sha256}")

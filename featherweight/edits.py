@@ -1,25 +1,33 @@
-"""Edits: what was done to a network, as data. Replayed on a fresh network of the user's own class they give the same one."""
+"""Edits: what was done to a network, as data. Replayed on a fresh network of the user's own class they give the same one.
+
+They may come from a stranger. Each can only make the network smaller, and how many there are, and what each may take in time and
+memory, is bounded by the network before anything of that size is read or made.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, StrictInt, ValidationError
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils import parametrize
 
 from featherweight import structure
 from featherweight.codes import CODES, Code
-from featherweight.coding import attach, coded, layouts_kept
-from featherweight.errors import ArtifactError, InputError
+from featherweight.coding import Viewed, attach, coded, layouts_kept, owner
+from featherweight.errors import ArtifactError, InputError, short
 from featherweight.factor import replay_factor
 from featherweight.structure.errors import StructureError
-from featherweight.views import View
+from featherweight.views import MOST_AXES, View
 
 Edit = dict[str, Any]  # plain JSON data; "edit" names the kind
 LARGEST_TABLE = 2**16  # levels or shared values that a file may ask for
+USUAL_TABLE = 2**12  # so many also of a parameter with fewer entries
+MOST_CUTS = 1000  # changes of structure that a file may hold
 
 
 def code_edits(model: nn.Module) -> list[Edit]:
@@ -41,16 +49,18 @@ def replay(model: nn.Module, edits: Iterable[Mapping[str, Any]]) -> nn.Module:
 
     Raises ArtifactError where an edit does not fit the network, naming the first difference.
     """
-    for number, edit in enumerate(edits):
-        kind = edit.get("edit")
-        if kind == "code":
-            _attach_blank(model, edit, f"edit {number}")
-        elif kind == "factor":
-            replay_factor(model, edit, f"edit {number}")
-        elif kind == "structure":
-            _replay_structure(model, edit, f"edit {number}")
-        else:
-            raise ArtifactError(f"edit {number} is of kind {kind!r}, which this version does not know")
+    given = list(edits)
+    parameters = sum(1 for _ in model.parameters())
+    most = {"structure": MOST_CUTS, "factor": parameters, "code": MOST_CUTS + 2 * parameters}
+    counted: dict[str, int] = dict.fromkeys(most, 0)
+    for number, edit in enumerate(given):
+        kind = edit.get("edit") if isinstance(edit, Mapping) else None
+        if not isinstance(kind, str) or kind not in most:
+            raise ArtifactError(f"edit {number} is of kind {short(kind)}, which this version does not know")
+        counted[kind] += 1
+        if counted[kind] > most[kind]:
+            raise ArtifactError(f"edit {number} is one more than the {most[kind]} of kind {kind!r} that this network can have")
+        _REPLAYS[kind](model, edit, f"edit {number}")
     return model
 
 
@@ -88,8 +98,10 @@ def structure_edit(edit: structure.Edit) -> Edit:
 def _replay_structure(model: nn.Module, edit: Mapping[str, Any], where: str) -> None:
     try:
         with layouts_kept(model):
-            structure.replay(model, [structure.Edit.from_dict(edit["change"])])
-    except (StructureError, KeyError, TypeError) as error:
+            structure.replay(model, [edit["change"]])
+    except KeyError:
+        raise ArtifactError(f"{where} is of kind 'structure' and says no change") from None
+    except (StructureError, TypeError, ValueError, RuntimeError) as error:
         raise ArtifactError(f"{where} does not fit {type(model).__name__}: {error}") from None
 
 
@@ -118,50 +130,70 @@ class _CodeEdit(BaseModel):
 
 def _attach_blank(model: nn.Module, given: Mapping[str, Any], where: str) -> None:
     """Put an empty code on a parameter, after checking every size against the parameter's own shape."""
+    layers = (given, given.get("sizes"), given.get("code"))
+    if any(isinstance(layer, Mapping | list) and len(layer) > MOST_AXES for layer in layers):
+        raise ArtifactError(f"{where} is not a code edit: no part of one holds more than {MOST_AXES} entries")
     try:
         edit = _CodeEdit.model_validate(given)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ArtifactError(f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise ArtifactError(f"{where}: {short('.'.join(map(str, first['loc'])))}: {first['msg'][:200]}") from None
     name, layout = edit.parameter, edit.code
     known = dict(model.named_parameters())
-    if name not in known:
-        raise ArtifactError(f"{where} is for parameter {name!r}, which {type(model).__name__} does not have")
+    if name not in known or isinstance(known[name], UninitializedParameter):
+        raise ArtifactError(f"{where} is for parameter {short(name)}, which {type(model).__name__} does not have")
+    stack = owner(model, name)[0]
+    if isinstance(stack, parametrize.ParametrizationList) and any(isinstance(part, Viewed) for part in stack):
+        raise ArtifactError(f"{where} is for {short(name)}, which is the free part of a code and takes no other")
     shape = tuple(known[name].shape)
     try:
         view = View(edit.pattern, tuple(edit.sizes))
         expected = view.matrix_shape(shape)
     except InputError as error:
-        raise ArtifactError(f"{where}: parameter {name!r}: {error}") from None
+        raise ArtifactError(f"{where}: parameter {short(name)}: {error}") from None
     if (layout.rows, layout.cols) != expected:
-        raise ArtifactError(f"{where}: parameter {name!r} has shape {shape}, a {expected} matrix; the artifact holds another")
+        raise ArtifactError(
+            f"{where}: parameter {short(name)} has shape {shape}, a {expected} matrix; the artifact holds another"
+        )
     try:
         code = _blank(layout.kind, layout.rows, layout.cols, layout.sizes)
-    except ValueError as error:
+        attach(model, name, view, code, blank=True)
+    except (
+        ValueError,
+        KeyError,
+        RuntimeError,
+    ) as error:  # KeyError: what holds the parameter keeps it elsewhere than in a module
         raise ArtifactError(f"{where}: {error}") from None
-    attach(model, name, view, code, blank=True)
 
 
 def _blank(kind: str, rows: int, cols: int, sizes: dict[str, int]) -> Code:
     """A code whose discrete part is still to be loaded. Raises ValueError at a size that such a code cannot have."""
     entries = rows * cols
+    table = min(LARGEST_TABLE, max(USUAL_TABLE, entries))
     limits = {
         "sparse": {"count": (0, entries)},
         "rows": {"count": (0, rows)},
         "factors": {"rank": (0, min(rows, cols))},
-        "scaled": {"count": (1, LARGEST_TABLE)},
+        "scaled": {"count": (1, table)},
         "shared": {"count": (1, max(entries, 1))},
-        "sparse_shared": {"count": (0, entries), "shared": (1, LARGEST_TABLE)},
-        "sparse_scaled": {"count": (0, entries), "shared": (1, LARGEST_TABLE)},
+        "sparse_shared": {"count": (0, entries), "shared": (1, table)},
+        "sparse_scaled": {"count": (0, entries), "shared": (1, table)},
     }[kind]
     if sizes.keys() != limits.keys():
-        raise ValueError(f"a {kind} code has the sizes {sorted(limits)}, not {sorted(sizes)}")
+        raise ValueError(f"a {kind} code has the sizes {sorted(limits)}, not {short(sorted(sizes))}")
     for name, (least, most) in limits.items():
         if not least <= sizes[name] <= most:
             raise ValueError(
-                f"{name} = {sizes[name]} is not a size that a {kind} code of {rows} x {cols} can have ({least} to {most})"
+                f"{name} = {short(sizes[name])} is not a size that a {kind} code of {rows} x {cols} can have ({least} to {most})"
             )
     return CODES[kind](rows, cols, **sizes)
+
+
+_REPLAYS: dict[str, Callable[[nn.Module, Mapping[str, Any], str], None]] = {
+    "structure": _replay_structure,
+    "factor": replay_factor,
+    "code": _attach_blank,
+}
 
 
 def check_state(model: nn.Module) -> None:

@@ -81,3 +81,15 @@ def did_you_mean(given: str, allowed: Iterable[str]) -> str:
 def shortened(text: str, most: int = 200) -> str:
     """The text, or its beginning and its length: what a file says may be megabytes, a message may not."""
     return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
+
+
+def short(value: object, most: int = 80) -> str:
+    """`repr(value)` for a message, at most about `most` characters of it however large the value is."""
+    if isinstance(value, int) and value.bit_length() > 256:
+        return f"a number of {value.bit_length()} bits"
+    if isinstance(value, str | bytes):
+        return repr(value) if len(value) <= most else f"{value[: most - 20]!r}... ({len(value)} in all)"
+    if isinstance(value, list | tuple | dict | set | frozenset):
+        return f"a {type(value).__name__} of {len(value)}" if value else repr(value)
+    text = repr(value)
+    return text if len(text) <= most else text[: most - 3] + "..."

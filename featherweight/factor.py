@@ -26,7 +26,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from featherweight.codes import Factors
 from featherweight.coding import attach, coded, detach, is_channels_last, owner
-from featherweight.errors import ArtifactError, InputError, did_you_mean
+from featherweight.errors import ArtifactError, InputError, did_you_mean, short
 from featherweight.ranks import Conv, FactorError, Split, break_even, input_shapes, kind_of, split, split_of, weight_of
 from featherweight.svd import truncated
 from featherweight.views import View
@@ -36,6 +36,7 @@ Edit = dict[str, Any]  # plain JSON data; "edit" names the kind
 SUPPORTED = "ungrouped Conv1d, Conv2d, Linear, and weight_ih_l0 of a one-directional LSTM or GRU"
 KEPT_AS_CODE = "leave its low rank as a code (LowRank in a recipe): the factors are what is stored, which saves bytes and no time"
 FITTING = {2: "'o i -> o i'", 3: "'o i w -> o (i w)'", 4: "'o i h w -> o (i h w)' or 'o i h w -> (i h) (o w)'"}
+LONGEST_NAME = 200  # characters of a name that is looked up among the nearest
 READS_WEIGHTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)  # of their children, instead of calling them
 
 
@@ -103,17 +104,17 @@ def factor(model: nn.Module, name: str, view: View, rank: int, shapes: Iterable[
 
     The pair is an nn.Sequential under the layer's own name (a recurrent layer: see `ReducedLSTM`), in its dtype, device, memory
     format and mode. Exact: the best rank-`rank` weight seen through `view`. Raises FactorError if it cannot be done or would
-    take no fewer MACs, with the way out; `shapes` are those of the layer's inputs, see `break_even`.
+    take no fewer MACs or parameters, with the way out; `shapes` are those of the layer's inputs, see `break_even`.
     """
     layer, attribute = _named(model, name)
     reason = why_not(model, name, view)
     if reason is not None:
         raise FactorError(f"{name!r} cannot be factored: {reason}")
-    limit = break_even(layer, view, shapes)
+    limit = _limit(layer, attribute, view, shapes)
     if type(rank) is not int or not 1 <= rank < limit:
         raise FactorError(
             f"{name!r} can be factored at a rank from 1 to {limit - 1}, given {rank}: at {limit} two layers take as many "
-            "multiplications as the one. Leave it whole, or choose a smaller rank"
+            "multiplications or parameters as the one. Leave it whole, or choose a smaller rank"
         )
     weight = getattr(layer, attribute)
     left, right = truncated(view.to_matrix(weight), rank=rank, name=name).factors()
@@ -155,9 +156,11 @@ def materialise(model: nn.Module, names: Iterable[str] | None = None, example: t
         if reason is not None:
             done.whole[name] = reason
             continue
-        limit = break_even(layer, view, shapes.get(name.rpartition(".")[0], ()))
+        limit = _limit(layer, attribute, view, shapes.get(name.rpartition(".")[0], ()))
         if rank >= limit:
-            done.whole[name] = f"its rank {rank} is not below {limit}, where two layers take as many multiplications as the one"
+            done.whole[name] = (
+                f"its rank {rank} is not below {limit}, where two layers take as many multiplications or parameters as the one"
+            )
             detach(model, name)
             continue
         left, right = _free(layer, attribute)
@@ -172,7 +175,8 @@ def materialise(model: nn.Module, names: Iterable[str] | None = None, example: t
 def replay_factor(model: nn.Module, edit: Mapping[str, Any], where: str = "the edit") -> None:
     """Give `model`, in place, the two layers that `edit` tells of; their values are 0 until a state is loaded.
 
-    Only shapes are needed. Raises ArtifactError where the edit is malformed or does not fit the network.
+    Only shapes are needed. Raises ArtifactError where the edit is malformed, does not fit the network, or would not make it
+    smaller.
     """
     keys = {"edit", "parameter", "view", "rank"}
     if not isinstance(edit, Mapping) or set(edit) != keys or edit["edit"] != "factor":
@@ -188,11 +192,13 @@ def replay_factor(model: nn.Module, edit: Mapping[str, Any], where: str = "the e
             raise FactorError(f"it cannot be factored: {reason}")
         rows, cols = view.matrix_shape(tuple(getattr(layer, attribute).shape))
     except InputError as error:
-        raise ArtifactError(f"{where}: parameter {name!r} of {type(model).__name__}: {error}") from None
-    if not 1 <= rank <= min(rows, cols):
-        raise ArtifactError(f"{where}: rank {rank} is not one that {name!r}, a {rows} x {cols} matrix, can have")
+        raise ArtifactError(f"{where}: parameter {short(name)} of {type(model).__name__}: {error}") from None
+    if not 1 <= rank < _smaller_below(rows, cols):
+        raise ArtifactError(
+            f"{where}: rank {short(rank)} is not one at which {short(name)}, a {rows} x {cols} matrix, becomes two smaller layers"
+        )
     if name in coded(model):
-        raise ArtifactError(f"{where}: {name!r} is coded, and a factor edit is for a plain parameter")
+        raise ArtifactError(f"{where}: {short(name)} is coded, and a factor edit is for a plain parameter")
     weight = getattr(layer, attribute)
     _replace(model, name, view, weight.new_zeros(rows, rank), weight.new_zeros(rank, cols))
 
@@ -306,6 +312,16 @@ def _pair_of_recurrent(layer: nn.LSTM | nn.GRU, rank: int) -> nn.Module:
     return pair
 
 
+def _limit(layer: nn.Module, attribute: str, view: View, shapes: Iterable[Sequence[int]]) -> int:
+    """The least rank at which two layers take as many MACs as the one, or as many parameters."""
+    return min(break_even(layer, view, shapes), _smaller_below(*view.matrix_shape(tuple(getattr(layer, attribute).shape))))
+
+
+def _smaller_below(rows: int, cols: int) -> int:
+    """The least rank at which two factors of a matrix hold as many numbers as the matrix."""
+    return -(-rows * cols // max(rows + cols, 1))
+
+
 # --- small questions -----------------------------------------------------------------------------------------------------
 
 
@@ -313,5 +329,5 @@ def _named(model: nn.Module, name: str) -> tuple[nn.Module, str]:
     """The layer that has parameter `name`, and the attribute."""
     known = [*(n for n, _ in model.named_parameters(remove_duplicate=False) if "parametrizations." not in n), *coded(model)]
     if name not in known:
-        raise FactorError(f"no parameter is named {name!r}.{did_you_mean(name, known)}")
+        raise FactorError(f"no parameter is named {short(name)}.{did_you_mean(name[:LONGEST_NAME], known)}")
     return owner(model, name)

@@ -14,13 +14,12 @@ from types import ModuleType, UnionType
 from typing import Any
 
 import torch
-import yaml
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
+from featherweight import notation, storage, tensor_files
 from featherweight import recipe as recipes_as_data
-from featherweight import storage, tensor_files
-from featherweight.errors import ArtifactError, DataError, InputError, RecipeError, did_you_mean, shortened
+from featherweight.errors import ArtifactError, DataError, InputError, RecipeError, did_you_mean, short, shortened
 from featherweight.modes import evaluating
 from featherweight.recipe import Recipe
 from featherweight.recipes import RECIPES
@@ -28,6 +27,7 @@ from featherweight.tasks import TASKS
 from featherweight.training import Task
 from featherweight.zoo import NETWORKS
 
+LARGEST_SETTING = 10**9  # of a whole number that a built-in recipe is made from
 FRAMES_SHOWN = 4  # of a traceback through the user's file
 
 
@@ -231,12 +231,15 @@ def _built(name: str, changes: Sequence[tuple[str, str]]) -> Recipe:
     mistakes = []
     for key, value in changes:
         if key not in known:
-            mistakes.append(f"--set {key}: {name} has no such parameter.{did_you_mean(key, known)} There are: {', '.join(known)}")
+            near = did_you_mean(key[:80], known)
+            mistakes.append(f"--set {short(key)}: {name} has no such parameter.{near} There are: {', '.join(known)}")
             continue
         try:
             arguments[key] = TypeAdapter(hints[key]).validate_python(_parts(value, hints[key]))
+            if isinstance(arguments[key], int) and abs(arguments[key]) > LARGEST_SETTING:
+                mistakes.append(f"--set {key}: {short(arguments[key])} is beyond {LARGEST_SETTING:,}")
         except ValidationError as error:
-            mistakes += [f"--set {key}={value}: {item['msg']}" for item in error.errors()]
+            mistakes += [f"--set {key}={short(value)}: {item['msg']}" for item in error.errors()[:5]]
     if mistakes:
         raise RecipeError(mistakes, "settings")
     try:
@@ -257,21 +260,24 @@ def _parts(value: str, hint: Any) -> Any:
 def _assign(data: Any, path: str, value: str) -> str | None:
     """Set `stages.1.keep` and the like in a recipe's data; what is wrong with the path, if anything."""
     *parents, last = path.split(".")
+    if len(parents) > notation.DEEPEST:
+        return f"--set {short(path)}: a recipe is nested no deeper than {notation.DEEPEST}"
     place, walked = data, "the recipe"
     for part in [*parents, None]:  # the last round checks that `last` can be set where the path has led
         key = last if part is None else part
         if isinstance(place, list):
-            if not key.isdecimal() or int(key) >= len(place):
-                return f"--set {path}: {walked} has the entries 0 to {len(place) - 1}, not {key!r}"
+            if not key.isdecimal() or len(key) > 9 or int(key) >= len(place):
+                return f"--set {short(path)}: {walked} has the entries 0 to {len(place) - 1}, not {short(key)}"
         elif not isinstance(place, dict):
-            return f"--set {path}: {walked} is {_shown(place)} and has no {key!r}"
+            return f"--set {short(path)}: {walked} is {_shown(place)} and has no {short(key)}"
         elif place and key not in place:
-            return f"--set {path}: {walked} has no {key!r}.{did_you_mean(key, place)} It has: {', '.join(place)}"
+            near = did_you_mean(key[:80], place)
+            return f"--set {short(path)}: {walked} has no {short(key)}.{near} It has: {', '.join(place)}"
         index = int(key) if isinstance(place, list) else key
         if part is None:
             try:
-                place[index] = yaml.safe_load(value)
-            except yaml.YAMLError:
+                place[index] = notation.from_yaml(value)
+            except InputError:
                 place[index] = value  # such as the name pattern *.weight, which YAML takes for an alias
             return None
         if isinstance(place, dict) and place.get(index) is None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -12,9 +10,10 @@ from torch import Tensor, nn
 from featherweight import ranks
 from featherweight.allocate import ALLOCATORS
 from featherweight.drivers import Spread, Target
-from featherweight.errors import InputError, RecipeError, did_you_mean
+from featherweight.errors import InputError, RecipeError, did_you_mean, short
 from featherweight.measure import decoded
 from featherweight.menus import Menu
+from featherweight.patterns import matches as matches  # also for those who import it from here
 from featherweight.recipe import Stage
 from featherweight.sets import LowRank
 
@@ -61,14 +60,16 @@ def resolve(
     unsized: list[str] = []  # whose ranks a budget of MACs decides
     whole = 0
     for number, rule in enumerate(stage.rules):
-        where = f"stage {stage.name!r}, rule {number} ({rule.targets!r})"
+        where = f"stage {stage.name!r}, rule {number} ({short(rule.targets)})"
         try:
             names = [name for name in weights if matches(rule.targets, name)]
-        except re.error as error:
-            mistakes.append(f"{where} is not a regular expression: {error}")
+        except InputError as error:
+            mistakes.append(f"{where}: {error}")
             continue
         if not names:
-            mistakes.append(f"{where} matches no parameter.{did_you_mean(rule.targets, weights)} There are: {', '.join(weights)}")
+            mistakes.append(
+                f"{where} matches no parameter.{did_you_mean(rule.targets[:80], weights)} There are: {', '.join(weights)}"
+            )
         for name in names:
             if name in targets:
                 mistakes.append(f"{where}: parameter {name!r} is already the target of an earlier rule")
@@ -137,10 +138,3 @@ def _give_ranks(
             sizes[name] = (found.ranks[name], sizes[name][1])
         else:
             del targets[name], sizes[name]
-
-
-def matches(pattern: str, name: str) -> bool:
-    """`pattern`: a glob, or `re:` and a regular expression that must match the whole name."""
-    if pattern.startswith("re:"):
-        return re.fullmatch(pattern[3:], name) is not None
-    return fnmatch.fnmatchcase(name, pattern)

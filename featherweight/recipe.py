@@ -12,23 +12,28 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
-from featherweight import storage
+from featherweight import notation
 from featherweight.allocate import ALLOCATORS
 from featherweight.allocate.amc import Search
 from featherweight.budgets import SHARES, What
 from featherweight.drivers import ADMM, Periodic
-from featherweight.errors import InputError, RecipeError, did_you_mean
+from featherweight.errors import InputError, RecipeError, did_you_mean, short
 from featherweight.freezing import Freezing
 from featherweight.sets import Codebook, Levels, LowRank, SparseCodebook, TopK, TopRows
 from featherweight.units import Allotment, Stopping
 from featherweight.views import WHOLE, View
 
-LARGEST_FILE = 2**20  # bytes
-
 AnySet = Annotated[TopK | TopRows | LowRank | Levels | Codebook | SparseCodebook, Field(discriminator="kind")]
 AnyDriver = Annotated[ADMM | Periodic | Freezing, Field(discriminator="kind")]
 AnyAllotment = Allotment | Annotated[Stopping | Search, Field(discriminator="kind")]
 AnyView = Annotated[View, BeforeValidator(lambda given: {"pattern": given} if isinstance(given, str) else given)]
+
+
+MOST_EPOCHS = 1_000_000
+MOST_STAGES = 1000
+MOST_MISTAKES = 50  # that are listed
+MOST_CANDIDATES = 1000
+LONGEST_SHOWN = 80  # characters of a name in a message
 
 
 def _require(*checks: tuple[bool, str]) -> None:
@@ -54,7 +59,7 @@ class Training:
 
     def __post_init__(self) -> None:
         _require(
-            (self.epochs >= 0, f"epochs must be 0 or more, given {self.epochs}"),
+            (0 <= self.epochs <= MOST_EPOCHS, f"epochs are 0 to {MOST_EPOCHS:,}, given {short(self.epochs)}"),
             (0 < self.rate < math.inf, f"rate is a multiple of the optimizer's base rate, above 0, given {self.rate}"),
             (0 <= self.floor <= 1, f"floor is a share of the rate, in [0, 1], given {self.floor}"),
             (0 <= self.warmup < 1, f"warmup is a share of the steps, in [0, 1), given {self.warmup}"),
@@ -293,9 +298,9 @@ class Recipe:
     def __post_init__(self) -> None:
         names = [stage.name for stage in self.stages]
         _require(
-            (bool(self.stages), "a recipe needs at least one stage"),
-            (len(set(names)) == len(names), f"stage names must differ, given {', '.join(names)}"),
-            (self.candidates >= 1, f"candidates must be at least 1, given {self.candidates}"),
+            (0 < len(self.stages) <= MOST_STAGES, f"a recipe has 1 to {MOST_STAGES} stages, given {len(self.stages)}"),
+            (len(set(names)) == len(names), f"stage names must differ, given {', '.join(map(short, names[:20]))}"),
+            (1 <= self.candidates <= MOST_CANDIDATES, f"candidates are 1 to {MOST_CANDIDATES}, given {short(self.candidates)}"),
         )
 
     def epochs(self) -> int:
@@ -315,20 +320,14 @@ def from_dict(data: Any) -> Recipe:
     try:
         return _ADAPTER.validate_python(data)
     except ValidationError as error:
-        raise RecipeError(_mistake(item) for item in error.errors()) from None
+        found = error.errors(include_url=False)
+        more = [f"and {len(found) - MOST_MISTAKES} more"] if len(found) > MOST_MISTAKES else []
+        raise RecipeError([*map(_mistake, found[:MOST_MISTAKES]), *more]) from None
 
 
 def read(path: str | Path) -> Recipe:
-    """A recipe from a .json, .yaml or .yml file."""
-    path = Path(path)
-    try:
-        text = storage.read(path, LARGEST_FILE, follow=True).decode("utf-8")
-        data = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except OSError as error:
-        raise InputError(f"cannot read the recipe {path}: {error.strerror}") from None
-    except (ValueError, yaml.YAMLError, RecursionError) as error:  # ValueError: JSON or UTF-8 that is none
-        raise InputError(f"the recipe {path} is not {'JSON' if path.suffix == '.json' else 'YAML'}: {error}") from None
-    return from_dict(data)
+    """A recipe from a .json, .yaml or .yml file. Raises InputError."""
+    return from_dict(notation.read(Path(path)))
 
 
 def to_yaml(recipe: Recipe) -> str:
@@ -344,14 +343,14 @@ def _vocabulary() -> set[str]:
 
 def _mistake(item: Any) -> str:
     """One pydantic error as `where: what was given, what is allowed`."""
-    where = ".".join(str(part) for part in item["loc"]) or "recipe"
+    where = ".".join(str(part)[:LONGEST_SHOWN] for part in item["loc"]) or "recipe"
     given = item["input"]
     if item["type"] == "unexpected_keyword_argument":
         key = str(item["loc"][-1])
-        return f"{where}: there is no key {key!r}.{did_you_mean(key, _vocabulary())}"
+        return f"{where}: there is no key {short(key)}.{did_you_mean(key[:LONGEST_SHOWN], _vocabulary())}"
     if item["type"] == "value_error":
-        return f"{where}: {item['ctx']['error']}"
+        return f"{where}: {str(item['ctx']['error'])[:1000]}"
     if item["type"] in ("missing", "missing_argument"):
         return f"{where}: is required"
-    shown = f" (given {given!r})" if not isinstance(given, dict | list) else ""
-    return f"{where}: {item['msg']}{shown}"
+    shown = f" (given {short(given)})" if not isinstance(given, dict | list) else ""
+    return f"{where}: {item['msg'][:300]}{shown}"

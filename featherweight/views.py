@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import math
 import re
 from dataclasses import dataclass
@@ -9,7 +10,11 @@ from dataclasses import dataclass
 from einops import EinopsError, rearrange
 from torch import Tensor
 
-from featherweight.errors import InputError
+from featherweight.errors import InputError, short
+
+LONGEST_PATTERN = 256  # characters
+MOST_AXES = 32
+LARGEST_SIZE = 2**53
 
 
 class ViewError(InputError):
@@ -28,6 +33,10 @@ class View:
     sizes: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self) -> None:
+        if len(self.pattern) > LONGEST_PATTERN or len(self.sizes) > MOST_AXES:
+            raise ViewError(
+                f"view pattern {short(self.pattern)} is too long: at most {LONGEST_PATTERN} characters and {MOST_AXES} axes"
+            )
         left, arrow, right = self.pattern.partition("->")
         if not arrow or "->" in right:
             raise ViewError(f"view pattern {self.pattern!r} must have one '->', such as 'o i h w -> o (i h w)'")
@@ -36,17 +45,20 @@ class View:
                 f"view pattern {self.pattern!r} must give a matrix: two groups on the right, it has {len(_groups(right))}"
             )
         names = [_names(side) for side in (left, right)]
-        odd = [name for name in names[0] if name != "..." and not (name.isidentifier() and name.isascii())]
+        odd = [name for name in names[0] if name != "..." and not _is_axis(name, "..." in names[0])]
         if odd or _unbalanced(left) or _unbalanced(right):
             what = f"{odd[0]!r} is no axis name" if odd else "its parentheses do not match or are nested"
             raise ViewError(f"view pattern {self.pattern!r}: {what}; axes are words, such as in '(g h) i -> h (g i)'")
         if sorted(names[0]) != sorted(names[1]) or len(set(names[0])) != len(names[0]):
             raise ViewError(f"view pattern {self.pattern!r} must name every axis once on each side, or it could not be undone")
+        if len(names[0]) > MOST_AXES:
+            raise ViewError(f"view pattern {self.pattern!r} has {len(names[0])} axes; at most {MOST_AXES} are allowed")
         unknown = [name for name, _ in self.sizes if name not in names[0]]
         if unknown:
-            raise ViewError(f"view pattern {self.pattern!r} has no axis {unknown[0]!r}; its axes are {', '.join(names[0])}")
-        if any(size < 1 for _, size in self.sizes):
-            raise ViewError(f"view pattern {self.pattern!r}: axis sizes must be at least 1, given {dict(self.sizes)}")
+            raise ViewError(f"view pattern {self.pattern!r} has no axis {short(unknown[0])}; its axes are {', '.join(names[0])}")
+        wrong = [size for _, size in self.sizes if not 1 <= size < LARGEST_SIZE]
+        if wrong:
+            raise ViewError(f"view pattern {self.pattern!r}: axis sizes must be at least 1, given {short(wrong[0])}")
 
     def to_matrix(self, weight: Tensor) -> Tensor:
         """(...) -> (rows, cols); shares memory where the pattern allows it. Raises ViewError if it does not fit."""
@@ -95,6 +107,12 @@ class View:
 def _groups(side: str) -> list[list[str]]:
     """`"(i h) o"` -> [["i", "h"], ["o"]]; `()` is an empty group, an axis of length 1."""
     return [(inner if paren else single).split() for paren, inner, single in re.findall(r"(\(([^()]*)\))|([^\s()]+)", side)]
+
+
+def _is_axis(name: str, spelled_out: bool) -> bool:
+    """A word that einops takes for the name of an axis. `spelled_out`: `...` stands for axis0, axis1 and so on."""
+    plain = name.isidentifier() and name.isascii() and not keyword.iskeyword(name) and name.strip("_") == name != "axis"
+    return plain and not (spelled_out and re.fullmatch(r"axis\d+", name))
 
 
 def _unbalanced(side: str) -> bool:

@@ -352,7 +352,7 @@ def test_missing_data_set(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError("no network in this test")
 
     monkeypatch.setenv("FEATHERWEIGHT_DATA", str(place / "data"))
-    monkeypatch.setattr(data.urllib.request, "urlopen", offline)  # type: ignore[attr-defined]
+    monkeypatch.setattr(data.fetch, "opened", offline)
     told = message(call("plan", "lenet5", "--data", "mnist", "--recipe", "progressive_admm", code=3))
     assert "train-images-idx3-ubyte" in told and "FEATHERWEIGHT_DATA" in told
 

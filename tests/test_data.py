@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import http.server
 import io
 import itertools
 import math
+import os
 import struct
 import tarfile
+import threading
+import time
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -221,6 +226,94 @@ def test_endless_download_is_cut_off(tmp_path: Path) -> None:
     mirror = mirror_of(tmp_path / "mirror", TINY_MNIST | {name: TINY_MNIST[name] + bytes(50_000_000)})  # 50 kB packed
     with pytest.raises(DataMissing, match=f"{name} as downloaded"):
         data.mnist(tmp_path / "root", source_of("mnist", TINY_MNIST, (mirror,)))
+
+
+class Mirror(http.server.BaseHTTPRequestHandler):
+    """Answers as its `answer` says, which is of the test."""
+
+    def do_GET(self) -> None:
+        try:
+            self.server.answer(self)  # type: ignore[attr-defined]
+        except OSError:
+            self.close_connection = True  # the reader has had enough
+
+    def log_message(self, *arguments: object) -> None:
+        """Says nothing."""
+
+
+def found(handler: Mirror) -> None:
+    handler.send_response(200)
+    handler.end_headers()
+
+
+def drips(handler: Mirror) -> None:
+    found(handler)
+    for byte in gzip.compress(b"x" * 1000) * 10:
+        handler.wfile.write(bytes([byte]))
+        time.sleep(0.05)
+
+
+def drips_headers(handler: Mirror) -> None:
+    for _ in range(100):
+        handler.wfile.write(b"H")
+        time.sleep(0.05)
+
+
+def sends_without_end(handler: Mirror) -> None:
+    found(handler)
+    while True:
+        handler.wfile.write(os.urandom(1 << 20))
+
+
+def redirects_to(address: str) -> Callable[[Mirror], None]:
+    def answer(handler: Mirror) -> None:
+        handler.send_response(302)
+        handler.send_header("Location", address)
+        handler.end_headers()
+        while "endless" in address:
+            handler.wfile.write(bytes(1 << 20))
+
+    return answer
+
+
+def long_name(handler: Mirror) -> None:
+    found(handler)
+    name = tarfile.TarInfo("././@LongLink")
+    name.type, name.size = tarfile.GNUTYPE_LONGNAME, 1 << 30
+    packer = zlib.compressobj(9, zlib.DEFLATED, 31)
+    handler.wfile.write(packer.compress(name.tobuf()))
+    for _ in range(400):
+        handler.wfile.write(packer.compress(bytes(1 << 20)))
+
+
+MIRRORS = {
+    "a byte at a time": (drips, "KiB a second", None),
+    "a header at a time": (drips_headers, "no answer within", None),
+    "bytes without end": (sends_without_end, "Not a gzipped file", None),
+    "a file of this machine": (redirects_to("file:///etc/passwd"), "not allowed|no address of the web", None),
+    "a circle": (redirects_to("/labels.gz"), "redirect", None),
+    "a redirect without end": (redirects_to("/endless"), "redirect", None),
+    "a name of a gigabyte": (long_name, "more than the", "a.tar.gz"),
+}
+
+
+@pytest.mark.parametrize(("answer", "why", "archive"), MIRRORS.values(), ids=MIRRORS)
+def test_a_hostile_mirror_is_left_in_time(
+    answer: Callable[[Mirror], None], why: str, archive: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data.fetch, "PATIENCE", 0.4)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Mirror)
+    server.answer = answer  # type: ignore[attr-defined]
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    start = time.monotonic()
+    try:
+        with pytest.raises(DataMissing, match=why):
+            data.download(source_of("set", {"labels": b"1234"}, (f"http://127.0.0.1:{server.server_port}",), archive), tmp_path)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert time.monotonic() - start < 5.0
+    assert list((tmp_path / "set").iterdir()) == []
 
 
 def archive_of(path: Path, contents: dict[str, bytes]) -> None:

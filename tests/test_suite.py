@@ -40,8 +40,9 @@ ORDER = (  # each may import only what stands before it; `structure` and `recipe
         "edits",
         "checkpoint",
     ),  # structure, and what was done as data
-    *("recipe", "recipes", "plan"),  # what to do
+    *("notation", "patterns", "recipe", "recipes", "plan"),  # what to do
     *(
+        "fetch",
         "data",
         "zoo",
         "packed",

@@ -5,7 +5,8 @@ from featherweight.structure.counting import ParameterCount
 from featherweight.structure.cut import Result, expressible, prune
 from featherweight.structure.dead import sweep
 from featherweight.structure.drop import branches, drop, droppable
-from featherweight.structure.edit import Attribute, Cut, Edit, Moved, replay
+from featherweight.structure.edit import Attribute, Edit, Moved, replay
+from featherweight.structure.entries import Cut
 from featherweight.structure.gate import Check
 from featherweight.structure.graph import Graph, Site, Slice, trace
 from featherweight.structure.silent import silence

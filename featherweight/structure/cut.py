@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from featherweight.structure.capture import capture, run_graph, to_float64
-from featherweight.structure.edit import Cut, Edit, Moved, all_tensors, apply
-from featherweight.structure.entries import pick
+from featherweight.structure.edit import Edit, Moved, all_tensors, apply
+from featherweight.structure.entries import Cut, pick
 from featherweight.structure.errors import BadSelection, NotExact, StaleGraph, StructureError
 from featherweight.structure.gate import RUN_FAILURES, TOLERANCE, Check, difference, double_copy, run, zero_slices
 from featherweight.structure.graph import Graph, analyse
@@ -278,7 +278,7 @@ def _unchecked(
     if where == "graph":
         return as_module(model, graph, masks, rewritten, unchecked)
     cuts = cuts_of(masks, graph.tensors)
-    edit = Edit("cut", kept, cuts, stock_attributes(model, cuts, graph, rewritten.changes))
+    edit = Edit("cut", kept, cuts, stock_attributes(model, cuts))
     return Result(model, "class", edit, unchecked, apply(model, edit), masks, {})
 
 

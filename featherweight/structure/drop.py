@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from featherweight.structure.blocks import Block, needed
 from featherweight.structure.capture import float64, to_float64
 from featherweight.structure.cut import Result, as_module, check_fresh, placed
-from featherweight.structure.edit import Edit, apply
+from featherweight.structure.edit import Edit, apply, replaceable
 from featherweight.structure.errors import NotExact, unknown
 from featherweight.structure.gate import RUN_FAILURES, TOLERANCE, Check, difference, double_copy, run
 from featherweight.structure.graph import Graph
@@ -37,9 +37,9 @@ def drop(model: nn.Module, graph: Graph, block: str | Sequence[str], *, where: L
     for one in found:
         path, why = _surrounding(model, graph, one)
         reason = reason or why
-        paths += [path] if path is not None else []
+        paths += [path] if path is not None and path not in paths else []
     if not reason:
-        edit = Edit("drop", tuple((name, 0) for name in names), (), (), tuple(paths))
+        edit = Edit("drop", tuple((name, 0) for name in dict.fromkeys(names)), (), (), tuple(paths))
         error = reference.error(model, edit)
         if isinstance(error, float) and error <= TOLERANCE:
             return Result(model, "class", edit, Check(error, time.perf_counter() - start), apply(model, edit), {}, {})
@@ -146,6 +146,8 @@ def _surrounding(model: nn.Module, graph: Graph, block: Block) -> tuple[str | No
     reference = _Reference(graph, [block])
     reason = "no module around the branch computes only the trunk"
     for path in _stack(reference.nodes[0]):
+        if not replaceable(path, model.get_submodule(path)):
+            continue
         error = reference.error(model, Edit("drop", ((block.name, 0),), (), (), (path,)))
         if isinstance(error, float) and error <= TOLERANCE:
             return path, ""

@@ -1,7 +1,9 @@
 """What was done to a network, as data that can be written to JSON and replayed on a fresh instance of the same class.
 
-An edit holds names, numbers and lists of numbers: no code, no paths that are imported, no pickle. Replaying sets tensors and
-whole-number attributes that the network already has, and replaces named modules by `nn.Identity`; anything else is refused.
+An edit holds names, numbers and lists of numbers: no code, no paths that are imported, no pickle. Replaying cuts tensors that the
+network has, makes whole-number attributes of its modules smaller where a cut explains it (see `numbers`), and replaces named
+modules that hold parameters by `nn.Identity`; anything else is refused. The work is bounded by the size of the network, whatever
+the edit says.
 """
 
 from __future__ import annotations
@@ -10,38 +12,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from featherweight.structure.entries import pick
+from featherweight.errors import short
+from featherweight.structure.entries import Cut, pick
 from featherweight.structure.errors import EditMismatch
+from featherweight.structure.numbers import Number, Numbers, as_number
 
-Number = int | tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Cut:
-    """Of dimension `dim` of this tensor, `size` entries long, only `keep` stay.
-
-    blocks  more than 1 for the columns of a grouped convolution: so many equal parts of dimension 0 have `size` entries each of
-            their own (see `entries`), numbered part after part, and keep equally many
-    """
-
-    tensor: str
-    dim: int
-    size: int
-    keep: tuple[int, ...]
-    blocks: int = 1
-
-    @property
-    def left(self) -> int:
-        """How long the dimension is afterwards."""
-        return len(self.keep) // self.blocks
-
-    @property
-    def is_even(self) -> bool:
-        """Does every block keep equally many entries, and at least one?"""
-        numbers = [entry // self.size for entry in self.keep]
-        return all(numbers.count(block) == self.left > 0 for block in range(self.blocks))
+LARGEST = 2**53  # of a number in an edit
+UNINITIALIZED = (UninitializedParameter, UninitializedBuffer)
 
 
 @dataclass(frozen=True)
@@ -89,14 +70,16 @@ class Edit:
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> Edit:
         """Read `to_dict`; raises EditMismatch for anything that is not such data."""
-        known = {"kind", "sites", "keeps", "cuts", "attributes", "identities"}
-        extra, missing = sorted(set(data) - known), sorted(known - set(data))
+        if not isinstance(data, Mapping):
+            raise EditMismatch(f"not an edit: it must be an object, it is {short(data)}")
+        extra, missing = set(data) - KEYS, sorted(KEYS - set(data))
         if extra or missing:
-            raise EditMismatch(f"not an edit: unknown keys {extra}, missing keys {missing}; expected {sorted(known)}")
+            odd = f"unknown key {short(min(map(str, extra)))}" if extra else f"missing keys {missing}"
+            raise EditMismatch(f"not an edit: {odd}; expected {sorted(KEYS)}")
         if data["kind"] not in ("cut", "drop"):
-            raise EditMismatch(f"unknown kind of edit {data['kind']!r}; known are 'cut' and 'drop'")
+            raise EditMismatch(f"unknown kind of edit {short(data['kind'])}; known are 'cut' and 'drop'")
         try:
-            keeps = [_numbers(keep) for keep in data["keeps"]]
+            keeps = [_rising(keep) for keep in data["keeps"]]
             cuts = tuple(
                 Cut(_text(t), _number(d), _number(s), keeps[_number(k)], *map(_number, blocks))
                 for t, d, s, k, *blocks in data["cuts"]
@@ -105,15 +88,21 @@ class Edit:
             sites = tuple((_text(name), _number(number)) for name, number in data["sites"].items())
             identities = tuple(_text(name) for name in data["identities"])
         except (TypeError, ValueError, IndexError, AttributeError) as error:
-            raise EditMismatch(f"not an edit: {error}") from error
+            raise EditMismatch(f"not an edit: {str(error)[:200]}") from error
+        seen: set[tuple[int, int, int]] = set()  # cuts share lists: each is looked at once for each size
         for cut in cuts:
-            entries = cut.size * cut.blocks
-            if not cut.keep or max(cut.keep) >= entries or list(cut.keep) != sorted(set(cut.keep)) or not cut.is_even:
+            if (key := (id(cut.keep), cut.size, cut.blocks)) in seen:
+                continue
+            seen.add(key)
+            if cut.keep[-1] >= cut.size * cut.blocks or not cut.is_even:
                 raise EditMismatch(
-                    f"entries kept of {cut.tensor!r} must be rising numbers below {entries}, equally many of each of "
-                    f"{cut.blocks} blocks"
+                    f"entries kept of {short(cut.tensor)} must be rising numbers below {cut.size * cut.blocks}, equally many of "
+                    f"each of {cut.blocks} blocks"
                 )
         return Edit(str(data["kind"]), sites, cuts, attributes, identities)
+
+
+KEYS = {"kind", "sites", "keeps", "cuts", "attributes", "identities"}
 
 
 def _plain(number: Number) -> int | list[int]:
@@ -121,28 +110,33 @@ def _plain(number: Number) -> int | list[int]:
 
 
 def _number(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError(f"{value!r} is not a whole number")
+    if type(value) is not int or not 0 <= value < LARGEST:
+        raise ValueError(f"{short(value)} is not a whole number from 0 to 2^53")
     return value
 
 
-def _numbers(value: Any) -> tuple[int, ...]:
-    if not isinstance(value, list):
-        raise ValueError(f"{value!r} is not a list of whole numbers")
-    return tuple(_number(v) for v in value)
+def _rising(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"{short(value)} is not a list of whole numbers")
+    before = -1
+    for number in value:
+        if type(number) is not int or not before < number < LARGEST:
+            raise ValueError(f"the entries kept must be rising whole numbers; {short(number)} follows {before}")
+        before = number
+    return tuple(value)
 
 
 def _either(value: Any) -> Number:
     """A size or a shape; -1 stands for "what is left" in a shape."""
     number = as_number(value)
     if number is None or isinstance(value, tuple):
-        raise ValueError(f"{value!r} is not a whole number or a list of them")
+        raise ValueError(f"{short(value)} is not a whole number or a list of them")
     return number
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{value!r} is not a name")
+        raise ValueError(f"{short(value)} is not a name")
     return value
 
 
@@ -170,10 +164,8 @@ def all_tensors(model: nn.Module) -> dict[str, Tensor]:
 def attribute_tensor(model: nn.Module, name: str) -> Tensor | None:
     """A tensor that a module holds as a plain attribute."""
     path, _, leaf = name.rpartition(".")
-    try:
-        value = vars(model.get_submodule(path)).get(leaf)
-    except AttributeError:
-        return None
+    owner = dict(model.named_modules(remove_duplicate=False)).get(path)
+    value = None if owner is None else vars(owner).get(leaf)
     return value if isinstance(value, Tensor) else None
 
 
@@ -182,78 +174,111 @@ def apply(model: nn.Module, edit: Edit) -> tuple[Moved, ...]:
     changed.
     """
     tensors = all_tensors(model)
+    modules = dict(model.named_modules(remove_duplicate=False))
     names: dict[int, list[str]] = {}
     for name, tensor in tensors.items():
         names.setdefault(id(tensor), []).append(name)
-    problems: list[str] = []
-    work: dict[str, list[Cut]] = {}
-    for cut in edit.cuts:
-        found = tensors.get(cut.tensor)
-        if found is None:
-            found = attribute_tensor(model, cut.tensor)
-        if found is None:
-            problems.append(f"the network has no tensor {cut.tensor!r}")
-        elif found.dim() <= cut.dim or found.shape[cut.dim] != cut.size or found.shape[0] % cut.blocks:
-            parts = f" in {cut.blocks} blocks" if cut.blocks > 1 else ""
-            problems.append(
-                f"{cut.tensor!r} has shape {tuple(found.shape)}; the edit was made for {cut.size} entries along dimension "
-                f"{cut.dim}{parts}"
-            )
-        else:
-            work.setdefault(cut.tensor, []).append(cut)
-    modules = dict(model.named_modules(remove_duplicate=False))
-    for attribute in edit.attributes:
-        owner = modules.get(attribute.module)
-        if owner is None:
-            problems.append(f"the network has no module {attribute.module!r}")
-        elif _read(owner, attribute.name) != attribute.before:
-            held = _read(owner, attribute.name)
-            problems.append(
-                f"{attribute.module + '.' if attribute.module else ''}{attribute.name} is {held}; the edit was made for "
-                f"{attribute.before}"
-            )
-    problems += [f"the network has no module {name!r}" for name in edit.identities if name not in modules]
-    if problems:
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise EditMismatch(
-            f"the edit does not fit this network: {problems[0]}{more}. Build the network as it was before it was compressed"
-        )
+    work, problem = _work(edit.cuts, tensors, modules)
+    problem = problem or _numbers_problem(edit.attributes, modules, Numbers(tensors, edit.cuts))
+    problem = problem or _identities_problem(edit.identities, modules)
+    if problem:
+        raise EditMismatch(f"the edit does not fit this network: {problem}. Build the network as it was before it was compressed")
     moved: list[Moved] = []
-    for name, cuts in work.items():
-        old = tensors[name] if name in tensors else attribute_tensor(model, name)
-        assert old is not None
+    for name, (old, cuts) in work.items():
         new = Moved(old, None, tuple(cuts)).select(old.detach()).contiguous()
         result: Tensor = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
         moved.append(Moved(old, result, tuple(cuts)))
         for other in names.get(id(old), [name]):
             path, _, leaf = other.rpartition(".")
-            setattr(modules[path], leaf, result)
+            owner = modules[path]
+            # the registries, not setattr, which a class of the user may have made its own
+            registries: tuple[dict[str, Any], ...] = (owner._parameters, owner._buffers, owner.__dict__)
+            next(registry for registry in registries if leaf in registry)[leaf] = result
     for attribute in edit.attributes:
-        held = vars(modules[attribute.module])[attribute.name]
+        numbers = modules[attribute.module].__dict__
         after: Any = attribute.after
-        setattr(modules[attribute.module], attribute.name, type(held)(after) if isinstance(held, (tuple, list)) else after)
+        held = numbers[attribute.name]
+        numbers[attribute.name] = (
+            list(after) if isinstance(held, list) else torch.Size(after) if isinstance(held, torch.Size) else after
+        )
     for name in edit.identities:
         path, _, leaf = name.rpartition(".")
-        parent = modules[path]
-        parent._modules[leaf] = nn.Identity().train(modules[name].training)
+        modules[path]._modules[leaf] = nn.Identity().train(modules[name].training)
     if edit.identities:
         left = {id(t) for t in all_tensors(model).values()}
         moved += [Moved(t, None, ()) for t in {id(t): t for t in tensors.values()}.values() if id(t) not in left]
     return tuple(moved)
 
 
-def _read(module: nn.Module, name: str) -> Number | None:
-    """A whole-number attribute the module itself holds; None where there is none."""
-    return as_number(vars(module).get(name))
+Work = dict[str, tuple[Tensor, list[Cut]]]  # name -> the tensor of that name, and its cuts
 
 
-def as_number(value: Any) -> Number | None:
-    """An int or a tuple or list of ints; None for anything else."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if isinstance(value, (tuple, list)) and value and all(isinstance(v, int) and not isinstance(v, bool) for v in value):
-        return tuple(value)
-    return None
+def _work(cuts: Iterable[Cut], tensors: Mapping[str, Tensor], modules: Mapping[str, nn.Module]) -> tuple[Work, str]:
+    """The cuts by tensor, and what is wrong with the first that does not fit."""
+    work: Work = {}
+    done: set[tuple[int, int]] = set()
+    for cut in cuts:
+        shown = short(cut.tensor)
+        path, _, leaf = cut.tensor.rpartition(".")
+        found = tensors.get(cut.tensor)
+        if found is None and path in modules:
+            found = vars(modules[path]).get(leaf)
+        if not isinstance(found, Tensor) or isinstance(found, UNINITIALIZED):
+            return work, f"the network has no tensor {shown}"
+        if found.dim() <= cut.dim or found.shape[cut.dim] != cut.size or cut.blocks < 1 or found.shape[0] % cut.blocks:
+            parts = f" in {cut.blocks} blocks" if cut.blocks > 1 else ""
+            return work, (
+                f"{shown} has shape {tuple(found.shape)}; the edit was made for {cut.size} entries along dimension "
+                f"{cut.dim}{parts}"
+            )
+        if len(cut.keep) >= cut.size * cut.blocks:
+            return work, f"it leaves {shown} as large as it is along dimension {cut.dim}"
+        if (id(found), cut.dim) in done:
+            return work, f"it cuts {shown} twice along dimension {cut.dim}"
+        done.add((id(found), cut.dim))
+        work.setdefault(cut.tensor, (found, []))[1].append(cut)
+    if len({id(tensor) for tensor, _ in work.values()}) < len(work):
+        return work, "it cuts one tensor under two of its names"
+    return work, ""
+
+
+def _numbers_problem(attributes: Iterable[Attribute], modules: Mapping[str, nn.Module], numbers: Numbers) -> str:
+    done: set[tuple[int, str]] = set()
+    for attribute in attributes:
+        path, owner = attribute.module, modules.get(attribute.module)
+        if owner is None:
+            return f"the network has no module {short(path)}"
+        shown = short(f"{path}.{attribute.name}" if path else attribute.name)
+        held = as_number(vars(owner).get(attribute.name))
+        if held is None:
+            return f"the network has no whole number {shown}"
+        if held != attribute.before:
+            return f"{shown} is {short(held)}; the edit was made for {short(attribute.before)}"
+        if (id(owner), attribute.name) in done:
+            return f"it changes {shown} twice"
+        done.add((id(owner), attribute.name))
+        if not numbers.allows(path, owner, attribute.name, attribute.before, attribute.after):
+            pair = " to ".join(str(n) if isinstance(n, int) else short(n) for n in (attribute.before, attribute.after))
+            return f"its cuts do not explain that {shown} goes from {pair}"
+    return ""
+
+
+def _identities_problem(identities: Iterable[str], modules: Mapping[str, nn.Module]) -> str:
+    done: set[str] = set()
+    for name in identities:
+        if name not in modules:
+            return f"the network has no module {short(name)}"
+        if not replaceable(name, modules[name]):
+            return f"it replaces {short(name) if name else 'the network itself'}, which holds no branch"
+        if name in done:
+            return f"it replaces {short(name)} twice"
+        done.add(name)
+    return ""
+
+
+def replaceable(path: str, module: nn.Module) -> bool:
+    """May this module become the identity? A part of the network that holds a parameter, as a branch does."""
+    return bool(path) and next(module.parameters(), None) is not None
 
 
 def replay(model: nn.Module, edits: Iterable[Edit | Mapping[str, Any]]) -> nn.Module:
@@ -263,5 +288,33 @@ def replay(model: nn.Module, edits: Iterable[Edit | Mapping[str, Any]]) -> nn.Mo
     the edits were made for; what was applied before the error stays applied.
     """
     for edit in edits:
-        apply(model, edit if isinstance(edit, Edit) else Edit.from_dict(edit))
+        if not isinstance(edit, Edit):
+            _bounded(model, edit)
+            edit = Edit.from_dict(edit)
+        apply(model, edit)
     return model
+
+
+def _bounded(model: nn.Module, data: Mapping[str, Any]) -> None:
+    """Raises EditMismatch where the lists of an edit are longer than those of any edit of this network, before they are read."""
+    shapes = [tuple(tensor.shape) for tensor in _every_tensor(model)]
+    entries = sum(sum(shape) + shape[0] * shape[1] if len(shape) > 1 else sum(shape) for shape in shapes)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    numbers = sum(as_number(value) is not None for module in modules.values() for value in vars(module).values())
+    most = {"keeps": sum(map(len, shapes)), "cuts": sum(map(len, shapes)), "attributes": numbers, "identities": len(modules)}
+    lists = {key: data.get(key) for key in KEYS} if isinstance(data, Mapping) else {}
+    for key, limit in {**most, "sites": entries}.items():
+        if isinstance(held := lists.get(key), list | dict) and len(held) > limit:
+            raise EditMismatch(f"the edit has {len(held)} {key}; no edit of this network has more than {limit}")
+    keeps = lists.get("keeps")
+    kept = sum(len(keep) for keep in keeps if isinstance(keep, list)) if isinstance(keeps, list) else 0
+    if kept > entries:
+        raise EditMismatch(f"the edit keeps {kept} entries, more than the tensors of this network have along all dimensions")
+
+
+def _every_tensor(model: nn.Module) -> Iterable[Tensor]:
+    """Parameters, buffers and plain attributes, each once for each name; those without a shape yet are left out."""
+    for module in model.modules():
+        for value in [*module._parameters.values(), *module._buffers.values(), *vars(module).values()]:
+            if isinstance(value, Tensor) and not isinstance(value, UNINITIALIZED):
+                yield value

@@ -8,9 +8,39 @@ block after block. Every block keeps equally many of them, so the weight stays a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Of dimension `dim` of this tensor, `size` entries long, only `keep` stay.
+
+    blocks  more than 1 for the columns of a grouped convolution: so many equal parts of dimension 0 have `size` entries each of
+            their own, numbered part after part, and keep equally many
+    """
+
+    tensor: str
+    dim: int
+    size: int
+    keep: tuple[int, ...]
+    blocks: int = 1
+
+    @property
+    def left(self) -> int:
+        """How long the dimension is afterwards."""
+        return len(self.keep) // self.blocks
+
+    @property
+    def is_even(self) -> bool:
+        """Does every block keep equally many entries, and at least one? `keep` is known to rise and to lie in range."""
+        if not 0 < self.blocks <= len(self.keep) or len(self.keep) % self.blocks:
+            return False
+        parts = np.array(self.keep, dtype=np.int64).reshape(self.blocks, -1) // self.size
+        return bool((parts == np.arange(self.blocks)[:, None]).all())
 
 
 def blocks_of(tensor: Tensor, dim: int, entries: int) -> int:

@@ -18,10 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from featherweight.errors import short
 from featherweight.structure import operations
 from featherweight.structure.errors import EditMismatch, StructureError
 from featherweight.structure.interpreted import Instruction, Interpreted, Program
-from featherweight.structure.operations import DEVICE, BadArgument, Slot, short
+from featherweight.structure.operations import DEVICE, BadArgument, Slot
 from featherweight.structure.unlift import register
 
 FORMAT = 1

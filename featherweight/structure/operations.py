@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from featherweight.errors import short
+
 LONGEST_LIST = 4096  # entries of an argument that is a list
 LONGEST_TEXT = 200  # characters of an argument that is text, such as an einsum equation
 LARGEST_INTEGER = 2**63 - 1
@@ -147,12 +149,6 @@ def kind_of(value: Any) -> str | None:
     """Under which kind of name (`dtype`, `memory_format`, `layout`) a value is written; None where it has none."""
     kinds = {torch.dtype: "dtype", torch.memory_format: "memory_format", torch.layout: "layout"}
     return kinds.get(type(value))
-
-
-def short(value: Any) -> str:
-    """What was given, for a message: at most 80 characters of it."""
-    text = repr(value[:80] if isinstance(value, str) else value) if not isinstance(value, (list, dict)) else type(value).__name__
-    return text if len(text) <= 90 else f"{text[:80]}..."
 
 
 def written_name(target: Any) -> str | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import time
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
@@ -19,7 +21,8 @@ from featherweight.allocate.amc import Search
 from featherweight.drivers import ADMM, Periodic
 from featherweight.errors import InputError, RecipeError
 from featherweight.freezing import Freezing
-from featherweight.plan import matches, resolve
+from featherweight.patterns import matches
+from featherweight.plan import resolve
 from featherweight.recipe import Adaptive, Criterion, Distillation, Recipe, Rule, Stage, Training, Units, from_dict, read, to_yaml
 from featherweight.sets import Codebook, Levels, LowRank, SparseCodebook, TopK, TopRows
 from featherweight.units import Allotment, Stopping
@@ -298,14 +301,53 @@ NOT_RECIPES = {
     "an object of Python": ("recipe.yaml", b"!!python/object/apply:os.system ['true']"),
     "deep JSON": ("recipe.json", b"[" * 100_000),
     "deep YAML": ("recipe.yaml", b"[" * 1_500),
+    "deep closed YAML": ("recipe.yaml", b"[" * 40 + b"]" * 40),
+    "an alias": ("recipe.yaml", b"a: &x [1]\nb: *x\n"),
+    "aliases of aliases": (
+        "recipe.yaml",
+        b"a: &a [x,x]\n" + b"".join(b"%c: &%c [*%c,*%c]\n" % (i + 1, i + 1, i, i) for i in range(97, 120)),
+    ),
+    "a merge key": ("recipe.yaml", b"a: {b: 1}\n<<: {name: r}\n"),
+    "a key twice": ("recipe.yaml", b"name: a\nname: b\n"),
+    "a key twice in JSON": ("recipe.json", b'{"name": "a", "name": "b"}'),
+    "many values": ("recipe.yaml", b"[" + b"1," * 25_000 + b"]"),
+    "many values in JSON": ("recipe.json", b"[" + b"1," * 25_000 + b"1]"),
+    "a large file": ("recipe.json", b'"' + b"a" * 2**19 + b'"'),
+    "a large number": ("recipe.json", b"[1" + b"0" * 30 + b"]"),
+    "a large number in YAML": ("recipe.yaml", b"- 0x" + b"f" * 100_000),
+    "a number by sixties": ("recipe.yaml", b"- 1" + b":1" * 50_000),
 }
 
 
 @pytest.mark.parametrize(("name", "content"), NOT_RECIPES.values(), ids=NOT_RECIPES)
 def test_a_file_that_is_no_recipe_is_refused(name: str, content: bytes, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(InputError):
+    start = time.process_time()
+    with pytest.raises(InputError) as caught:
         read(tmp_path / name)
+    assert "the recipe" in str(caught.value) and len(str(caught.value)) < 1000
+    assert time.process_time() - start < 2.0
+
+
+HUGE = {
+    "epochs": lambda d: d["stages"][0].update(train={"epochs": 10**12}),
+    "candidates": lambda d: d.update(candidates=10**9),
+    "keep": lambda d: d["stages"][0].update(keep=float("nan")),
+    "rate": lambda d: d["stages"][0].update(train={"epochs": 1, "rate": float("inf")}),
+    "stages": lambda d: d.update(stages=[d["stages"][0] | {"name": str(n)} for n in range(1001)]),
+    "a name": lambda d: d["stages"][0].update(allocate="a" * 10**6),
+    "a key": lambda d: d.update({"k" * 10**6: 1}),
+    "wrong rules": lambda d: d["stages"][0].update(rules=[3] * 10_000),
+}
+
+
+@pytest.mark.parametrize("change", HUGE.values(), ids=HUGE)
+def test_what_no_run_could_do_is_refused_at_once_and_in_short(change: Any) -> None:
+    data = Recipe("r", (Stage("a", (Rule("*", TopK(3)),)),)).to_dict()
+    change(data)
+    with pytest.raises(RecipeError) as caught:
+        from_dict(data)
+    assert len(caught.value.mistakes) <= 51 and all(len(mistake) < 1200 for mistake in caught.value.mistakes)
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
@@ -323,6 +365,46 @@ def test_names_are_matched_by_glob_and_by_whole_regular_expression() -> None:
     assert not matches("FC1.weight", "fc1.weight")
     assert matches(r"re:fc\d\.weight", "fc1.weight")
     assert not matches(r"re:fc\d", "fc1.weight")
+
+
+PATTERNS = (  # as re understands them
+    *(r"(?!conv1\.).*conv\d+\.weight", r"conv[1-3]\.(weight|bias)", r"\w+\.\d+\..*", r".+?1\.w.*", r"(fc|conv)\d{1,2}\.weight"),
+    *(r"^[^.]+\.weight$", r"(?:\bconv|fc).*", r"(a|b)*|conv2\.bias", r"(?=.*2)conv.*", r"\D+\d{0}.*", "", r"con\S{2}\.\w*t"),
+)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_a_regular_expression_means_what_it_means_to_python(pattern: str) -> None:
+    names = [
+        "conv1.weight",
+        "conv2.bias",
+        "fc1.weight",
+        "fc12.weight",
+        "a.3.b",
+        "",
+        "aab",
+        "conv2.weight\n",
+        "layer1.0.conv1.weight",
+    ]
+    assert [matches(f"re:{pattern}", name) for name in names] == [re.fullmatch(pattern, name) is not None for name in names]
+
+
+@pytest.mark.parametrize(
+    "pattern", ["(a+)+$", "(a|a)*b", "(.*)*x", "(?=(a+)+b)*x", ".*" * 80 + "x", "(a?){90}b", "(?:(?:a*)*)*b"]
+)
+def test_no_regular_expression_takes_long(pattern: str) -> None:
+    start = time.process_time()
+    assert not matches(f"re:{pattern}", "a" * 100 + "c")
+    assert time.process_time() - start < 1.0
+
+
+@pytest.mark.parametrize(
+    "pattern", ["a{1,99999}", "(?:a{90}){90}", r"(a)\1", "(?<=a)b", "(?i)a", "(?i:a)", "[", "(" * 200, "a" * 300]
+)
+def test_a_regular_expression_without_a_bound_is_refused(pattern: str) -> None:
+    with pytest.raises(InputError) as caught:
+        matches(f"re:{pattern}", "a")
+    assert len(str(caught.value)) < 300
 
 
 def test_a_plan_gives_every_target_its_size() -> None:

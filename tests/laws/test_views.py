@@ -139,3 +139,23 @@ def test_a_pattern_that_does_not_fit_is_refused_in_every_method(
 def test_a_matrix_of_another_shape_is_refused() -> None:
     with pytest.raises(ViewError, match="is not a"):
         View("o i h w -> o (i h w)").to_weight(torch.zeros(4, 31), (4, 3, 2, 5))
+
+
+AXES = " ".join(f"a{number}" for number in range(33))
+NOT_TAKEN = {
+    "long": "a" * 10**6 + " b -> b " + "a" * 10**6,
+    "parentheses": "(" * 200_000 + " b -> b a",
+    "blanks": "a b -> b a" + " " * 300,
+    "axes": f"{AXES} -> () ({AXES})",
+    "underscore": "_a b -> _a b",
+    "a word of einops": "axis b -> b axis",
+    "a word of Python": "if b -> b if",
+    "a name of its own": "axis0 ... -> axis0 (...)",
+}
+
+
+@pytest.mark.parametrize("pattern", NOT_TAKEN.values(), ids=NOT_TAKEN)
+def test_a_pattern_that_einops_would_not_take_is_refused_before_it_is_asked(pattern: str) -> None:
+    with pytest.raises(InputError) as caught:
+        View(pattern)
+    assert len(str(caught.value)) < 1000

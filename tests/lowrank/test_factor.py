@@ -345,3 +345,30 @@ def test_edits_that_lack_a_key_are_refused(missing: str) -> None:
 
 def test_a_layer_that_can_be_factored_has_no_reason_against() -> None:
     assert why_not(nn.Sequential(nn.Conv2d(8, 8, 3)), "0.weight", View("a b c d -> a (b c d)")) is None  # any spelling
+
+
+def test_a_replayed_pair_is_smaller_than_its_layer_or_refused() -> None:
+    for rank in range(1, 13):
+        edit = {"edit": "factor", "parameter": "0.weight", "view": "o i -> o i", "rank": rank}
+        network = nn.Sequential(nn.Linear(12, 24))
+        before = sum(parameter.numel() for parameter in network.parameters())
+        if rank < 8:  # 12 * 24 / (12 + 24)
+            replay_factor(network, edit)
+            assert sum(parameter.numel() for parameter in network.parameters()) < before
+        else:
+            with pytest.raises(ArtifactError, match="two smaller layers"):
+                replay_factor(network, edit)
+    again = edit | {"rank": 3}
+    replay_factor(network, again)
+    with pytest.raises(ArtifactError, match="two smaller layers"):
+        replay_factor(network, again | {"parameter": "0.0.weight"})  # 3 x 12 at rank 3
+
+
+def test_wide_padding_does_not_let_a_pair_grow() -> None:
+    """With it the output is larger than the input: by multiplications alone the first layer could have a higher rank."""
+    network = nn.Sequential(nn.Conv2d(8, 8, 3, padding=4))
+    view, shapes = View("o i h w -> (i h) (o w)"), [(1, 8, 3, 3)]
+    with pytest.raises(FactorError, match="or parameters"):
+        factor(network, "0.weight", view, 12, shapes)
+    edit = factor(network, "0.weight", view, 11, shapes)
+    replay_factor(nn.Sequential(nn.Conv2d(8, 8, 3, padding=4)), edit)
