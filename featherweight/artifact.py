@@ -6,7 +6,6 @@ DIR/compression.json     format version, edits, recipe and report; data only, un
 
 from __future__ import annotations
 
-import copy
 import os
 import shutil
 import tempfile
@@ -21,6 +20,7 @@ from torch import Tensor, fx, nn
 
 from featherweight import packed, structure
 from featherweight.checkpoint import sync_folder
+from featherweight.copies import EXTRA, UnsupportedNetwork, copied, fill, state_of, unstorable
 from featherweight.edits import Snapshot, check_state, replay, structure_edit
 from featherweight.errors import ArtifactError, InputError, StorageError, did_you_mean
 from featherweight.structure import exported
@@ -111,10 +111,11 @@ def describe(folder: str | Path) -> Description:
 def save_cut(folder: str | Path, network: nn.Module, edits: Iterable[structure.Edit] = ()) -> dict[str, int]:
     """Write a network that `prune`, `drop` or `sweep` made: `edits` in order, or the exported module itself (no edits needed).
 
-    Returns the files' sizes in bytes. Raises as `save`, and NotStorable for an exported module with operations of its own.
+    Returns the files' sizes in bytes. Raises as `save`, NotStorable for an exported module with operations of its own, and
+    UnsupportedNetwork for a state that no file can hold.
     """
     if isinstance(network, fx.GraphModule):
-        state = {name: value.detach().clone() for name, value in network.state_dict().items()}
+        state = state_of(network)
         described = Description(featherweight=__version__, edits=[], exported=exported.to_dict(network), recipe={}, report=[])
         return save(folder, Snapshot([], state), described)
     snapshot = Snapshot.of(network, [structure_edit(edit) for edit in edits])
@@ -125,7 +126,8 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
     """A copy of `model`, an instance of the class that was compressed, with the edits replayed and the state loaded.
 
     `folder`: an artifact, or a packed file (.fwz). An artifact of an exported module needs no `model`. Nothing is unpickled,
-    imported or executed; `model` itself is not changed. Raises ArtifactError.
+    imported or executed; `model` itself is not changed, and may be on the meta device: what is loaded is then on the CPU.
+    Raises ArtifactError, and UnsupportedNetwork for a `model` that cannot be filled.
     """
     if Path(folder).suffix != ".fwz" and (written := describe(folder).exported) is not None:
         return _load_exported(written, _state(Path(folder) / WEIGHTS), folder)
@@ -134,8 +136,11 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
     if Path(folder).suffix == ".fwz":
         return packed.load(Path(folder), model)
     edits, state = describe(folder).edits, _state(Path(folder) / WEIGHTS)
-    network = replay(copy.deepcopy(model), edits)
+    network = replay(copied(model), edits)
     expected = network.state_dict()
+    for name, value in expected.items():
+        if not isinstance(value, Tensor) and (problem := unstorable(name, value)):
+            raise UnsupportedNetwork(problem)
     missing, extra = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     if missing or extra:
         name = (missing or extra)[0]
@@ -144,10 +149,12 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
         near = did_you_mean(name, expected)
         raise ArtifactError(f"{folder} is not of a {type(model).__name__}: it {side} {name!r}, which the network {other}.{near}")
     for name, tensor in state.items():
+        if name.rpartition(".")[2] == EXTRA:  # the module itself says what it takes
+            continue
         if tensor.shape != expected[name].shape or tensor.dtype != expected[name].dtype:
             given, wanted = (f"{tuple(t.shape)} {t.dtype}" for t in (tensor, expected[name]))
             raise ArtifactError(f"{folder} is not of a {type(model).__name__}: {name!r} is {given}, the network has {wanted}")
-    network.load_state_dict(state)
+    fill(network, state)
     check_state(network)
     return network
 

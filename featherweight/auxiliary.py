@@ -48,7 +48,7 @@ class Replay(nn.Module):
         super().__init__()
         self.value = value
 
-    def forward(self, *inputs: Any) -> Tensor:
+    def forward(self, *inputs: Any, **named: Any) -> Tensor:
         """The value."""
         return self.value
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from featherweight import structure
 from featherweight.codes import CODES, Code
 from featherweight.coding import attach, coded, layouts_kept
+from featherweight.copies import copied, fill, has_wrappers_inside, state_of, unwrapped
 from featherweight.errors import ArtifactError, InputError
 from featherweight.factor import replay_factor
 from featherweight.structure.errors import StructureError
@@ -63,18 +63,21 @@ class Snapshot:
 
     @classmethod
     def of(cls, model: nn.Module, structural: list[Edit]) -> Snapshot:
-        """`structural`: the edits, before any code, that made `model` from the user's network."""
-        state = {name: value.detach().clone() for name, value in model.state_dict().items()}
-        return cls(structural + code_edits(model), state)
+        """`structural`: the edits, before any code, that made `model` from the user's network. Raises UnsupportedNetwork for a
+        state that no file can hold.
+        """
+        network = unwrapped(model)
+        network = copied(network) if has_wrappers_inside(network) else network
+        return cls(structural + code_edits(network), state_of(network))
 
     def structural(self) -> list[Edit]:
         return [edit for edit in self.edits if edit["edit"] != "code"]
 
     def build(self, original: nn.Module) -> nn.Module:
         """A new network: a copy of the user's original one with the edits replayed and the state loaded."""
-        model = replay(copy.deepcopy(original), self.edits)
+        model = replay(copied(original), self.edits)
         try:
-            model.load_state_dict(self.state)
+            fill(model, self.state)
         except RuntimeError as error:
             raise ArtifactError(f"what was saved is not of this {type(original).__name__}: {error}") from None
         return model

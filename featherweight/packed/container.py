@@ -5,7 +5,6 @@ One function, `_code_network`, both writes and reads; what it is given is what i
 
 from __future__ import annotations
 
-import copy
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from featherweight.coding import coded
+from featherweight.copies import copied, fill
 from featherweight.edits import Edit, Snapshot, check_state, replay
 from featherweight.errors import ArtifactError, FeatherweightError, InputError
 from featherweight.packed.bulk import Bulk
@@ -133,7 +133,7 @@ def _read(data: bytes, model: nn.Module) -> tuple[Snapshot, nn.Module]:
     snapshot, network = _code_network(coder, bulk, model, None)
     coder.close()
     bulk.close()
-    network.load_state_dict(snapshot.state)
+    fill(network, snapshot.state)
     check_state(network)
     return snapshot, network
 
@@ -161,7 +161,7 @@ def _code_network(coder: Coder, bulk: Bulk, original: nn.Module, snapshot: Snaps
     plain = Plain(coder, names, 4096 + 8 * dims)
     coder.section = "structure"
     structural = plain.code(None if snapshot is None or not snapshot.structural() else snapshot.structural())
-    network = _replayed(copy.deepcopy(original), structural or [])
+    network = _replayed(copied(original), structural or [])
     shapes = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
     given = {} if snapshot is None else {edit["parameter"]: edit for edit in snapshot.edits if edit["edit"] == "code"}
     if unknown := sorted(given.keys() - shapes.keys()):
