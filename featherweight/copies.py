@@ -68,9 +68,10 @@ def _inside(module: nn.Module) -> nn.Module | None:
     return None
 
 
-def has_wrappers_inside(model: nn.Module) -> bool:
-    """Does any module below `model` stand in a wrapper? `copied` takes those off, too."""
-    return any(_inside(module) is not None for module in model.modules() if module is not model)
+def bare(model: nn.Module) -> nn.Module:
+    """`unwrapped(model)`; where wrappers stand inside it too, a copy without them, whose names are those of the user's class."""
+    network = unwrapped(model)
+    return copied(network) if any(_inside(module) is not None for module in network.modules()) else network
 
 
 # --- copies --------------------------------------------------------------------------------------------------------------
@@ -208,9 +209,7 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
     Raises UnsupportedNetwork for what no file of ours can hold, by name: extra state that is no tensor, quantised and sparse
     tensors, tensors on the meta device.
     """
-    network = unwrapped(model)
-    if has_wrappers_inside(network):
-        network = copied(network)
+    network = bare(model)
     state: dict[str, Tensor] = {}
     for name, value in network.state_dict().items():
         if (problem := unstorable(name, value)) is not None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from featherweight import structure
 from featherweight.codes import CODES, Code
 from featherweight.coding import attach, coded, layouts_kept
-from featherweight.copies import copied, fill, has_wrappers_inside, state_of, unwrapped
+from featherweight.copies import bare, copied, fill, state_of
 from featherweight.errors import ArtifactError, InputError
 from featherweight.factor import replay_factor
 from featherweight.structure.errors import StructureError
@@ -66,8 +66,7 @@ class Snapshot:
         """`structural`: the edits, before any code, that made `model` from the user's network. Raises UnsupportedNetwork for a
         state that no file can hold.
         """
-        network = unwrapped(model)
-        network = copied(network) if has_wrappers_inside(network) else network
+        network = bare(model)
         return cls(structural + code_edits(network), state_of(network))
 
     def structural(self) -> list[Edit]:

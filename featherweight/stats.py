@@ -143,7 +143,8 @@ def collect(
 
     statistics     some of STATISTICS; none: no data is read, and `sites` are those asked for
     samples        where the epoch holds fewer, all of them; `Stats.caveat` says so
-    sites          names; default: all. Those that cannot be watched are left out, and `Stats.unobservable` says why
+    sites          names; default: all. Those that cannot be watched are left out, and `Stats.unobservable` says why; no data is
+                   read where none is left
     positions      patches drawn for each sample at each reader, for "gram" and "responses"
     curvature      what "pairs" is the curvature of.
                    "loss": S = mean_n u(n) u(n)^T, which for a cross-entropy with one right class is the empirical Fisher
@@ -154,8 +155,8 @@ def collect(
                    more; the gradient of this loss is 0
     limit          bytes that the sums may take
 
-    Raises UnknownSite; Unobservable where none of the sites can be watched, TooFewSamples where the epoch is empty; InputError
-    where the sums would not fit in `limit` or the loss is not what it has to be.
+    Raises UnknownSite; Unobservable where none of the sites named can be watched, TooFewSamples where the epoch is empty;
+    InputError where the sums would not fit in `limit` or the loss is not what it has to be.
     """
     asked = _known(statistics)
     if curvature not in get_args(Curvature):
@@ -170,14 +171,15 @@ def collect(
             f"the statistics {', '.join(asked)} take {needed:,} bytes, more than the limit of {limit:,}: ask about fewer sites "
             "at a time, or raise `limit`"
         )
-    wanted = set(graph.sites if sites is None else sites)
-    chosen = [name for name in graph.sites if name not in found.unobservable and name in wanted]
-    if wanted and not chosen:
+    chosen = [name for name in graph.sites if name not in found.unobservable and (sites is None or name in sites)]
+    if sites and not chosen:
         raise Unobservable(
             "none of the sites can be watched: "
             + "; ".join(f"{name!r}: {reason}" for name, reason in found.unobservable.items())
             + ". Rank them by their weights (l1, l2), which looks at no data"
         )
+    if not chosen:
+        return Stats(task, epoch, 0, 0, (), found, curvature)
     sums = _Sums(model, graph, found, chosen, asked, positions, seed, curvature)
     with evaluating(model):
         for batch in task.batches(epoch):

@@ -231,7 +231,7 @@ def old_spectral_norm() -> nn.Module:
 
 
 class Members(nn.Module):
-    """What a module may hold beside its weights: a lock, a lambda, a running generator, a cached result, a list of settings, and a
+    """What a module may hold beside its weights: locks, a lambda, a generator, a cached result, settings, and a
     method of its own as a hook."""
 
     def __init__(self) -> None:

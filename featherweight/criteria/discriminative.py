@@ -44,6 +44,8 @@ def discriminative(
     Cost: for each site `rounds` runs of the network forward and back over the calibration batches. The network is left as it was.
     """
     stats.require("gram")
+    if not stats.sites:
+        return Rankings({}, {})
     if heads is None:
         heads = trained_heads(model, stats, default_pivots(model, graph))
     with evaluating(model):
