@@ -128,9 +128,7 @@ def size_notes(model: nn.Module) -> tuple[str, ...]:
     for name, how in computed(model).items():
         kinds.setdefault(how.by, []).append(name)
     for by, names in sorted(kinds.items()):
-        notes.append(
-            f"{', '.join(names)}: computed by {by}; counted as the parameters stored for {'it' if len(names) == 1 else 'them'}"
-        )
+        notes.append(f"{', '.join(names)}: computed by {by}, and counted as the parameters that are stored")
     inside = tuple(_prefix(name) for name in coded(model))
     buffers = {id(b): b.numel() * b.element_size() for name, b in model.named_buffers() if not f".{name}".startswith(inside)}
     parameters = sum(p.numel() * p.element_size() for p in model.parameters())

@@ -224,6 +224,7 @@ def apply(model: nn.Module, edit: Edit) -> tuple[Moved, ...]:
         assert old is not None
         new = Moved(old, None, tuple(cuts)).select(old.detach()).contiguous()
         result: Tensor = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
+        vars(result).update(vars(old))  # the marks that the user's code put on it
         moved.append(Moved(old, result, tuple(cuts)))
         for other in names.get(id(old), [name]):
             path, _, leaf = other.rpartition(".")

@@ -13,13 +13,15 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 import featherweight as fw
-from featherweight import packed
+from featherweight import console, packed
 from featherweight.budgets import cost_of
 from featherweight.codes import Scaled, Sparse
 from featherweight.coding import attach, computed, detach, plain
 from featherweight.copies import UnsupportedNetwork, bare, copied, fill, state_of, unwrapped
 from featherweight.edits import Snapshot
 from featherweight.measure import bits_of, decoded, measure
+from featherweight.report import Row, notes
+from featherweight.structure import prune as prune_units
 from featherweight.structure import trace
 from featherweight.structure.errors import StructureError
 from featherweight.views import WHOLE
@@ -360,3 +362,30 @@ def test_bits_are_those_of_the_types_that_are_held() -> None:
     assert bits_of(network) == {"0.bias": 64, "0.weight": 256, "1.bias": 64, "1.weight": 256, "table": 24}
     attach(network, "0.weight", WHOLE, Sparse(1, 16, torch.tensor([1, 5])))
     assert bits_of(network)["0.weight"] == 2 * 16 + 7  # two values, and log2(16 choose 2) for where they are
+
+
+def test_a_cut_keeps_marks_and_what_is_trained() -> None:
+    network = small()
+    network[0].weight.no_decay = True
+    network[0].bias.requires_grad_(False)
+    prune_units(network, trace(network, (ROW,)), {"0": [1, 5]})
+    assert network[0].weight.shape == (2, 12) and network[0].weight.no_decay
+    assert not network[0].bias.requires_grad and network[0].weight.requires_grad
+
+
+def test_what_sizes_leave_out_stands_in_the_report_and_under_an_inspection() -> None:
+    network = nn.Sequential(parametrizations.weight_norm(nn.Linear(12, 4)))
+    network.register_buffer("table", torch.zeros(100))
+    measured = measure(network, (ROW,), lambda given: 0.0)
+    assert measured.notes == (
+        "0.weight: computed by WeightNorm, and counted as the parameters that are stored",
+        "buffers are in no size: 400 bytes",
+    )
+    row = Row("dense", measured, None, {}, 0, 0.0, None, {})
+    assert notes([row])[1:] == [f"sizes: {note}" for note in sorted(measured.notes)]
+    assert Row.from_dict(row.to_dict()) == row
+    old = row.to_dict()
+    del old["measured"]["notes"]  # as earlier versions wrote it
+    assert Row.from_dict(old).measured.notes == ()
+    assert str(console.compared(measured, measured)[0].caption) == "\n".join(f"sizes: {note}" for note in measured.notes)
+    assert console.compared(measured, Row.from_dict(old).measured)[1] == []
