@@ -122,9 +122,13 @@ def _copy_tensors(network: nn.Module, memo: dict[int, Any]) -> None:
     for number, tensor in tensors.items():
         if number not in memo and type(tensor) in (Tensor, nn.Parameter) and (number in parameters or is_expanded(tensor)):
             memo[number] = _like(tensor, tensor.detach().clone())
-    for number in [number for number in tensors if number in memo]:  # after all copies: a mark may be another parameter
-        _share(list(vars(tensors[number]).values()), memo)
-        vars(memo[number]).update(copy.deepcopy(vars(tensors[number]), memo))
+    for number, tensor in tensors.items():  # after all copies: a mark may be another parameter
+        _share(list(vars(tensor).values()), memo)
+        if number not in memo and isinstance(tensor, nn.Parameter) and type(tensor).__deepcopy__ is nn.Parameter.__deepcopy__:
+            memo[number] = copy.deepcopy(tensor, memo)  # of a class of its own
+        if number in memo:
+            for mark, value in vars(tensor).items():
+                vars(memo[number]).setdefault(mark, copy.deepcopy(value, memo))
 
 
 def _like(tensor: Tensor, data: Tensor) -> Tensor:

@@ -90,9 +90,8 @@ class Stats:
 
     def caveat(self) -> str:
         """What is to be said of the samples; "" where there were as many as asked for."""
-        if self.samples >= self.asked:
-            return ""
-        return f"judged by the {self.samples:,} samples that an epoch holds, where {self.asked:,} were asked for"
+        told = f"judged by the {self.samples:,} samples that an epoch holds, where {self.asked:,} were asked for"
+        return told if self.samples < self.asked else ""
 
     def require(self, statistic: str) -> None:
         """Raise InputError if this statistic was not collected."""
@@ -143,8 +142,7 @@ def collect(
 
     statistics     some of STATISTICS; none: no data is read, and `sites` are those asked for
     samples        where the epoch holds fewer, all of them; `Stats.caveat` says so
-    sites          names; default: all. Those that cannot be watched are left out, and `Stats.unobservable` says why; no data is
-                   read where none is left
+    sites          names; default: all. Those that cannot be watched are left out: `Stats.unobservable` says why
     positions      patches drawn for each sample at each reader, for "gram" and "responses"
     curvature      what "pairs" is the curvature of.
                    "loss": S = mean_n u(n) u(n)^T, which for a cross-entropy with one right class is the empirical Fisher
@@ -173,11 +171,8 @@ def collect(
         )
     chosen = [name for name in graph.sites if name not in found.unobservable and (sites is None or name in sites)]
     if sites and not chosen:
-        raise Unobservable(
-            "none of the sites can be watched: "
-            + "; ".join(f"{name!r}: {reason}" for name, reason in found.unobservable.items())
-            + ". Rank them by their weights (l1, l2), which looks at no data"
-        )
+        told = "; ".join(f"{name!r}: {reason}" for name, reason in found.unobservable.items())
+        raise Unobservable(f"none of the sites can be watched: {told}. Rank them by their weights (l1, l2): that needs no data")
     if not chosen:
         return Stats(task, epoch, 0, 0, (), found, curvature)
     sums = _Sums(model, graph, found, chosen, asked, positions, seed, curvature)
@@ -268,12 +263,8 @@ class _Sums:
         """One batch: one run of the network, and the passes back that `collect` says."""
         backward = bool(self.statistics & {"gradients", "pairs", "weights"})
         run = _Run(self.model, self.graph, self.sites if backward else [], self.curvature)
-        with (
-            torch.set_grad_enabled(backward),
-            differentiable(self.parameters.values()),
-            gated(self.model, self.readers, run.gates, self._watch),
-            run.listening(),
-        ):
+        gates = gated(self.model, self.readers, run.gates, self._watch)
+        with torch.set_grad_enabled(backward), differentiable(self.parameters.values()), gates, run.listening():
             loss = task.loss(self.model, batch)
             run.check(loss)
             if backward:
@@ -365,10 +356,8 @@ class _Run:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        handles = [
-            self.model.register_forward_pre_hook(self._before, with_kwargs=True),
-            self.model.register_forward_hook(self._after),
-        ]
+        before = self.model.register_forward_pre_hook(self._before, with_kwargs=True)
+        handles = [before, self.model.register_forward_hook(self._after)]
         try:
             yield
         finally:

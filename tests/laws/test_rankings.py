@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from ordinary import IMAGE, ORDINARY, ROW, Ordinary, UNet, numbers, seeded
+from ordinary import ORDINARY, ROW, Ordinary, UNet, numbers, seeded
 from torch import Tensor, nn
 
 import featherweight as fw
+from featherweight.allocate.amc import Search
 from featherweight.copies import bare
 from featherweight.criteria import CRITERIA, NEEDS
 from featherweight.cutting import NOT_EXPRESSIBLE, cut_units, may_go
@@ -152,21 +153,44 @@ def test_a_budget_is_met_by_the_sites_that_are_left_and_without_any_the_way_out_
     assert NOT_EXPRESSIBLE.startswith("the network's own class")
 
 
-@pytest.mark.parametrize("recipe", ["apoz", "taylor", "thinet", "channel_lasso", "collaborative", "amc", "discriminative"])
-def test_recipes_take_the_samples_there_are(recipe: str) -> None:
-    network = nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 16), nn.ReLU(), nn.Linear(16, 4))
-    labels = torch.arange(12) % 4
-    rows = numbers(12, 12) + labels[:, None]
-    batches = list(zip(rows.split(4), labels.split(4), strict=True))
-    task = fw.Task(
+def table_net() -> nn.Module:
+    return seeded(lambda: nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 16), nn.ReLU(), nn.Linear(16, 4)))()
+
+
+def table_task(count: int) -> fw.Task:
+    """Batches of four rows."""
+    labels = torch.arange(count) % 4
+    rows = numbers(count, 12) + labels[:, None]
+    return fw.Task(
         (rows[:1],),
-        lambda epoch: batches,
+        lambda epoch: list(zip(rows.split(4), labels.split(4), strict=True)),
         lambda given, batch: F.cross_entropy(given(batch[0]), batch[1]),
         lambda given: 0.0,
         lambda parameters: torch.optim.SGD(parameters, 0.01),
     )
-    rows = fw.compress(network, getattr(fw.recipes, recipe)(macs=0.5, epochs=0), task).rows
+
+
+@pytest.mark.parametrize("recipe", ["apoz", "taylor", "thinet", "channel_lasso", "collaborative", "discriminative"])
+def test_recipes_take_the_samples_there_are(recipe: str) -> None:
+    rows = fw.compress(table_net(), getattr(fw.recipes, recipe)(macs=0.5, epochs=0), table_task(12)).rows
     spent = next((row.spent for row in rows if row.spent), None)
     assert spent is not None and spent.after <= 0.5 * spent.before
-    assert any("12 samples" in caveat for caveat in spent.caveats)
-    assert IMAGE.shape[0] == 4
+    assert any("judged by the 12 samples" in caveat for caveat in spent.caveats)
+
+
+def test_a_search_over_few_samples_is_judged_by_others_than_the_criterion_saw() -> None:
+    seen: list[int] = []
+    task = table_task(12)
+
+    def batches(epoch: int) -> Any:
+        for number, batch in enumerate(task.batches(epoch)):
+            seen.append(number)
+            yield batch
+
+    asked = Units("channel_lasso", macs=0.5, allot=Search(2, 1))
+    spent = cut_units(table_net(), dataclasses.replace(task, batches=batches), asked, 0).spent
+    assert spent.after <= 0.5 * spent.before
+    assert "the criterion looked at half of the 12 samples, and the search was judged by the others" in spent.caveats
+    assert max(seen) == 2
+    with pytest.raises(InputError, match=r"the epoch holds 1: give smaller batches, or fewer `samples`"):
+        cut_units(table_net(), table_task(4), asked, 0)
