@@ -6,7 +6,6 @@ DIR/compression.json     format version, edits, recipe and report; data only, un
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from featherweight import packed, storage, structure, tensor_files
 from featherweight.description import LARGEST_DESCRIPTION, Description, description_from
+from featherweight.copies import EXTRA, UnsupportedNetwork, copied, fill, state_of, unstorable
 from featherweight.edits import Snapshot, check_state, replay, structure_edit
 from featherweight.errors import ArtifactError, InputError, StorageError, did_you_mean, shortened
 from featherweight.structure import exported
@@ -110,10 +110,11 @@ def _whole(inside: int, folder: Path) -> tuple[Description, dict[str, Tensor]]:
 def save_cut(folder: str | Path, network: nn.Module, edits: Iterable[structure.Edit] = ()) -> dict[str, int]:
     """Write a network that `prune`, `drop` or `sweep` made: `edits` in order, or the exported module itself (no edits needed).
 
-    Returns the files' sizes in bytes. Raises as `save`, and NotStorable for an exported module with operations of its own.
+    Returns the files' sizes in bytes. Raises as `save`, NotStorable for an exported module with operations of its own, and
+    UnsupportedNetwork for a state that no file can hold.
     """
     if exported.is_exported(network):
-        state = {name: value.detach().clone() for name, value in network.state_dict().items()}
+        state = state_of(network)
         described = Description(featherweight=__version__, edits=[], exported=exported.to_dict(network), recipe={}, report=[])
         return save(folder, Snapshot([], state), described)
     snapshot = Snapshot.of(network, [structure_edit(edit) for edit in edits])
@@ -124,7 +125,8 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
     """A copy of `model`, an instance of the class that was compressed, with the edits replayed and the state loaded.
 
     `folder`: an artifact, or a packed file (.fwz). An artifact of an exported module needs no `model`. Nothing is unpickled,
-    imported or executed; `model` itself is not changed. Raises ArtifactError.
+    imported or executed; `model` itself is not changed, and may be on the meta device: what is loaded is then on the CPU.
+    Raises ArtifactError, and UnsupportedNetwork for a `model` that cannot be filled.
     """
     needed = InputError(f"{folder} holds weights and edits, not code: give it an instance of the class that was compressed")
     if Path(folder).suffix == ".fwz":
@@ -137,8 +139,11 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
     if model is None:
         raise needed
     edits = described.edits
-    network = replay(copy.deepcopy(model), edits)
+    network = replay(copied(model), edits)
     expected = network.state_dict()
+    for name, value in expected.items():
+        if not isinstance(value, Tensor) and (problem := unstorable(name, value)):
+            raise UnsupportedNetwork(problem)
     missing, extra = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     if missing or extra:
         name = (missing or extra)[0]
@@ -147,10 +152,12 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
         near = did_you_mean(name, expected)
         raise ArtifactError(f"{folder} is not of a {type(model).__name__}: it {side} {name!r}, which the network {other}.{near}")
     for name, tensor in state.items():
+        if name.rpartition(".")[2] == EXTRA:  # the module itself says what it takes
+            continue
         if tensor.shape != expected[name].shape or tensor.dtype != expected[name].dtype:
             given, wanted = (f"{tuple(t.shape)} {t.dtype}" for t in (tensor, expected[name]))
             raise ArtifactError(f"{folder} is not of a {type(model).__name__}: {name!r} is {given}, the network has {wanted}")
-    network.load_state_dict(state)
+    fill(network, state)
     check_state(network)
     return network
 

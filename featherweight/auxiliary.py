@@ -48,7 +48,7 @@ class Replay(nn.Module):
         super().__init__()
         self.value = value
 
-    def forward(self, *inputs: Any) -> Tensor:
+    def forward(self, *inputs: Any, **named: Any) -> Tensor:
         """The value."""
         return self.value
 
@@ -107,6 +107,7 @@ def with_auxiliary(task: Task, heads: Mapping[str, nn.Module], least: float = 0.
 def default_pivots(model: nn.Module, graph: Graph, count: int = 2) -> tuple[str, ...]:
     """`count` residual blocks, evenly spaced in the order in which they run; without blocks, modules that do products."""
     runs = list(dict.fromkeys(counted.module for counted in graph.walk.counts))[:-1]  # the last gives the output itself
+    runs = [name for name in runs if "parametrizations" not in name.split(".")]  # which give weights, and no features
     blocks = [name for name in graph.blocks if name in dict(model.named_modules())]
     modules = blocks if len(blocks) > count else [name for name in runs if name]
     chosen = [modules[(i + 1) * len(modules) // (count + 1)] for i in range(count)] if modules else []

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from featherweight.structure import Graph
 from featherweight.units import Cost
@@ -25,6 +25,8 @@ class Spent:
     spread         latency_ms: the larger interquartile range of the two networks' times and of their ratio, over its median
     gaps           of units certified: site -> the share of its damage that another choice of as many could save at most
     note           why `after` is not within 1 % of `asked`, in words; "" where it is
+    left_out       site that keeps all its units -> why the criterion could not rank it, or the class not express a cut of it
+    caveats        what else to know of the choice, such as that there were fewer samples than asked for
     """
 
     what: What
@@ -35,6 +37,15 @@ class Spent:
     spread: float | None = None
     note: str = ""
     gaps: dict[str, float] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    caveats: list[str] = field(default_factory=list)
+
+    def remarks(self) -> list[str]:
+        """`left_out` and `caveats` as sentences; sites that share a reason share one."""
+        sites: dict[str, list[str]] = {}
+        for site, reason in self.left_out.items():
+            sites.setdefault(reason, []).append(repr(site))
+        return [f"keeps all units of {', '.join(names)}: {reason}" for reason, names in sites.items()] + list(self.caveats)
 
     def __str__(self) -> str:
         because = f": {self.note}" if self.note else ""
@@ -58,7 +69,7 @@ def _bytes(network: nn.Module, graph: Graph) -> Cost:
     widths: dict[str, int] = {}
     rest, seen = 0, set[int]()
     for name, tensor in network.state_dict(keep_vars=True).items():
-        if id(tensor) in seen:
+        if not isinstance(tensor, Tensor) or id(tensor) in seen:  # extra state that is no tensor has no bytes: a report says so
             continue
         seen.add(id(tensor))
         if name in graph.tensors:

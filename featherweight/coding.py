@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from featherweight.codes import Code
+from featherweight.copies import copied, hooked
+from featherweight.errors import InputError
 from featherweight.views import View
 
 
@@ -45,14 +47,22 @@ def attach(model: nn.Module, name: str, view: View, code: Code, *, blank: bool =
     `blank`: not refitted but zero, for a code whose discrete part and values are still to be loaded.
     """
     module, attribute = owner(model, name)
+    if isinstance(module, parametrize.ParametrizationList):
+        raise InputError(f"{name!r} is stored for a weight that the network's own parametrization computes: take that off first")
     weight = getattr(module, attribute)
+    marks = dict(vars(weight))
     viewed = Viewed(view, tuple(weight.shape), code, is_channels_last(weight), blank)
     parametrize.register_parametrization(module, attribute, viewed, unsafe=blank)  # unsafe: without decoding for a look
+    for free in module.parametrizations[attribute].parameters(recurse=False):  # type: ignore[union-attr, index]
+        vars(free).update(marks)
 
 
 def detach(model: nn.Module, name: str) -> None:
-    """Turn a coded parameter back into a plain one that holds the decoded weight; its gradient history is dropped."""
+    """Turn a coded parameter back into a plain one that holds the decoded weight; its gradient history is dropped, its marks
+    (Python attributes) and whether it is trained are kept.
+    """
     module, attribute = owner(model, name)
+    free = list(module.parametrizations[attribute].parameters(recurse=False))  # type: ignore[union-attr, index]
     with torch.no_grad():
         weight = getattr(module, attribute).clone()
     # a deep copy shares its class with the original, and removal deletes the property from that class: take a class of its own
@@ -61,12 +71,14 @@ def detach(model: nn.Module, name: str) -> None:
     module.__class__ = type(shared.__name__, shared.__bases__, body)
     # `remove_parametrizations` would keep the first original's storage, whose shape differs from the weight's
     parametrize.remove_parametrizations(module, attribute, leave_parametrized=True)
-    setattr(module, attribute, nn.Parameter(weight))
+    made = nn.Parameter(weight, any(part.requires_grad for part in free))
+    vars(made).update(*(vars(part) for part in free[:1]))
+    setattr(module, attribute, made)
 
 
 def plain(model: nn.Module) -> nn.Module:
-    """A copy of `model` whose coded parameters are ordinary ones that hold the decoded weights."""
-    network = copy.deepcopy(model)
+    """A copy of `model`, out of its wrappers, whose coded parameters are ordinary ones that hold the decoded weights."""
+    network = copied(model)
     for name in list(coded(network)):
         detach(network, name)
     return network
@@ -79,6 +91,43 @@ def coded(model: nn.Module) -> dict[str, Viewed]:
         if isinstance(module, parametrize.ParametrizationList) and isinstance(module[0], Viewed):
             prefix, _, attribute = path.rpartition("parametrizations.")
             found[prefix + attribute] = module[0]
+    return found
+
+
+@dataclass(frozen=True)
+class Computed:
+    """A weight that the user's own parametrization, mask or hook computes from what is stored.
+
+    by      what computes it: the names of classes
+    stored  the parameters that it is computed from
+    masked  0 in it where a pruning mask says so, and else what is stored
+    remove  the call that makes it an ordinary parameter
+    """
+
+    by: str
+    stored: tuple[str, ...]
+    masked: bool
+    remove: str
+
+
+def computed(model: nn.Module) -> dict[str, Computed]:
+    """Weight name -> how it is computed, for parametrizations that are no codes of ours, pruning masks and torch's old norms."""
+    found: dict[str, Computed] = {}
+    for path, module in model.named_modules():
+        dot = path + "." * bool(path)
+        where = f"network.get_submodule({path!r})" if path else "network"
+        for attribute, listed in module.parametrizations.items() if parametrize.is_parametrized(module) else ():
+            if not isinstance(listed[0], Viewed):
+                by = ", ".join(type(step).__name__.lstrip("_") for step in listed)
+                stored = tuple(f"{dot}parametrizations.{attribute}.{name}" for name, _ in listed.named_parameters())
+                call = f"torch.nn.utils.parametrize.remove_parametrizations({where}, {attribute!r})"
+                found[dot + attribute] = Computed(by, stored, False, call)
+        for attribute, (by, remove) in hooked(module).items():
+            own = [name for name, _ in module.named_parameters(recurse=False)]
+            stored = tuple(dot + name for name in own if name.rpartition("_")[0] == attribute)
+            found[dot + attribute] = Computed(
+                by, stored, remove == "prune.remove", f"torch.nn.utils.{remove}({where}, {attribute!r})"
+            )
     return found
 
 

@@ -277,7 +277,7 @@ def _number(value: float | None) -> str:
 
 
 def compared(measured: Measurement, claimed: Measurement) -> tuple[Table, list[str]]:
-    """What was measured beside what the report says, and the names of the numbers that differ."""
+    """What was measured beside what the report says, with what the sizes leave out; and the names of the numbers that differ."""
     rows, differ = [], []
     for name, title in COMPARED.items():
         ours, theirs = getattr(measured, name), getattr(claimed, name)
@@ -285,7 +285,10 @@ def compared(measured: Measurement, claimed: Measurement) -> tuple[Table, list[s
         if not same:
             differ.append(title)
         rows.append((title, _number(ours), _number(theirs), "" if same else "DIFFERS"))
-    return table(("", "measured", "report says", ""), rows), differ
+    made = table(("", "measured", "report says", ""), rows)
+    if measured.notes:
+        made.caption = Text(printable("\n".join(f"sizes: {note}" for note in measured.notes)), justify="left")
+    return made, differ
 
 
 def inspection(numbers: Table, left: dict[str, dict[str, Any]], files: dict[str, int]) -> None:

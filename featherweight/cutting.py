@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import copy
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,17 +17,20 @@ from featherweight.allocate.amc import Place, Search, search
 from featherweight.auxiliary import new_heads, with_auxiliary
 from featherweight.budgets import Spent, cost_of, counted
 from featherweight.coding import coded, layouts_kept
-from featherweight.criteria import CRITERIA, NEEDS, Ordered, Quadratic, Ranking, refit
+from featherweight.copies import copied
+from featherweight.criteria import CRITERIA, NEEDS, Ordered, Quadratic, Ranking, refit, unfitted
 from featherweight.errors import InputError
-from featherweight.gates import find_readers, producers
+from featherweight.gates import producers
 from featherweight.modes import evaluating
 from featherweight.pace import within
 from featherweight.plan import matches
 from featherweight.recipe import Units
-from featherweight.stats import Stats, collect
+from featherweight.stats import Stats, collect, unobservable
 from featherweight.structure import Edit, Graph, expressible, prune, trace
 from featherweight.training import Batch, Task
 from featherweight.units import Sizes, Stopping, allot, offered
+
+NOT_EXPRESSIBLE = "the network's own class cannot express a cut of it"
 
 
 @dataclass(frozen=True)
@@ -43,32 +45,56 @@ def cut_units(network: nn.Module, task: Task, asked: Units, epoch: int, auxiliar
     """Cut `network` in place, by what it does on the first batches of `epoch`. `auxiliary`: the loss that the criterion looks at
     adds those of heads inside the network, trained here.
 
-    Raises InputError where no site may go or codes are in the way, Infeasible for a budget below what the smallest sizes cost,
-    and what the criterion raises.
+    Sites that the class cannot express a cut of, or that the criterion cannot watch or rank, keep all their units:
+    `Spent.left_out` says why. Raises InputError where none is left or codes are in the way, Infeasible for a budget below what
+    the smallest sizes cost, and what the criterion raises about the network as a whole.
     """
     held = sorted(coded(network))
     if held:
         raise InputError(f"units are cut before weights are coded: {', '.join(held)} have a code. Put the stage that cuts first")
     graph = trace(network, task.example)
-    statistics = {*NEEDS[asked.criterion], *(("gram",) if asked.refit else ())}
-    possible = [name for name in graph.sites if matches(asked.sites, name)]
-    out = find_readers(network, graph, possible).unobservable if statistics else {}
-    sites = expressible(network, graph, [name for name in possible if name not in out])
+    statistics = _statistics(asked)
+    sites, left_out = may_go(network, graph, asked)
     if not sites:
+        told = "".join(f"; {name}: {why}" for name, why in left_out.items())
         raise InputError(
             f"no units can go: of the sites {', '.join(graph.sites) or '(none)'} those that match {asked.sites!r} cannot be cut "
-            f"in the network's own class, or not be watched{''.join(f'; {name}: {why}' for name, why in out.items())}"
+            f"in the network's own class, or not be watched{told}. Rank by l1 or l2, which look at weights alone, or match other "
+            "sites"
         )
     watched = with_auxiliary(task, new_heads(network, task, epoch), most=1.0) if auxiliary else task
     stats = collect(
         network, graph, watched, statistics, sites=sites, samples=asked.samples, epoch=epoch, curvature=asked.curvature
     )
+    halved = isinstance(asked.allot, Search) and stats.count > 1 and not _more(task, epoch, stats.count)
+    caveats = [stats.caveat()] if stats.caveat() else []
+    if halved:  # the search is judged by samples that the criterion did not look at
+        caveats.append(f"the criterion looked at half of the {stats.samples:,} samples, and the search was judged by the others")
+        stats = collect(
+            network, graph, watched, statistics, sites=sites, samples=stats.samples // 2, epoch=epoch, curvature=asked.curvature
+        )
     stats = replace(stats, task=task)
-    ranked = Ranked(network, graph, stats, CRITERIA[asked.criterion](network, graph, stats), asked.refit)
+    rankings = CRITERIA[asked.criterion](network, graph, stats)
+    ranked = Ranked(network, graph, stats, rankings, asked.refit)
     sizes, spent = _sizes(ranked, asked)
     if asked.certify:
         spent = replace(spent, gaps=ranked.gaps(sizes))
+    caveats += [*rankings.caveats, *ranked.not_refitted(sizes)]
+    spent = replace(spent, left_out={**left_out, **rankings.left_out}, caveats=caveats)
     return Cutting(ranked.cut(network, sizes), spent)
+
+
+def may_go(network: nn.Module, graph: Graph, asked: Units) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The sites of which units may go, and those that match but keep all of theirs, with why. No data is looked at: the criterion
+    may leave out more once it has seen some."""
+    possible = [name for name in graph.sites if matches(asked.sites, name)]
+    left_out = unobservable(network, graph, _statistics(asked), possible)
+    sites = expressible(network, graph, [name for name in possible if name not in left_out])
+    return sites, left_out | {name: NOT_EXPRESSIBLE for name in possible if name not in left_out and name not in sites}
+
+
+def _statistics(asked: Units) -> set[str]:
+    return {*NEEDS[asked.criterion], *(("gram",) if asked.refit else ())}
 
 
 @dataclass(frozen=True)
@@ -83,7 +109,7 @@ class Ranked:
 
     def cut(self, network: nn.Module, sizes: Sizes) -> Edit | None:
         """Cut `network`, which is ours or a copy of it, in place. None where all units stay."""
-        keep = {site: self.rankings[site].keep(size) for site, size in sizes.items() if size < self.rankings[site].size}
+        keep = self.keep(sizes)
         if self.refit and keep:
             parameters = dict(network.named_parameters())
             with torch.no_grad():
@@ -92,6 +118,15 @@ class Ranked:
         with layouts_kept(network):
             return prune(network, self.graph, keep, where="class").edit if keep else None
 
+    def keep(self, sizes: Sizes) -> dict[str, tuple[int, ...]]:
+        """The units that stay of each site that loses some."""
+        return {site: self.rankings[site].keep(size) for site, size in sizes.items() if size < self.rankings[site].size}
+
+    def not_refitted(self, sizes: Sizes) -> list[str]:
+        """Which of the layers that read what is cut keep their weights, though they were to be fitted anew, and why."""
+        found = unfitted(self.network, self.stats, self.keep(sizes)) if self.refit else {}
+        return [f"{module} is not fitted anew: {why}" for module, why in found.items()]
+
     def gaps(self, sizes: Sizes) -> dict[str, float]:
         """Site that is cut -> how far its choice is from the best one at most, where the criterion can prove it."""
         held = {site: (self.rankings[site], size) for site, size in sizes.items()}
@@ -99,7 +134,7 @@ class Ranked:
 
     def copy(self, sizes: Sizes) -> nn.Module:
         """A copy of the network, cut."""
-        made = copy.deepcopy(self.network)
+        made = copied(self.network)
         self.cut(made, sizes)
         return made
 
@@ -151,7 +186,7 @@ def _reward(ranked: Ranked, samples: int) -> Callable[[Sizes], float]:
     """sizes -> how good the network so cut is, untuned, on training batches of about `samples` that nothing else here looked at:
     the share of right answers where a batch is (inputs, class of each), else minus the loss. The task's score is never asked.
 
-    Raises InputError where no batch is left.
+    Raises InputError where the epoch is one batch.
     """
     task, count = ranked.stats.task, ranked.stats.count
     held: list[Batch] = []
@@ -163,7 +198,10 @@ def _reward(ranked: Ranked, samples: int) -> Callable[[Sizes], float]:
         if seen >= samples:
             break
     if not held:
-        raise InputError(f"the search needs training batches beyond the {count} that the criterion looks at: give fewer samples")
+        raise InputError(
+            f"the search is judged by training batches that the criterion did not look at, and the epoch holds {count}: give "
+            "smaller batches, or fewer `samples`"
+        )
 
     def reward(sizes: Sizes) -> float:
         network = ranked.copy(sizes)
@@ -171,6 +209,11 @@ def _reward(ranked: Ranked, samples: int) -> Callable[[Sizes], float]:
             return sum(_judged(network, task, batch) for batch in held) / len(held)
 
     return reward
+
+
+def _more(task: Task, epoch: int, count: int) -> bool:
+    """Does the epoch hold more than `count` batches?"""
+    return next(itertools.islice(iter(task.batches(epoch)), count, None), None) is not None
 
 
 def _judged(network: nn.Module, task: Task, batch: Batch) -> float:

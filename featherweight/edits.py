@@ -6,7 +6,6 @@ memory, is bounded by the network before anything of that size is read or made.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,6 +18,7 @@ from torch.nn.utils import parametrize
 from featherweight import structure
 from featherweight.codes import CODES, Code
 from featherweight.coding import Viewed, attach, coded, layouts_kept, owner
+from featherweight.copies import bare, copied, fill, state_of
 from featherweight.errors import ArtifactError, InputError, short
 from featherweight.factor import replay_factor
 from featherweight.structure.errors import StructureError
@@ -73,18 +73,20 @@ class Snapshot:
 
     @classmethod
     def of(cls, model: nn.Module, structural: list[Edit]) -> Snapshot:
-        """`structural`: the edits, before any code, that made `model` from the user's network."""
-        state = {name: value.detach().to("cpu", copy=True) for name, value in model.state_dict().items()}
-        return cls(structural + code_edits(model), state)
+        """`structural`: the edits, before any code, that made `model` from the user's network. Raises UnsupportedNetwork for a
+        state that no file can hold.
+        """
+        network = bare(model)
+        return cls(structural + code_edits(network), state_of(network))
 
     def structural(self) -> list[Edit]:
         return [edit for edit in self.edits if edit["edit"] != "code"]
 
     def build(self, original: nn.Module) -> nn.Module:
         """A new network: a copy of the user's original one with the edits replayed and the state loaded."""
-        model = replay(copy.deepcopy(original), self.edits)
+        model = replay(copied(original), self.edits)
         try:
-            model.load_state_dict(self.state)
+            fill(model, self.state)
         except RuntimeError as error:
             raise ArtifactError(f"what was saved is not of this {type(original).__name__}: {error}") from None
         return model

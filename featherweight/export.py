@@ -7,7 +7,6 @@ ONNX needs `pip install "featherweight[onnx]"`.
 from __future__ import annotations
 
 import contextlib
-import copy
 import importlib
 import io
 import logging
@@ -28,6 +27,7 @@ from torch.utils import _pytree
 
 from featherweight import storage
 from featherweight.coding import coded, detach
+from featherweight.copies import copied
 from featherweight.errors import FeatherweightError, InputError, StorageError
 from featherweight.factor import materialise
 
@@ -139,11 +139,7 @@ def _placed(part: Path, path: Path, format: Format) -> list[str]:
 
 def shippable(model: nn.Module, example: tuple[Tensor, ...] | None = None) -> nn.Module:
     """A copy of `model` in eval mode without codes, which computes the same. Low-rank codes become thin layers where it pays."""
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, nn.RNNBase):  # it caches its decoded weights, and a cached gradient cannot be copied
-                module.to(next(module.parameters()).device)
-    network = copy.deepcopy(model).eval()
+    network = copied(model).eval()
     if coded(network):
         materialise(network, example=example)
     for name in coded(network):

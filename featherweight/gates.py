@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from featherweight.calls import samples_in
 from featherweight.errors import InputError
 from featherweight.structure import Graph
 from featherweight.structure.cut import check_fresh
@@ -105,6 +106,19 @@ def find_readers(model: nn.Module, graph: Graph, sites: Iterable[str] | None = N
     return Readers(tuple(found.values()), {}).without(reasons)
 
 
+@contextmanager
+def differentiable(parameters: Iterable[Tensor]) -> Iterator[None]:
+    """Inside, gradients with respect to these parameters can be asked for, frozen ones too."""
+    frozen = [parameter for parameter in parameters if not parameter.requires_grad]
+    try:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+
+
 def _layer(model: nn.Module, graph: Graph, reading: Reading) -> Layer | str:
     """The layer that does this sum, if its input can be multiplied before it; else why not."""
     where = graph.walk.where(reading.node)
@@ -117,8 +131,7 @@ def _layer(model: nn.Module, graph: Graph, reading: Reading) -> Layer | str:
     if weight is None or weight is not graph.captured.tensors.get(reading.weight):
         return f"its units are read by {where}, which does not hold the weight {reading.weight!r} as its own parameter"
     shape = shape_of(reading.source) if reading.source is not None else None
-    copies = next(value.shape[0] for value in graph.captured.inputs if isinstance(value, Tensor))
-    if shape is None or shape[0] != copies:
+    if not shape or shape[0] != samples_in((graph.captured.inputs,), {}):
         return f"its units are read by {where} where the first dimension is not the batch, so samples cannot be told apart"
     return layer
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import asdict
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from featherweight.budgets import SHARES, What, cost_of, counted
+from featherweight.copies import copied
 from featherweight.cutting import cut_units
 from featherweight.errors import InputError, did_you_mean
 from featherweight.recipe import Units
@@ -81,7 +81,7 @@ def cuts(network: nn.Module, task: Task, what: What, amount: float) -> dict[str,
     graph = trace(network, task.example)
     kept = {name: site.size for name, site in graph.sites.items()}
     if what == "latency_ms":
-        done = cut_units(copy.deepcopy(network), task, Units("l1", latency_ms=amount), 0)
+        done = cut_units(copied(network), task, Units("l1", latency_ms=amount), 0)
         spent = done.spent
         kept |= dict(done.edit.sites) if done.edit is not None else {}
     else:

@@ -7,7 +7,6 @@ off is built and timed as well; where the table was wrong there, it is read agai
 
 from __future__ import annotations
 
-import copy
 import math
 import statistics
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from featherweight.allocate.choices import Infeasible
 from featherweight.budgets import CLOSE, Spent
+from featherweight.copies import copied
 from featherweight.latency import interleaved, judge
 from featherweight.units import Cost, Sizes
 
@@ -118,7 +118,7 @@ def timed(networks: Mapping[str, nn.Module], example: tuple[Tensor, ...], rounds
     """Name -> seconds of one call in each round, in turns, in eval mode."""
 
     def call(network: nn.Module) -> Callable[[], object]:
-        placed = copy.deepcopy(network).eval()
+        placed = copied(network).eval()
 
         def once() -> object:
             with torch.inference_mode():

@@ -30,7 +30,8 @@ class Row:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Row:
         targets = {name: (left, whole) for name, (left, whole) in data["targets"].items()}
-        measured = Measurement(**data["measured"] | {"uncounted": tuple(data["measured"]["uncounted"])})
+        listed = {name: tuple(data["measured"].get(name, ())) for name in ("uncounted", "notes")}
+        measured = Measurement(**data["measured"] | listed)
         spent = Spent(**data["spent"]) if data.get("spent") else None
         return cls(**data | {"targets": targets, "measured": measured, "spent": spent})
 
@@ -81,7 +82,11 @@ def notes(rows: Sequence[Row], health: float = 0.1) -> list[str]:
     uncounted = sorted({name for row in rows for name in row.measured.uncounted})
     if uncounted:
         found.append(f"* MACs are not, or not all, counted: {'; '.join(uncounted)}")
+    found += sorted({f"sizes: {note}" for row in rows for note in row.measured.notes})
     found += [f"stage {row.stage!r}: {row.spent}" for row in rows if row.spent and (row.spent.note or row.asked is None)]
+    for row in rows:
+        if row.spent:
+            found += [f"stage {row.stage!r}: {remark}" for remark in row.spent.remarks()]
     for row in rows:
         if row.spent and row.spent.gaps:
             site, worst = max(row.spent.gaps.items(), key=lambda gap: gap[1])

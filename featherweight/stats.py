@@ -31,8 +31,9 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from featherweight.calls import first_tensor
 from featherweight.errors import InputError, did_you_mean
-from featherweight.gates import Layer, Reader, Readers, Unobservable, find_readers, gated, producers, unit_sums
+from featherweight.gates import Layer, Reader, Readers, Unobservable, differentiable, find_readers, gated, producers, unit_sums
 from featherweight.modes import evaluating
 from featherweight.patches import drawn, patches
 from featherweight.structure import Graph
@@ -43,7 +44,7 @@ STATISTICS = ("zeros", "gradients", "pairs", "weights", "gram", "responses")
 
 
 class TooFewSamples(InputError):
-    """Calibration data that is too small for what is to be estimated from it."""
+    """Calibration data without a sample."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Stats:
     """What `collect` found. Dictionaries are empty where a statistic was not asked for.
 
     sites         those that were asked about and can be watched, in the order of the graph
-    samples       how many were seen, in `count` batches
+    samples       how many were seen, in `count` batches: fewer than `asked` where the epoch holds no more
     """
 
     task: Task
@@ -69,6 +70,7 @@ class Stats:
     sites: tuple[str, ...]
     readers: Readers
     curvature: Curvature = "loss"  # what `pairs` is the curvature of
+    asked: int = 0
     zeros: dict[str, Tensor] = field(default_factory=dict)
     gradients: dict[str, Tensor] = field(default_factory=dict)
     magnitudes: dict[str, Tensor] = field(default_factory=dict)
@@ -85,6 +87,11 @@ class Stats:
     def batches(self) -> Iterator[Batch]:
         """The batches that these statistics are of."""
         return itertools.islice(iter(self.task.batches(self.epoch)), self.count)
+
+    def caveat(self) -> str:
+        """What is to be said of the samples; "" where there were as many as asked for."""
+        told = f"judged by the {self.samples:,} samples that an epoch holds, where {self.asked:,} were asked for"
+        return told if self.samples < self.asked else ""
 
     def require(self, statistic: str) -> None:
         """Raise InputError if this statistic was not collected."""
@@ -109,6 +116,12 @@ def memory(model: nn.Module, graph: Graph, statistics: Iterable[str], sites: Ite
     return 8 * entries
 
 
+def unobservable(model: nn.Module, graph: Graph, statistics: Iterable[str], sites: Iterable[str] | None = None) -> dict[str, str]:
+    """Site -> why it cannot be watched for these statistics, without a look at data: what `collect` would leave out."""
+    asked = _known(statistics)
+    return _watched(model, graph, sites, asked).unobservable if asked else {}
+
+
 def collect(
     model: nn.Module,
     graph: Graph,
@@ -128,7 +141,8 @@ def collect(
     `task.loss` is to be the mean over the samples of the batch of a loss of each, and to call the network once.
 
     statistics     some of STATISTICS; none: no data is read, and `sites` are those asked for
-    sites          names, which must be watchable; default: all that are
+    samples        where the epoch holds fewer, all of them; `Stats.caveat` says so
+    sites          names; default: all. Those that cannot be watched are left out: `Stats.unobservable` says why
     positions      patches drawn for each sample at each reader, for "gram" and "responses"
     curvature      what "pairs" is the curvature of.
                    "loss": S = mean_n u(n) u(n)^T, which for a cross-entropy with one right class is the empirical Fisher
@@ -139,19 +153,14 @@ def collect(
                    more; the gradient of this loss is 0
     limit          bytes that the sums may take
 
-    Raises UnknownSite, Unobservable, TooFewSamples; InputError where the sums would not fit in `limit` or the loss is not what
-    it has to be.
+    Raises UnknownSite; Unobservable where none of the sites named can be watched, TooFewSamples where the epoch is empty;
+    InputError where the sums would not fit in `limit` or the loss is not what it has to be.
     """
     asked = _known(statistics)
     if curvature not in get_args(Curvature):
         raise InputError(f"curvature is one of {', '.join(get_args(Curvature))}, not {curvature!r}")
+    sites = None if sites is None else list(sites)
     found = _watched(model, graph, sites, asked)
-    if sites is not None and found.unobservable and asked:
-        raise Unobservable(
-            "these sites cannot be watched: "
-            + "; ".join(f"{name!r}: {reason}" for name, reason in found.unobservable.items())
-            + ". Leave them out, or rank them by their weights (l1, l2)"
-        )
     if not asked:
         return Stats(task, epoch, 0, 0, tuple(graph.sites if sites is None else sites), found)
     needed = memory(model, graph, asked, sites)
@@ -160,19 +169,21 @@ def collect(
             f"the statistics {', '.join(asked)} take {needed:,} bytes, more than the limit of {limit:,}: ask about fewer sites "
             "at a time, or raise `limit`"
         )
-    chosen = [name for name in graph.sites if name not in found.unobservable and (sites is None or name in set(sites))]
+    chosen = [name for name in graph.sites if name not in found.unobservable and (sites is None or name in sites)]
+    if sites and not chosen:
+        told = "; ".join(f"{name!r}: {reason}" for name, reason in found.unobservable.items())
+        raise Unobservable(f"none of the sites can be watched: {told}. Rank them by their weights (l1, l2): that needs no data")
+    if not chosen:
+        return Stats(task, epoch, 0, 0, (), found, curvature)
     sums = _Sums(model, graph, found, chosen, asked, positions, seed, curvature)
     with evaluating(model):
         for batch in task.batches(epoch):
             sums.add(task, batch)
             if sums.samples >= samples:
                 break
-    if sums.samples < samples:
-        raise TooFewSamples(
-            f"the calibration data holds {sums.samples} samples, and {samples} were asked for: give more data, or a smaller "
-            "`samples`"
-        )
-    return Stats(task, epoch, sums.samples, sums.count, tuple(chosen), found, curvature, **sums.means())
+    if not sums.samples:
+        raise TooFewSamples(f"batches({epoch}) of the task gave no sample to look at: is the data set empty?")
+    return Stats(task, epoch, sums.samples, sums.count, tuple(chosen), found, curvature, samples, **sums.means())
 
 
 def _known(statistics: Iterable[str]) -> list[str]:
@@ -247,19 +258,17 @@ class _Sums:
         self.entries: dict[str, int] = {}  # of "zeros", "gram" and "responses", by site or module
         self.makers = {site: producers(graph, site) for site in sites} if "weights" in self.statistics else {}
         self.parameters = {name: model.get_parameter(name) for made in self.makers.values() for name, _ in made}
-        fixed = [name for name, parameter in self.parameters.items() if not parameter.requires_grad]
-        if fixed:
-            raise InputError(f"the statistic 'weights' needs gradients of {', '.join(fixed)}: call requires_grad_(True) on them")
 
     def add(self, task: Task, batch: Batch) -> None:
         """One batch: one run of the network, and the passes back that `collect` says."""
         backward = bool(self.statistics & {"gradients", "pairs", "weights"})
         run = _Run(self.model, self.graph, self.sites if backward else [], self.curvature)
-        with torch.set_grad_enabled(backward), gated(self.model, self.readers, run.gates, self._watch), run.listening():
+        gates = gated(self.model, self.readers, run.gates, self._watch)
+        with torch.set_grad_enabled(backward), differentiable(self.parameters.values()), gates, run.listening():
             loss = task.loss(self.model, batch)
-        run.check(loss)
-        if backward:
-            self._gradients(run, loss)
+            run.check(loss)
+            if backward:
+                self._gradients(run, loss)
         self.samples += run.samples
         self.count += 1
 
@@ -347,15 +356,16 @@ class _Run:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        handles = [self.model.register_forward_pre_hook(self._before), self.model.register_forward_hook(self._after)]
+        before = self.model.register_forward_pre_hook(self._before, with_kwargs=True)
+        handles = [before, self.model.register_forward_hook(self._after)]
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _before(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
-        first = next(value for value in inputs if isinstance(value, Tensor))
+    def _before(self, model: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        first = first_tensor(inputs, named)
         like = next((p for p in model.parameters() if p.is_floating_point()), first)
         self.samples, self.runs = first.shape[0], self.runs + 1
         for site in self.sites:

@@ -5,12 +5,14 @@ Every law about networks runs over `ORDINARY`. A network is added here when its 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+import torch.nn.utils.prune
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
@@ -204,4 +206,98 @@ ORDINARY: dict[str, Ordinary] = {
     "foreign parametrizations": Ordinary(seeded(foreign_parametrizations), (ROW,), logits=itself),
     "old weight norm": Ordinary(seeded(old_weight_norm), (ROW,), logits=itself),
     "complex outputs": Ordinary(seeded(Complex), (ROW,), logits=lambda output: output[0]),
+}
+
+
+# --- modules as their owners made them ---------------------------------------------------------------------------------
+
+
+def small() -> nn.Module:
+    return nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 4))
+
+
+def pruning_masks() -> nn.Module:
+    network = small()
+    with torch.enable_grad():  # the masked weight is computed, as in a notebook
+        torch.nn.utils.prune.l1_unstructured(network[0], "weight", 0.5)
+        torch.nn.utils.prune.ln_structured(network[2], "weight", 0.25, n=2, dim=0)
+    return network
+
+
+def old_spectral_norm() -> nn.Module:
+    network = small()
+    torch.nn.utils.spectral_norm(network[2])
+    return network
+
+
+class Members(nn.Module):
+    """What a module may hold beside its weights: locks, a lambda, a generator, a cached result, settings, and a
+    method of its own as a hook."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = small()
+        self.lock, self.scale = threading.Lock(), lambda x: 2 * x
+        self.numbers, self.random = (n for n in range(3)), torch.Generator().manual_seed(1)
+        self.settings = [{"lock": threading.Lock()}, {"rates": [0.1, 0.2]}]
+        self.cached = [self.layers(numbers(2, 12))]
+        self.calls = 0
+        self.layers[0].register_forward_hook(self.counted)
+
+    def counted(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        self.calls += 1
+
+    def forward(self, row: Tensor) -> Tensor:
+        with self.lock:
+            return self.scale(self.layers(row))
+
+
+class TensorState(nn.Module):
+    """Extra state that is a tensor, and a mark on a parameter that an optimizer reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers, self.largest = small(), torch.ones(1)
+        self.layers[0].bias.no_decay = True
+        self.layers[2].bias.requires_grad_(False)
+
+    def get_extra_state(self) -> Tensor:
+        return self.largest
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.largest = state
+
+    def forward(self, row: Tensor) -> Tensor:
+        return self.layers(row) * self.largest
+
+
+class Shares(nn.Module):
+    """A matrix under two names, two parameters in the same memory, and an expanded parameter and buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.again, self.third, self.out = (nn.Linear(12, 12) for _ in range(4))
+        self.again.weight = self.first.weight
+        self.third.weight = nn.Parameter(self.first.weight.data)
+        self.gain = nn.Parameter(torch.full((1,), 1.5).expand(12))
+        self.register_buffer("shift", torch.full((1,), 0.5).expand(12))
+
+    def forward(self, row: Tensor) -> Tensor:
+        hidden = torch.relu(self.again(torch.relu(self.first(row))))
+        return (self.out(torch.relu(self.third(hidden))) * self.gain + self.shift)[:, :4]
+
+
+def in_float64() -> nn.Module:
+    return small().double()
+
+
+ORDINARY |= {
+    "pruning masks": Ordinary(seeded(pruning_masks), (ROW,), logits=itself),
+    "old spectral norm": Ordinary(seeded(old_spectral_norm), (ROW,), logits=itself),
+    "members that cannot be copied": Ordinary(seeded(Members), (ROW,), logits=itself),
+    "extra state, marks": Ordinary(seeded(TensorState), (ROW,), logits=itself),
+    "shared and expanded": Ordinary(seeded(Shares), (ROW,), logits=itself),
+    "data parallel": Ordinary(seeded(lambda: nn.DataParallel(small())), (ROW,), logits=itself),
+    "a wrapper inside": Ordinary(seeded(lambda: nn.Sequential(nn.DataParallel(small()), nn.Linear(4, 4))), (ROW,), logits=itself),
+    "float64": Ordinary(seeded(in_float64), (ROW.double(),), logits=itself),
 }

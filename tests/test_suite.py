@@ -22,11 +22,13 @@ ORDER = (  # each may import only what stands before it; `structure` and `recipe
         "tensor_files",
         "generators",
         "modes",
+        "calls",
         "views",
         "svd",
         "scales",
         "kmeans",
         "codes",
+        "copies",
         "coding",
     ),  # weights
     *("menus", "sets", "allocate", "drivers", "freezing", "bits"),  # what must hold of them, and how it is imposed

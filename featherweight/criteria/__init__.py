@@ -4,8 +4,8 @@ from featherweight.criteria.activation import apoz, taylor, taylor_weight
 from featherweight.criteria.discriminative import discriminative
 from featherweight.criteria.pairwise import Certificate, Quadratic, collaborative
 from featherweight.criteria.propagate import nisp
-from featherweight.criteria.ranking import Criterion, Ordered, Ranking, Unsuited, by_score
-from featherweight.criteria.reconstruct import Lasso, channel_lasso, refit, thinet
+from featherweight.criteria.ranking import Criterion, Ordered, Ranking, Rankings, Unsuited, by_score
+from featherweight.criteria.reconstruct import Lasso, channel_lasso, refit, thinet, unfitted
 from featherweight.criteria.weight import bn_scale, l1, l2
 
 CRITERIA: dict[str, Criterion] = {
@@ -45,6 +45,7 @@ __all__ = [
     "Ordered",
     "Quadratic",
     "Ranking",
+    "Rankings",
     "Unsuited",
     "apoz",
     "bn_scale",
@@ -59,4 +60,5 @@ __all__ = [
     "taylor",
     "taylor_weight",
     "thinet",
+    "unfitted",
 ]

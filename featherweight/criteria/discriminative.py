@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from featherweight.auxiliary import default_pivots, losses, trained_heads
-from featherweight.criteria.ranking import Ordered, Ranking
+from featherweight.criteria.ranking import Ordered, Rankings, ranked
 from featherweight.criteria.reconstruct import refit
-from featherweight.gates import Reader
+from featherweight.gates import Reader, differentiable
 from featherweight.modes import evaluating
 from featherweight.stats import Stats
 from featherweight.structure import Graph
@@ -36,7 +36,7 @@ def discriminative(
     heads: Mapping[str, nn.Module] | None = None,
     rounds: int = 8,
     balance: float = 1.0,
-) -> dict[str, Ranking]:
+) -> Rankings:
     """Units in the order in which DCP takes them; the damage is what L has more than with all units.
 
     heads   pivot -> head, trained (`auxiliary.trained_heads`); default: two, trained here on the calibration batches
@@ -44,10 +44,12 @@ def discriminative(
     Cost: for each site `rounds` runs of the network forward and back over the calibration batches. The network is left as it was.
     """
     stats.require("gram")
+    if not stats.sites:
+        return Rankings({}, {})
     if heads is None:
         heads = trained_heads(model, stats, default_pivots(model, graph))
     with evaluating(model):
-        return {site: _chosen(model, graph, stats, site, heads, rounds, balance) for site in stats.sites}
+        return ranked(stats.sites, lambda site: _chosen(model, graph, stats, site, heads, rounds, balance))
 
 
 def _chosen(
@@ -85,7 +87,7 @@ def _slopes(
     whole = {name: weight.detach().clone() for name, weight in weights.items()}
     squares = torch.zeros(graph.site(site).size, dtype=torch.float64)
     total = 0.0
-    with _fitted(model, graph, stats, site, kept):
+    with differentiable(weights.values()), _fitted(model, graph, stats, site, kept):
         gradients = {name: torch.zeros_like(weight, dtype=torch.float64) for name, weight in weights.items()}
         for batch in stats.batches():
             value = balance * losses(model, heads, stats.task, batch)[pivot]

@@ -21,23 +21,27 @@ import torch
 from torch import Tensor, nn
 
 from featherweight.criteria.bound import proved
-from featherweight.criteria.ranking import Ranking, require_samples
+from featherweight.criteria.ranking import Ranking, Rankings, ranked
 from featherweight.stats import Stats
 from featherweight.structure import Graph
 
 
-def collaborative(model: nn.Module, graph: Graph, stats: Stats) -> dict[str, Ranking]:
+def collaborative(model: nn.Module, graph: Graph, stats: Stats) -> Rankings:
     """For each site the units that cost least together, chosen anew for every k. The damage is in units of the loss.
 
     With statistics of `curvature="outputs"` the loss is 1/2 |f - f_0|^2, whose gradient is 0; else it is the task's.
-    Raises TooFewSamples where S could not tell the units of a site apart: it has rank at most the number of samples.
+    S has rank at most the number of samples: where a site has more units, a caveat says so.
     """
     stats.require("pairs")
     if stats.curvature != "outputs":
         stats.require("gradients")
-    require_samples(stats, [(site, graph.site(site).size) for site in stats.sites], "the curvature of pairs is estimated")
+    short = [site for site in stats.sites if graph.site(site).size > stats.samples]
+    caveats = [
+        f"the curvature between the units of {', '.join(map(repr, short))} comes from {stats.samples} samples, fewer than the "
+        "units, and so tells them apart in part only: more `samples` would choose better"
+    ]
     linear = stats.gradients if stats.curvature != "outputs" else {s: torch.zeros_like(p[0]) for s, p in stats.pairs.items()}
-    return {site: Quadratic(linear[site], stats.pairs[site]) for site in stats.sites}
+    return ranked(stats.sites, lambda site: Quadratic(linear[site], stats.pairs[site]), caveats=caveats[: len(short)])
 
 
 @dataclass(frozen=True)

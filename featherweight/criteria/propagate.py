@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from featherweight.criteria.ranking import Ranking, Unsuited, by_score
+from featherweight.criteria.ranking import Rankings, Unsuited, by_score, ranked
 from featherweight.gates import Layer, Reader, gated
 from featherweight.modes import evaluating
 from featherweight.stats import Moments, Stats, last_layer
@@ -32,7 +32,7 @@ LINEAR = (  # operations that are linear on positive numbers, once biases and me
 )
 
 
-def nisp(model: nn.Module, graph: Graph, stats: Stats) -> dict[str, Ranking]:
+def nisp(model: nn.Module, graph: Graph, stats: Stats) -> Rankings:
     """Scores propagated back from the input of the network's last layer, summed over the positions of a channel.
 
     A unit whose own weights are 0 but which later layers read with large ones is thought important: the paper's definition.
@@ -49,7 +49,7 @@ def nisp(model: nn.Module, graph: Graph, stats: Stats) -> dict[str, Ranking]:
     last = last_layer(model, graph)
     scores = infinite_selection(stats.responses[last.module])
     received = _propagated(double_copy(model), graph, stats, last, scores)
-    return {site: by_score(received[site]) for site in stats.sites}
+    return ranked(stats.sites, lambda site: by_score(received[site]))
 
 
 def infinite_selection(moments: Moments, balance: float = 0.5) -> Tensor:

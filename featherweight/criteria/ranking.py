@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from featherweight.errors import InputError
-from featherweight.stats import Stats, TooFewSamples
+from featherweight.gates import producers
+from featherweight.stats import Stats
 from featherweight.structure import Graph
 
 
 class Unsuited(InputError):
-    """A criterion that says nothing about this network: it lacks what the criterion looks at."""
+    """A criterion that says nothing about a site, or about the whole network: it lacks what the criterion looks at."""
 
 
 class Ranking(abc.ABC):
@@ -64,15 +65,45 @@ def by_score(scores: Tensor) -> Ordered:
     return Ordered(tuple(order.tolist()), tuple(gone.flip(0).tolist()))
 
 
-Criterion = Callable[[nn.Module, Graph, Stats], dict[str, Ranking]]
+class Rankings(dict[str, Ranking]):
+    """Site -> its ranking, for every site that the statistics are of and the criterion can say something about.
+
+    left_out  site -> why the criterion says nothing about it
+    caveats   what else to know of the rankings, in sentences
+    """
+
+    def __init__(self, found: Mapping[str, Ranking], left_out: Mapping[str, str], caveats: Sequence[str] = ()) -> None:
+        super().__init__(found)
+        self.left_out, self.caveats = dict(left_out), list(caveats)
 
 
-def require_samples(stats: Stats, least: Sequence[tuple[str, int]], what: str) -> None:
-    """Raise TooFewSamples where a site needs more samples than there are; `least` has (site, samples it needs)."""
-    short = [(site, number) for site, number in least if stats.samples < number]
-    if short:
-        site, number = max(short, key=lambda item: item[1])
-        raise TooFewSamples(
-            f"{what} from {stats.samples} calibration samples, and site {site!r} needs {number} at least: collect(..., "
-            f"samples={number}) or more"
-        )
+def ranked(sites: Iterable[str], one: Callable[[str], Ranking], way_out: str = "", caveats: Sequence[str] = ()) -> Rankings:
+    """`one` of each site; sites for which it raises Unsuited are left out, for the reason in the error.
+
+    Raises Unsuited, with the reasons and the way out, where no site is left.
+    """
+    found: dict[str, Ranking] = {}
+    left_out: dict[str, str] = {}
+    for site in sites:
+        try:
+            found[site] = one(site)
+        except Unsuited as error:
+            left_out[site] = str(error)
+    if left_out and not found:
+        reasons: dict[str, list[str]] = {}
+        for site, reason in left_out.items():
+            reasons.setdefault(reason, []).append(repr(site))
+        told = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in reasons.items())
+        raise Unsuited(f"the criterion can rank no site: {told}. {way_out}")
+    return Rankings(found, left_out, caveats)
+
+
+def made_by_weights(graph: Graph, site: str) -> list[tuple[str, int]]:
+    """(parameter, dimension) of the weights that make the units of a site. Raises Unsuited where there are none."""
+    made = producers(graph, site)
+    if not made:
+        raise Unsuited("no weight matrix makes its units")
+    return made
+
+
+Criterion = Callable[[nn.Module, Graph, Stats], Rankings]

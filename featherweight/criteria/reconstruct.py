@@ -10,35 +10,35 @@ is all that selection needs, for a site with one reader as for a residual stream
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from featherweight.criteria.ranking import Ordered, Ranking
+from featherweight.criteria.ranking import Ordered, Ranking, Rankings, ranked
 from featherweight.gates import Reader
-from featherweight.stats import Moments, Stats, TooFewSamples
+from featherweight.stats import Moments, Stats
 from featherweight.structure import Graph
 
 
-def thinet(model: nn.Module, graph: Graph, stats: Stats) -> dict[str, Ranking]:
+def thinet(model: nn.Module, graph: Graph, stats: Stats) -> Rankings:
     """Units go one by one, each the one whose going leaves the least sum of squares of what all gone ones added.
 
     min over T of sum (sum_{i in T} Z_i)^2, greedily (ThiNet, Luo et al., ICCV 2017, equation 6 and algorithm 1).
     """
     stats.require("gram")
-    return {site: _greedy(responses_of(model, graph, stats, site, centred=False)) for site in stats.sites}
+    return ranked(stats.sites, lambda site: _greedy(responses_of(model, graph, stats, site, centred=False)))
 
 
-def channel_lasso(model: nn.Module, graph: Graph, stats: Stats) -> dict[str, Ranking]:
+def channel_lasso(model: nn.Module, graph: Graph, stats: Stats) -> Rankings:
     """The units whose weights a LASSO leaves: min over b of 1/2 mean |Y - sum_i b_i Z_i|^2 + penalty |b|_1.
 
     Channel pruning (He et al., ICCV 2017, equation 1), Y = sum_i Z_i, with an intercept. For each k the penalty at which k units
     are left. The damage is the share of the response that the units kept, rescaled by least squares, do not explain.
     """
     stats.require("gram")
-    return {site: Lasso(responses_of(model, graph, stats, site, centred=True)) for site in stats.sites}
+    return ranked(stats.sites, lambda site: Lasso(responses_of(model, graph, stats, site, centred=True)))
 
 
 def responses_of(model: nn.Module, graph: Graph, stats: Stats, site: str, centred: bool) -> Tensor:
@@ -156,34 +156,53 @@ def refit(
     the cut they are part of the network's state, and no edit of their own. Returns parameter name -> values in its shape.
     `damping` times the mean square of an input holds W' at W where the data does not say more.
 
-    Needs "gram" of these sites. Raises TooFewSamples where there are fewer patches than weights to fit for an output.
+    Needs "gram" of these sites. A reader of which fewer patches were seen than it has weights to fit for an output keeps its
+    weights: `unfitted` names it.
     """
     stats.require("gram")
-    kept = {site: set(units) for site, units in keep.items()}
     result: dict[str, Tensor] = {}
+    for reader, stays in _readers_cut(model, stats, keep):
+        result |= _refitted(model, graph, reader, stats.gram[reader.module], stays, damping)
+    return result
+
+
+def unfitted(model: nn.Module, stats: Stats, keep: Mapping[str, Iterable[int]]) -> dict[str, str]:
+    """Reader -> why `refit` does not fit its weights anew."""
+    reasons: dict[str, str] = {}
+    for reader, stays in _readers_cut(model, stats, keep):
+        rows, number = stats.gram[reader.module].rows, _unknowns(model, reader, stays)
+        if rows < number:
+            reasons[reader.module] = (
+                f"it has {number} weights to fit for each output and {rows} patches to fit them to: give more `samples`"
+            )
+    return reasons
+
+
+def _readers_cut(model: nn.Module, stats: Stats, keep: Mapping[str, Iterable[int]]) -> Iterator[tuple[Reader, Tensor]]:
+    """The readers of these sites, with the columns of the matrix of each that stay."""
+    kept = {site: set(units) for site, units in keep.items()}
     for reader in stats.readers.readers:
         if not set(reader.units).isdisjoint(kept):
-            stays = torch.ones(weight_of(model, reader).shape[1], dtype=torch.bool)
+            weight = weight_of(model, reader)
+            stays = torch.ones(weight.shape[1], dtype=torch.bool)
             for site in set(reader.units) & set(kept):
                 for numbers in reader.units[site]:
                     gone = [i for i, unit in enumerate(numbers.tolist()) if unit >= 0 and unit not in kept[site]]
                     stays[gone] = False
-            result |= _refitted(model, graph, reader, stats.gram[reader.module], stays, damping)
-    return result
+            yield reader, stays.repeat_interleave(weight[0].numel() // len(stays))
+
+
+def _unknowns(model: nn.Module, reader: Reader, stays: Tensor) -> int:
+    return int(stays.sum()) + ("bias" in dict(model.get_submodule(reader.module).named_parameters(recurse=False)))
 
 
 def _refitted(
     model: nn.Module, graph: Graph, reader: Reader, moments: Moments, stays: Tensor, damping: float
 ) -> dict[str, Tensor]:
     weight, matrix = weight_of(model, reader), _matrix(model, reader)
-    stays = stays.repeat_interleave(matrix.shape[1] // len(stays))
     bias = dict(model.get_submodule(reader.module).named_parameters(recurse=False)).get("bias")
-    fitted = int(stays.sum()) + (bias is not None)
-    if moments.rows < fitted:
-        raise TooFewSamples(
-            f"{reader.module} has {fitted} weights to fit for each output and {moments.rows} patches to fit them to: collect "
-            "more samples, or more positions of each"
-        )
+    if moments.rows < _unknowns(model, reader, stays):
+        return {reader.weight: (matrix * stays).reshape(weight.shape).to(weight)}
     used = torch.cat([stays, torch.tensor([bias is not None])])
     lost = torch.cat([~stays, torch.tensor([False])])
     square = moments.matrix[used][:, used]

@@ -5,7 +5,6 @@ One function, `_code_network`, both writes and reads; what it is given is what i
 
 from __future__ import annotations
 
-import copy
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from featherweight.coding import coded
+from featherweight.copies import UnsupportedNetwork, bare, copied, fill, unstorable
 from featherweight.edits import Edit, Snapshot, check_state, replay
 from featherweight.errors import ArtifactError, FeatherweightError, InputError
 from featherweight.packed.bulk import Bulk
@@ -51,7 +51,7 @@ def pack(snapshot: Snapshot, network: nn.Module) -> bytes:
 
     Raises InputError for a snapshot that is not of such a network.
     """
-    structural = snapshot.structural()
+    network, structural = bare(network), snapshot.structural()
     if any(edit["edit"] == "code" for edit in snapshot.edits[: len(structural)]):
         raise InputError("a snapshot to be packed must have its structural edits before its codes")
     coder, bulk = Encoder(), Bulk()
@@ -79,6 +79,7 @@ def unpack(data: bytes, model: nn.Module) -> nn.Module:
 
 def sections(data: bytes, model: nn.Module) -> list[tuple[str, int]]:
     """Where the bytes of a file go, in its order; they sum to its size. Fractions of bytes are shared out by largest rest."""
+    model = bare(model)
     stream, large, overhead = _open(data, model)
     coder, bulk = Decoder(stream), Bulk(large)
     _code_network(coder, bulk, model, None)
@@ -97,7 +98,8 @@ def sections(data: bytes, model: nn.Module) -> list[tuple[str, int]]:
 
 def largest_file(model: nn.Module) -> int:
     """Bytes that no file of this network exceeds."""
-    return (1 << 20) + sum(5 * tensor.numel() * tensor.element_size() for tensor in model.state_dict().values()) // 2
+    state = [tensor for tensor in model.state_dict().values() if isinstance(tensor, Tensor)]
+    return (1 << 20) + sum(5 * tensor.numel() * tensor.element_size() for tensor in state) // 2
 
 
 def _open(data: bytes, model: nn.Module) -> tuple[bytes, bytes, int]:
@@ -128,12 +130,13 @@ def _open(data: bytes, model: nn.Module) -> tuple[bytes, bytes, int]:
 
 
 def _read(data: bytes, model: nn.Module) -> tuple[Snapshot, nn.Module]:
+    model = bare(model)
     stream, large, _ = _open(data, model)
     coder, bulk = Decoder(stream), Bulk(large)
     snapshot, network = _code_network(coder, bulk, model, None)
     coder.close()
     bulk.close()
-    network.load_state_dict(snapshot.state)
+    fill(network, snapshot.state)
     check_state(network)
     return snapshot, network
 
@@ -146,8 +149,17 @@ def _length(size: int) -> bytes:
     return bytes([*out, size])
 
 
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The state of a network. Raises UnsupportedNetwork where some of it is no tensor."""
+    state = model.state_dict()
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise UnsupportedNetwork(unstorable(name, value))
+    return state
+
+
 def _signature(model: nn.Module) -> int:
-    shapes = [(name, tuple(tensor.shape), str(tensor.dtype)) for name, tensor in model.state_dict().items()]
+    shapes = [(name, tuple(tensor.shape), str(tensor.dtype)) for name, tensor in _tensors(model).items()]
     return zlib.crc32(repr(shapes).encode())
 
 
@@ -157,11 +169,11 @@ def _signature(model: nn.Module) -> int:
 def _code_network(coder: Coder, bulk: Bulk, original: nn.Module, snapshot: Snapshot | None) -> tuple[Snapshot, nn.Module]:
     state = None if snapshot is None else {name: tensor.detach().cpu() for name, tensor in snapshot.state.items()}
     names = [*original.state_dict(), *(name for name, _ in original.named_modules())]
-    dims = sum(sum(tensor.shape) for tensor in original.state_dict().values())
+    dims = sum(sum(tensor.shape) for tensor in _tensors(original).values())
     plain = Plain(coder, names, 4096 + 8 * dims)
     coder.section = "structure"
     structural = plain.code(None if snapshot is None or not snapshot.structural() else snapshot.structural())
-    network = _replayed(copy.deepcopy(original), structural or [])
+    network = _replayed(copied(original), structural or [])
     shapes = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
     given = {} if snapshot is None else {edit["parameter"]: edit for edit in snapshot.edits if edit["edit"] == "code"}
     if unknown := sorted(given.keys() - shapes.keys()):

@@ -187,6 +187,7 @@ def apply(model: nn.Module, edit: Edit) -> tuple[Moved, ...]:
     for name, (old, cuts) in work.items():
         new = Moved(old, None, tuple(cuts)).select(old.detach()).contiguous()
         result: Tensor = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
+        vars(result).update(vars(old))  # the marks that the user's code put on it
         moved.append(Moved(old, result, tuple(cuts)))
         for other in names.get(id(old), [name]):
             path, _, leaf = other.rpartition(".")

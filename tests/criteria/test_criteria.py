@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import numpy as np
 import oracles
@@ -24,12 +25,13 @@ from featherweight.criteria import (
     by_score,
     discriminative,
     refit,
+    unfitted,
 )  # fmt: skip
 from featherweight.criteria.propagate import infinite_selection
 from featherweight.criteria.reconstruct import responses_of
 from featherweight.errors import InputError
 from featherweight.gates import find_readers, gated, masks
-from featherweight.stats import STATISTICS, Moments, TooFewSamples, collect
+from featherweight.stats import STATISTICS, Moments, collect
 from featherweight.structure import Graph, trace
 from featherweight.units import stopping
 
@@ -365,19 +367,34 @@ def test_pivots_are_spread_over_blocks_or_layers() -> None:
 def test_criteria_say_what_a_network_lacks() -> None:
     model, graph = trained(nn.Tanh)
     stats = collect(model, graph, task(), ["zeros", "responses"], samples=SAMPLES)
-    with pytest.raises(Unsuited, match=r"zeros behind a ReLU.*'hidden'.*or use taylor"):
-        CRITERIA["apoz"](model, graph, stats)
+    with pytest.raises(Unsuited, match=r"can rank no site: 'hidden': apoz counts zeros behind a ReLU.*Use taylor"):
+        CRITERIA["apoz"](model, graph, replace(stats, sites=("hidden",)))
+    found = CRITERIA["apoz"](model, graph, stats)
+    assert "hidden" in found.left_out and "hidden" not in found and found
     with pytest.raises(Unsuited, match=r"this network has tanh: use taylor or collaborative"):
         CRITERIA["nisp"](model, graph, stats)
-    with pytest.raises(Unsuited, match=r"no batch norm .* units of 'hidden': leave these sites out, or rank them by l1"):
-        CRITERIA["bn_scale"](model, graph, stats)
+    with pytest.raises(Unsuited, match=r"'hidden': no batch norm with a scale holds its units. Rank by l1 or l2"):
+        CRITERIA["bn_scale"](model, graph, replace(stats, sites=("hidden",)))
 
 
-def test_too_few_patches_to_refit_is_an_error_with_the_way_out() -> None:
+def test_sites_that_a_criterion_says_nothing_of_are_left_out_with_a_word() -> None:
+    model, graph = trained()
+    found = CRITERIA["bn_scale"](model, graph, collect(model, graph, task(), []))
+    assert set(found) == {"stem", "block.conv1"}
+    assert found.left_out == {"hidden": "no batch norm with a scale holds its units"}
+
+
+def test_a_reader_of_which_too_few_patches_were_seen_keeps_its_weights_with_a_word() -> None:
     model, graph = trained()
     stats = collect(model, graph, task(size=2), ["gram"], samples=2, positions=2)
-    with pytest.raises(TooFewSamples, match=r"block.conv2 has 27 weights to fit for each output and 4 patches.*more positions"):
-        refit(model, graph, stats, {"block.conv1": [0, 1, 2]})
+    kept = {"block.conv1": [0, 1, 2]}
+    found = refit(model, graph, stats, kept)
+    weight = model.get_parameter("block.conv2.weight").detach()
+    assert list(found) == ["block.conv2.weight"]
+    assert torch.equal(found["block.conv2.weight"][:, :3], weight[:, :3]) and not found["block.conv2.weight"][:, 3:].any()
+    told = unfitted(model, stats, kept)
+    assert told == {"block.conv2": "it has 27 weights to fit for each output and 4 patches to fit them to: give more `samples`"}
+    assert unfitted(model, collect(model, graph, task(), ["gram"], samples=SAMPLES), kept) == {}
 
 
 class Bare(nn.Module):
@@ -395,5 +412,5 @@ def test_a_site_that_no_weight_makes_has_no_norms() -> None:
     model = Bare().double()
     graph = trace(model, task().example)
     assert len(graph.sites) == 1
-    with pytest.raises(Unsuited, match="no weight matrix makes the units"):
+    with pytest.raises(Unsuited, match=r"'given': no weight matrix makes its units\. Rank by a criterion that looks at"):
         CRITERIA["l1"](model, graph, collect(model, graph, task(), []))

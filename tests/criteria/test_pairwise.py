@@ -15,7 +15,7 @@ from toys import task, trained
 from featherweight.criteria import Quadratic, bound, collaborative
 from featherweight.criteria.pairwise import choose, damage, relaxed
 from featherweight.errors import InputError
-from featherweight.stats import TooFewSamples, collect
+from featherweight.stats import collect
 
 
 def instance(size: int, samples: int, seed: int, mixed: float = 0.3) -> tuple[Tensor, Tensor]:
@@ -140,12 +140,14 @@ def test_keeping_the_outputs_has_no_linear_part() -> None:
         assert all(ranking.loss(k) >= 0 for k in range(1, ranking.size))
 
 
-def test_bad_sizes_and_too_few_samples_are_errors() -> None:
+def test_bad_sizes_are_errors_and_too_few_samples_are_told() -> None:
     linear, pairs = instance(5, 20, 0)
     for k in (0, 6):
         with pytest.raises(InputError, match="can keep 1 to 5"):
             Quadratic(linear, pairs).keep(k)
     model, graph = trained()
     stats = collect(model, graph, task(size=4), ["pairs", "gradients"], samples=4)
-    with pytest.raises(TooFewSamples, match=r"from 4 calibration samples, and site 'block.conv1' needs 8 at least"):
-        collaborative(model, graph, stats)
+    found = collaborative(model, graph, stats)
+    assert set(found) == set(stats.sites) and not found.left_out
+    assert len(found.caveats) == 1 and "'block.conv1'" in found.caveats[0] and "from 4 samples, fewer than" in found.caveats[0]
+    assert collaborative(model, graph, collect(model, graph, task(), ["pairs", "gradients"], samples=128)).caveats == []

@@ -15,6 +15,7 @@ from torch.func import hessian, jacrev
 from toys import CLASSES, SAMPLES, Net, cross_entropy, data, task, trained
 
 from featherweight import zoo
+from featherweight.criteria import CRITERIA, NEEDS
 from featherweight.errors import InputError
 from featherweight.gates import Unobservable
 from featherweight.patches import patches
@@ -276,10 +277,14 @@ def test_collaborative_selection_costs_one_backward_pass_a_batch(monkeypatch: py
 # --- what is refused -----------------------------------------------------------------------------------------------------
 
 
-def test_too_few_samples_is_an_error_with_the_way_out() -> None:
+def test_the_samples_that_there_are_are_taken_and_an_empty_epoch_is_an_error() -> None:
     model, graph = trained()
-    with pytest.raises(TooFewSamples, match=r"holds 128 samples, and 129 were asked for: give more data, or a smaller"):
-        collect(model, graph, task(), ["zeros"], samples=129)
+    stats = collect(model, graph, task(), ["zeros"], samples=129)
+    assert stats.samples == 128
+    assert stats.caveat() == "judged by the 128 samples that an epoch holds, where 129 were asked for"
+    assert collect(model, graph, task(), ["zeros"], samples=128).caveat() == ""
+    with pytest.raises(TooFewSamples, match="gave no sample to look at: is the data set empty"):
+        collect(model, graph, dataclasses.replace(task(), batches=lambda epoch: []), ["zeros"])
 
 
 def test_unknown_names_are_errors() -> None:
@@ -306,7 +311,7 @@ def test_a_site_that_cannot_be_watched_is_left_out_or_refused_where_it_was_asked
     graph = trace(model, task().example)
     stats = collect(model, graph, task(), ["zeros"], samples=32)
     assert stats.sites == () and "no Conv or Linear module" in stats.unobservable["first"]
-    with pytest.raises(Unobservable, match=r"'first'.*Leave them out, or rank them by their weights"):
+    with pytest.raises(Unobservable, match=r"none of the sites can be watched: 'first'.*Rank them by their weights"):
         collect(model, graph, task(), ["zeros"], sites=["first"])
     assert collect(model, graph, task(), [], sites=["first"]).sites == ("first",)  # weights can be ranked
 
@@ -323,9 +328,17 @@ def test_losses_that_statistics_cannot_be_taken_of_are_refused() -> None:
         collect(model, graph, task(), ["pairs"], samples=32, curvature="output")
     with pytest.raises(InputError, match="same multiple of the squared error"):
         collect(model, graph, task(), ["pairs"], samples=32, curvature="least_squares")
-    model.stem.weight.requires_grad_(False)
-    with pytest.raises(InputError, match=r"stem\.weight: call requires_grad_"):
-        collect(model, graph, task(), ["weights"], samples=32)
+
+
+def test_frozen_weights_are_looked_at_as_others_and_stay_frozen() -> None:
+    model, graph = trained()
+    expected = collect(model, graph, task(), ["weights", "gradients", "pairs"], samples=32)
+    model.requires_grad_(False)
+    found = collect(model, graph, task(), ["weights", "gradients", "pairs"], samples=32)
+    for site in expected.sites:
+        torch.testing.assert_close(found.weights[site], expected.weights[site])
+        torch.testing.assert_close(found.pairs[site], expected.pairs[site])
+    assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_a_statistic_that_was_not_collected_is_named() -> None:
@@ -334,3 +347,9 @@ def test_a_statistic_that_was_not_collected_is_named() -> None:
     stats.require("zeros")
     with pytest.raises(InputError, match="'pairs' was not collected"):
         stats.require("pairs")
+    for name, criterion in CRITERIA.items():  # what an error says to collect can be collected
+        lacking = [statistic for statistic in NEEDS[name] if statistic != "zeros"]
+        if lacking:
+            with pytest.raises(InputError, match=r"was not collected: name it in") as caught:
+                criterion(model, graph, stats)
+            assert str(caught.value).split("'")[1] in STATISTICS
