@@ -117,8 +117,7 @@ def _layer(model: nn.Module, graph: Graph, reading: Reading) -> Layer | str:
     if weight is None or weight is not graph.captured.tensors.get(reading.weight):
         return f"its units are read by {where}, which does not hold the weight {reading.weight!r} as its own parameter"
     shape = shape_of(reading.source) if reading.source is not None else None
-    copies = next(value.shape[0] for value in graph.captured.inputs if isinstance(value, Tensor))
-    if shape is None or shape[0] != copies:
+    if shape is None or shape[0] != graph.captured.inputs.batch:
         return f"its units are read by {where} where the first dimension is not the batch, so samples cannot be told apart"
     return layer
 
@@ -128,7 +127,8 @@ def _layer(model: nn.Module, graph: Graph, reading: Reading) -> Layer | str:
 
 def producers(graph: Graph, site: str) -> list[tuple[str, int]]:
     """(parameter, dimension) of the weights whose slices make the units: not vectors beside them, nor what reads the units."""
-    read = {(reading.weight, reading.weight_dim) for reading in graph.walk.readings}
+    training = graph.walk.training.readings if graph.walk.training is not None else []
+    read = {(reading.weight, reading.weight_dim) for reading in [*graph.walk.readings, *training]}
     return [
         (name, dim)
         for name, dim in graph.site(site).parameters

@@ -44,7 +44,7 @@ def trial(
         if cut.tensor not in held and attribute_tensor(model, cut.tensor) is None:
             return None, Check(None, 0.0, f"the code makes a tensor of its own that would have to be cut ({cut.tensor})")
     try:
-        reference = Reference(model, masks, [n for n, kind in graph.kinds.items() if kind == "parameter"], graph.captured.inputs)
+        reference = Reference(model, masks, [n for n, kind in graph.kinds.items() if kind == "parameter"], graph.captured)
     except RUN_FAILURES as error:
         return None, Check(None, 0.0, f"the network cannot be checked in float64: {error}")
 

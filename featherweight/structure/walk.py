@@ -9,7 +9,7 @@ once these slices are 0 (a filter of zeros leaves its bias).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -108,6 +108,7 @@ class Walk:
 
     counted  grouped convolutions (nodes) whose groups only have to lose equally many channels, not the same places
     grouped  the other grouped convolutions that could be treated so -> the planes of their input and output channels
+    training  the walk over the graph of training mode, where that reads more; it shares the labels and the tensors
     """
 
     captured: Captured
@@ -123,6 +124,7 @@ class Walk:
     even: list[Even] = field(default_factory=list)
     grouped: dict[str, tuple[Planes, Planes]] = field(default_factory=dict)
     owner: dict[fx.Node, str] = field(default_factory=dict)
+    training: Walk | None = None
     _root: dict[fx.Node, fx.Node] = field(default_factory=dict)
     _aliases: dict[fx.Node, list[fx.Node]] = field(default_factory=dict)
     _depends: set[fx.Node] = field(default_factory=set)
@@ -189,10 +191,8 @@ class Walk:
         """Visit every node once, in order. Constraints are kept by joining labels, so nothing has to be visited twice."""
         places = iter(self.captured.sources)
         shared = overlapping(self.captured.tensors)
-        # tied tensors have a placeholder each, of which only one may be read
-        unread = set(self.captured.tensors) - {
-            name for node, (_, name) in zip(self.captured.placeholders(), self.captured.sources, strict=True) if node.users
-        }
+        training = self.captured.training
+        unread = set(self.captured.tensors) - self.captured.read() - (training.read() if training is not None else set())
         whole = shared | unread
         for node in self.captured.module.graph.nodes:
             if node.op == "placeholder":
@@ -210,7 +210,19 @@ class Walk:
                 if any(a in self._depends for a in node.all_input_nodes):
                     self._depends.add(node)
                 self._call(node, rules)
-        balance(self.labels, self.even)
+        if training is not None:
+            # what training mode reads is tied to what it reads there; it is neither counted nor rewritten
+            self.training = Walk(training, self.soft, self.counted, self.labels, tensors=self.tensors, even=self.even)
+            self.training.run(rules)
+            self.softened += self.training.softened
+        else:
+            balance(self.labels, self.even)
+
+    def everything(self) -> Iterator[tuple[fx.Node, Any]]:
+        """All nodes with their values, of eval mode and of training mode."""
+        yield from self.values.items()
+        if self.training is not None:
+            yield from self.training.everything()
 
     def stuck(self) -> frozenset[str]:
         """Grouped convolutions, as they were treated, of whose input or output channels nothing can go, or all at once only."""
