@@ -173,6 +173,7 @@ def _captured(
     """`held`: the tensors of another export of the network, whose constants keep their names only where they are the same."""
     module = program.graph_module
     _inline_regions(module)
+    _forget_types(module)
     names = _names(model)
     sources: list[tuple[Kind, str]] = []
     tensors: dict[str, Tensor] = {}
@@ -292,6 +293,14 @@ def overlapping(tensors: dict[str, Tensor]) -> set[str]:
             shared |= {name, owners[pointer]}
         owners.setdefault(pointer, name)
     return shared
+
+
+def _forget_types(module: fx.GraphModule) -> None:
+    """Take out torch's assertions about the types of the example: the exported module may be cast to other ones."""
+    for node in list(module.graph.nodes):
+        if getattr(node.target, "overloadpacket", None) is torch.ops.aten._assert_tensor_metadata:
+            module.graph.erase_node(node)
+    module.recompile()
 
 
 _REGIONS = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4}  # name -> position of the wrapped graph among the arguments

@@ -88,6 +88,8 @@ def _plain(value: Any) -> Any:
             return {kind: _type_name(value)}
     if isinstance(value, torch.device):
         return {"device": value.type}
+    if isinstance(value, dict):  # outputs by name
+        return {"dict": [[str(name), _plain(part)] for name, part in value.items()]}
     if isinstance(value, slice):
         return {"slice": [_plain(value.start), _plain(value.stop), _plain(value.step)]}
     raise NotStorable(f"an argument of type {type(value).__name__} has no place in the format")
@@ -179,6 +181,8 @@ def _value(value: Any, made: Mapping[str, fx.Node]) -> Any:
         return float(inner)
     if kind == "device" and isinstance(inner, str) and _NAME.fullmatch(inner):
         return torch.device("cpu")  # made on the CPU; moving the module moves what it makes only if its code does
+    if kind == "dict" and isinstance(inner, list):
+        return {str(name): _value(part, made) for name, part in inner}
     if kind == "slice" and isinstance(inner, list) and len(inner) == 3:
         return slice(*(_value(v, made) for v in inner))
     if kind in _TYPES:
