@@ -113,9 +113,12 @@ def _plain(output: Any, around: tuple[int, ...]) -> Any:
         return {part.name: _plain(getattr(output, part.name), around) for part in dataclasses.fields(output)}
     if hasattr(output, "__dict__"):
         parts = {name: _plain(part, around) for name, part in vars(output).items()}
-        parts = {name: part for name, part in parts.items() if any(isinstance(leaf, Tensor) for leaf in _pytree.tree_leaves(part))}
-        return parts or output
+        return {name: part for name, part in parts.items() if _holds_tensors(part)} or output
     return output
+
+
+def _holds_tensors(part: Any) -> bool:
+    return any(isinstance(leaf, Tensor) for leaf in _pytree.tree_leaves(part))
 
 
 def tensors_of(output: Any) -> list[Tensor]:

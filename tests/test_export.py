@@ -217,10 +217,10 @@ def test_shippable_networks_are_decoded_copies(coded: nn.Module) -> None:
 
 def test_the_inputs_that_a_file_is_run_with_differ_from_row_to_row() -> None:
     numbers, floats = torch.tensor([[3, 1]]), torch.zeros(1, 2)
-    several = resized((numbers, floats), 3)
+    several = resized((numbers, floats), 3).args
     assert torch.equal(several[0], numbers.expand(3, 2))  # whole numbers may be indices: only those that were given are safe
     assert several[1].shape == (3, 2) and len(several[1].unique()) == 6
-    assert torch.equal(resized((floats,), 3)[0], several[1])
+    assert torch.equal(resized((floats,), 3).args[0], several[1])
 
 
 @pytest.mark.parametrize(

@@ -167,9 +167,7 @@ def capture(model: nn.Module, example: Example | Inputs, *, dynamic_batch: bool 
     return replace(found, training=training, tensors=tensors)
 
 
-def _captured(
-    model: nn.Module, program: Any, inputs: Inputs, copies: int, held: dict[str, Tensor] | None = None
-) -> Captured:
+def _captured(model: nn.Module, program: Any, inputs: Inputs, copies: int, held: dict[str, Tensor] | None = None) -> Captured:
     """`held`: the tensors of another export of the network, whose constants keep their names only where they are the same."""
     module = program.graph_module
     _inline_regions(module)

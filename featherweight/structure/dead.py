@@ -174,8 +174,9 @@ def _values_at(graph: Graph, tensors: dict[str, Tensor], nodes: set[fx.Node]) ->
                 kept[n] = result.clone()
             return result
 
+    given = [to_float64(value) for value in placed(graph, tensors, graph.captured.inputs)]
     with float64():
-        Recorder(graph.captured.module).run(*[to_float64(t) for t in placed(graph, tensors, graph.captured.inputs)], enable_io_processing=False)
+        Recorder(graph.captured.module).run(*given, enable_io_processing=False)
     return kept
 
 

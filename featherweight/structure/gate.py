@@ -15,7 +15,7 @@ import contextlib
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -123,7 +123,7 @@ def seeded(seed: int) -> Iterator[None]:
             torch.cuda.set_rng_state_all(graphics)
 
 
-def observe(call: Callable[[], Any], precision: Precision = FLOAT64, decides: bool = False, seed: int = 0) -> Observed:
+def observe(call: Callable[[], Any], precision: Precision, decides: bool = False, seed: int = 0) -> Observed:
     """Run it once, drawing from `seed`."""
     found = Observed()
     with seeded(seed), computed_in(precision, decides) as mode:
@@ -142,13 +142,12 @@ def readable(tensor: Tensor) -> Tensor:
     return tensor if tensor.layout == torch.strided else tensor.to_dense()
 
 
-def run_in_eval(model: nn.Module, inputs: Inputs, precision: Precision = FLOAT64, decides: bool = False, seed: int = 0) -> Observed:
+def run_in_eval(model: nn.Module, inputs: Inputs, precision: Precision) -> Observed:
     """What a network computes in eval mode. Its buffers are left as they were, whatever the run writes into them."""
-    with unchanged(model), evaluation(model):
-        return observe(lambda: precision.inputs(inputs).call(model), precision, decides, seed)
+    return observe(lambda: in_eval(model)(precision.inputs(inputs)), precision)
 
 
-def run_in_training(model: nn.Module, inputs: Inputs, precision: Precision = FLOAT64, seed: int = 0) -> Observed:
+def run_in_training(model: nn.Module, inputs: Inputs, precision: Precision, seed: int = 0) -> Observed:
     """What a network computes in training mode; the statistics of its norms are left as they were."""
     with unchanged(model), as_trained(model):
         return observe(lambda: precision.inputs(inputs).call(model), precision, seed=seed)
@@ -203,9 +202,11 @@ def difference(wanted: Observed, got: Observed) -> Difference:
             return Difference(None, f"output {place} of the network is NaN throughout: there is no number to compare")
         numbers |= bool(torch.nan_to_num(a.abs()).any()) if a.dtype != torch.bool else bool(a.any())
         if gap > worst:
-            exact = not (a.is_floating_point() or a.is_complex())
+            real = a.is_floating_point() or a.is_complex()
             worst = gap
-            reason = f"{gap:.0%} of its whole numbers differ" if exact else f"its output differs by {gap:.1e} of the largest output"
+            reason = (
+                f"its output differs by {gap:.1e} of the largest output" if real else f"{gap:.0%} of its whole numbers differ"
+            )
     return Difference(worst, reason, numbers)
 
 
@@ -298,7 +299,9 @@ class Expected:
             reason = self._drawn(drawn) or reason
         else:
             reason = ""
-            note = f"the network draws random numbers in eval mode ({', '.join(sorted(drawn))}): with equal seeds" if drawn else ""
+            note = (
+                f"it draws random numbers in eval mode ({', '.join(sorted(drawn))}): compared with equal seeds" if drawn else ""
+            )
         name, tolerance = self.precision.name, self.precision.tolerance
         return Check(error, time.perf_counter() - start, reason, operations, "eval", name, tolerance, note)
 
@@ -348,10 +351,8 @@ class Reference:
             reason = self.breaks_training(candidate, check.passed)
         seconds = self.seconds + time.perf_counter() - start
         if reason:
-            return Check(None, seconds, reason, check.operations, "training", check.precision, check.tolerance)
-        return Check(
-            check.error, seconds, check.reason, check.operations, "eval", check.precision, check.tolerance, check.note
-        )  # fmt: skip
+            return replace(check, error=None, seconds=seconds, reason=reason, mode="training")
+        return replace(check, seconds=seconds)
 
     def breaks_training(self, candidate: nn.Module, exact: bool) -> str:
         """Why a cut network cannot be trained as this one; "" where it can, or where this one cannot either."""

@@ -372,7 +372,9 @@ def trace(model: nn.Module, example: Example | Inputs, *, soft: bool = False, dy
     soft     also offer sites whose removal changes the statistic of a layer, group or root-mean-square norm, or a
              mean; `Site.soft` says so
 
-    What only training mode reads (an auxiliary head) is cut with the rest. Raises BadExample, DataDependentControlFlow, NotExportable.
+    What only training mode reads (an auxiliary head) is cut with the rest.
+
+    Raises BadExample, DataDependentControlFlow, NotExportable.
     """
     return analyse(capture(model, example, dynamic_batch=dynamic_batch), model, soft)
 

@@ -65,7 +65,7 @@ PRECISIONS = (FLOAT64, Precision("float32", torch.float32, 1e-4), Precision("its
 
 
 def own_copy(model: nn.Module) -> nn.Module:
-    """A copy. Tensors that were computed and not given (old weight norm keeps one) cannot be copied with their history: detached."""
+    """A copy. Tensors that were computed and not given (old weight norm keeps one) are copied without their history."""
     memo: dict[int, Any] = {}
     for module in model.modules():
         for value in vars(module).values():

@@ -54,7 +54,7 @@ def module_of(captured: Captured, rewritten: fx.GraphModule, tensors: dict[str, 
 
 
 def _inputs(captured: Captured, graph: fx.Graph, old: list[fx.Node]) -> list[fx.Node]:
-    """Placeholders as the network's inputs are, and what is picked out of those that hold several; in the order of the old ones."""
+    """Placeholders as the network's inputs are, and what is picked out of those that hold several, in the old order."""
     args, kwargs = captured.program.call_spec.in_spec.children()
     names = dict(zip(kwargs.context, kwargs.children(), strict=True))
     leaves = iter(old)
