@@ -29,7 +29,7 @@ from featherweight.coding import coded, detach
 from featherweight.errors import FeatherweightError, InputError, StorageError
 from featherweight.factor import materialise
 from featherweight.structure.capture import batch_shapes, first_line, packs_sequences, whole_attention
-from featherweight.structure.gate import RUN_FAILURES, readable, seeded
+from featherweight.structure.observe import RUN_FAILURES, readable, seeded
 
 Format = Literal["onnx", "pt2"]
 FORMATS: tuple[Format, ...] = ("onnx", "pt2")

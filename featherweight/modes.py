@@ -27,11 +27,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def asks_for_its_mode(model: nn.Module) -> bool:
     """May code of the network's own do something else in training mode? torch's layers (dropout, norms) read and write the same
     tensors in both modes; all other code is searched for `training`, and for a `train` of its own."""
-    return any(_asks(type(module)) or "forward" in vars(module) for module in model.modules())
+    kinds: list[Any] = [type(module) for module in model.modules()]
+    return any(_asks(kind) for kind in kinds) or any("forward" in vars(module) for module in model.modules())
 
 
 @cache
-def _asks(kind: type) -> bool:
+def _asks(kind: Any) -> bool:
     seen: set[CodeType] = set()
     own = [part for part in kind.__mro__ if not part.__module__.startswith(("torch.nn.modules.", "builtins", "typing", "abc"))]
     if any("train" in vars(part) for part in own):

@@ -17,21 +17,10 @@ from featherweight.structure.capture import capture, first_line
 from featherweight.structure.edit import Cut, Edit, Moved, all_tensors, apply
 from featherweight.structure.entries import pick
 from featherweight.structure.errors import BadSelection, NotExact, StaleGraph, StructureError
-from featherweight.structure.gate import (
-    RUN_FAILURES,
-    Check,
-    Expected,
-    Runner,
-    difference,
-    exercises,
-    fill_zeros,
-    run_in_eval,
-    run_in_training,
-    trains_otherwise,
-    zero_slices,
-)
+from featherweight.structure.gate import Check, Expected, difference, exercises, fill_zeros, trains_otherwise, zero_slices
 from featherweight.structure.graph import Graph, analyse
 from featherweight.structure.inplace import Masks, cuts_of, stock_attributes, trial
+from featherweight.structure.observe import RUN_FAILURES, Runner, run_in_eval, run_in_training
 from featherweight.structure.precision import PRECISIONS, Precision, own_copy
 from featherweight.structure.rewrite import Rewritten, rewrite
 from featherweight.structure.unlift import module_of
@@ -133,7 +122,8 @@ def check_nodes(graph: Graph, gone: NDArray[np.bool_]) -> None:
     """Every tensor inside the network keeps an entry along every dimension."""
     mask_of = graph.node_masks(gone)
     seen: set[tuple[int, ...]] = set()
-    for node, value in graph.walk.everything():
+    training = graph.walk.training.values if graph.walk.training is not None else {}
+    for node, value in [*graph.walk.values.items(), *training.items()]:
         for part in [value] if isinstance(value, Value) else value if isinstance(value, list) else []:
             if not isinstance(part, Value):
                 continue

@@ -21,9 +21,10 @@ from torch import Tensor, fx, nn
 from featherweight.structure.cut import Result, check_fresh, placed, prune, sliced
 from featherweight.structure.edit import all_tensors, apply
 from featherweight.structure.entries import clear, entry_rows
-from featherweight.structure.gate import Check, Expected, Runner, exercises, in_eval
+from featherweight.structure.gate import Check, Expected, exercises
 from featherweight.structure.graph import Graph
 from featherweight.structure.labels import FIRST
+from featherweight.structure.observe import Runner, in_eval
 from featherweight.structure.precision import Precision, float64, own_copy, to_float64
 from featherweight.structure.walk import Proof, Reading
 

@@ -16,17 +16,9 @@ from featherweight.structure.blocks import Block, needed
 from featherweight.structure.cut import Result, as_module, check_fresh, placed, training_lost
 from featherweight.structure.edit import Edit, apply
 from featherweight.structure.errors import NotExact, unknown
-from featherweight.structure.gate import (
-    Check,
-    Expected,
-    Runner,
-    exercises,
-    in_eval,
-    run_in_training,
-    training_failure,
-    trains_otherwise,
-)
+from featherweight.structure.gate import Check, Expected, exercises, training_failure, trains_otherwise
 from featherweight.structure.graph import Graph
+from featherweight.structure.observe import Runner, in_eval, run_in_training
 from featherweight.structure.precision import Precision
 from featherweight.structure.rewrite import Rewritten
 

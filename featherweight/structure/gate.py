@@ -11,26 +11,24 @@ Cost: one copy of the network in float64 and up to three runs of it, and of the 
 
 from __future__ import annotations
 
-import contextlib
-import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from featherweight.calls import Inputs, tensors_of, varied
+from featherweight.calls import Inputs, varied
 from featherweight.modes import asks_for_its_mode
-from featherweight.structure.capture import Captured, as_trained, evaluation, first_line
+from featherweight.structure.capture import Captured, first_line
 from featherweight.structure.edit import all_tensors
 from featherweight.structure.entries import clear
-from featherweight.structure.precision import FLOAT64, PRECISIONS, TOLERANCE, Precision, computed_in
+from featherweight.structure.observe import RUN_FAILURES, Observed, Runner, in_eval, observe, run_in_training
+from featherweight.structure.precision import FLOAT64, PRECISIONS, TOLERANCE, Precision
 
-RUN_FAILURES = (Exception,)  # a network's own code may raise anything
 TRAINING_TOLERANCE = 1e-6  # batch norms over two samples enlarge rounding
 
 
@@ -84,88 +82,6 @@ def fill_zeros(tensors: Mapping[str, Tensor], parameters: Sequence[str]) -> None
         for tensor in {id(tensors[name]): tensors[name] for name in parameters if name in tensors}.values():
             if tensor.is_floating_point() and tensor.numel() and not bool(tensor.any()):
                 tensor.copy_(0.1 * torch.randn(tensor.shape, generator=dice))
-
-
-# --- what a network computes ---------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Observed:
-    """What one run gave: all tensors of the outputs, and what the run was seen to do (see `precision.Watched`).
-
-    failure  why it did not run; None where it did
-    """
-
-    outputs: list[Tensor] = field(default_factory=list)
-    decisions: list[tuple[str, Tensor]] = field(default_factory=list)
-    random: set[str] = field(default_factory=set)
-    operations: int = 0
-    failure: Exception | None = None
-
-
-@contextlib.contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Inside, all generators start from `seed`; afterwards they go on where they were."""
-    python, numbers, processor = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    graphics = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.default_generator.manual_seed(seed)
-    if graphics:
-        torch.cuda.manual_seed_all(seed)
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numbers)
-        torch.set_rng_state(processor)
-        if graphics:
-            torch.cuda.set_rng_state_all(graphics)
-
-
-def observe(call: Callable[[], Any], precision: Precision, decides: bool = False, seed: int = 0) -> Observed:
-    """Run it once, drawing from `seed`."""
-    found = Observed()
-    with seeded(seed), computed_in(precision, decides) as mode:
-        try:
-            found.outputs = [readable(tensor.detach()).clone() for tensor in tensors_of(call())]
-        except RUN_FAILURES as error:
-            found.failure = error
-    found.decisions, found.random, found.operations = mode.decisions, mode.random, mode.operations
-    return found
-
-
-def readable(tensor: Tensor) -> Tensor:
-    """Quantised and sparse tensors as plain ones."""
-    if tensor.is_quantized:
-        return tensor.dequantize()
-    return tensor if tensor.layout == torch.strided else tensor.to_dense()
-
-
-def run_in_eval(model: nn.Module, inputs: Inputs, precision: Precision) -> Observed:
-    """What a network computes in eval mode. Its buffers are left as they were, whatever the run writes into them."""
-    return observe(lambda: in_eval(model)(precision.inputs(inputs)), precision)
-
-
-def run_in_training(model: nn.Module, inputs: Inputs, precision: Precision, seed: int = 0) -> Observed:
-    """What a network computes in training mode; the statistics of its norms are left as they were."""
-    with unchanged(model), as_trained(model):
-        return observe(lambda: precision.inputs(inputs).call(model), precision, seed=seed)
-
-
-@contextlib.contextmanager
-def unchanged(model: nn.Module) -> Iterator[None]:
-    """Inside, buffers may change; afterwards they are what they were."""
-    before = [(module, name, b, b.clone()) for module in model.modules() for name, b in module._buffers.items() if b is not None]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for module, name, buffer, value in before:
-                if buffer.is_inference():  # written to by nothing
-                    continue
-                buffer.copy_(value)
-                module._buffers[name] = buffer
 
 
 # --- comparison ----------------------------------------------------------------------------------------------------------
@@ -239,9 +155,6 @@ def _decisions(wanted: Observed, got: Observed) -> Iterator[tuple[Tensor, Tensor
             return
         if a.shape == b.shape and bool(torch.isfinite(a).any()):
             yield a, b
-
-
-Runner = Callable[[Inputs], Any]
 
 
 class Expected:
@@ -398,13 +311,3 @@ def _within(wanted: Observed, got: Observed, bound: float) -> bool:
 def exercises(captured: Captured) -> list[Inputs]:
     """The example, and other values of the same kind: an example of zeros, or of positive numbers only, shows little."""
     return [captured.inputs, varied(captured.inputs, captured.looked_up())]
-
-
-def in_eval(model: nn.Module) -> Runner:
-    """Runs a network in eval mode."""
-
-    def call(given: Inputs) -> Any:
-        with unchanged(model), evaluation(model):
-            return given.call(model)
-
-    return call

@@ -19,8 +19,9 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from featherweight.structure.edit import Attribute, Cut, Edit, Number, all_tensors, apply, as_number, attribute_tensor
-from featherweight.structure.gate import RUN_FAILURES, Check, Reference
+from featherweight.structure.gate import Check, Reference
 from featherweight.structure.graph import Graph
+from featherweight.structure.observe import RUN_FAILURES
 from featherweight.structure.rewrite import Change
 
 Masks = Mapping[tuple[str, int], NDArray[np.bool_]]

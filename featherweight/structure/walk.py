@@ -2,14 +2,13 @@
 operation.
 
 Beside planes a value carries two *proofs* per dimension. `zero`: the removed entries are 0 once these slices of the network are
-0; a sum over
-removed entries is only dropped where one factor has such a proof. `constant`: the removed entries do not depend on the input
-once these slices are 0 (a filter of zeros leaves its bias).
+0; a sum over removed entries is only dropped where one factor has such a proof. `constant`: the removed entries do not depend
+on the input once these slices are 0 (a filter of zeros leaves its bias).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -108,7 +107,7 @@ class Walk:
 
     counted  grouped convolutions (nodes) whose groups only have to lose equally many channels, not the same places
     grouped  the other grouped convolutions that could be treated so -> the planes of their input and output channels
-    training  the walk over the graph of training mode, where that reads more; it shares the labels and the tensors
+    training  the walk over the graph of training mode, where that reads more, with the same labels and tensors
     """
 
     captured: Captured
@@ -218,12 +217,6 @@ class Walk:
         else:
             balance(self.labels, self.even)
 
-    def everything(self) -> Iterator[tuple[fx.Node, Any]]:
-        """All nodes with their values, of eval mode and of training mode."""
-        yield from self.values.items()
-        if self.training is not None:
-            yield from self.training.everything()
-
     def stuck(self) -> frozenset[str]:
         """Grouped convolutions, as they were treated, of whose input or output channels nothing can go, or all at once only."""
 
@@ -305,9 +298,8 @@ class Walk:
     def _python(self, node: fx.Node) -> Any:
         if getattr(node.target, "__name__", "") == "getitem":
             container = self.values.get(node.args[0])  # type: ignore[arg-type]
-            if isinstance(container, list) and isinstance(node.args[1], int):
-                return container[node.args[1]]
-            return None
+            whole = isinstance(container, list) and isinstance(node.args[1], int)
+            return container[node.args[1]] if whole else None  # type: ignore[index]
         if shape_of(node) is None and all(shape_of(a) is None for a in node.all_input_nodes):
             return None  # arithmetic on sizes
         return self.opaque(node, "the operation has no rule")
