@@ -6,17 +6,13 @@ ONNX needs `pip install "featherweight[onnx]"`.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import importlib
-import io
-import logging
 import math
 import os
 import re
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +24,7 @@ from featherweight.calls import Example, Inputs, plain_outputs, tensors_of
 from featherweight.coding import coded, detach
 from featherweight.errors import FeatherweightError, InputError, StorageError
 from featherweight.factor import materialise
-from featherweight.structure.capture import batch_shapes, first_line, packs_sequences, whole_attention
+from featherweight.structure.capture import batch_shapes, first_line, packs_sequences, quiet, whole_attention
 from featherweight.structure.observe import RUN_FAILURES, readable, seeded
 
 Format = Literal["onnx", "pt2"]
@@ -106,7 +102,7 @@ def export(
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
             part = Path(folder) / path.name
-            with _quiet():
+            with quiet():
                 write(network, inputs, part, dynamic_batch)
                 batches = BATCHES if dynamic_batch else (inputs.batch,)
                 several = [resized(inputs, batch) for batch in batches]
@@ -352,16 +348,3 @@ def _pt2_runner(path: Path) -> Runner:
             return [readable(tensor) for tensor in tensors_of(inputs.call(module))]
 
     return run
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporters' chatter kept from the terminal; errors pass."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import io
+import logging
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -203,9 +205,21 @@ def _export(model: nn.Module, inputs: Inputs, dynamic_batch: bool, training: boo
         batch = torch.export.Dim("batch", min=1)
         shapes = batch_shapes(model, inputs, batch)
     mode = as_trained if training else evaluation
-    with mode(model), plain_outputs(model), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with mode(model), plain_outputs(model), quiet():
         return torch.export.export(model, inputs.args, inputs.kwargs or None, dynamic_shapes=shapes, strict=False)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Inside, torch's exporters keep their warnings and their pages of code to themselves; errors pass."""
+    level = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
 
 
 def batch_shapes(model: nn.Module, inputs: Inputs, batch: Any) -> dict[str, Any]:

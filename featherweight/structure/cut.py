@@ -20,7 +20,7 @@ from featherweight.structure.errors import BadSelection, NotExact, StaleGraph, S
 from featherweight.structure.gate import Check, Expected, difference, exercises, fill_zeros, trains_otherwise, zero_slices
 from featherweight.structure.graph import Graph, analyse
 from featherweight.structure.inplace import Masks, cuts_of, stock_attributes, trial
-from featherweight.structure.observe import RUN_FAILURES, Runner, run_in_eval, run_in_training
+from featherweight.structure.observe import RUN_FAILURES, Runner, in_eval, run_in_eval, run_in_training
 from featherweight.structure.precision import PRECISIONS, Precision, own_copy
 from featherweight.structure.rewrite import Rewritten, rewrite
 from featherweight.structure.unlift import module_of
@@ -162,6 +162,9 @@ def _attempt(
     check = _check_graph(graph, masks, rewritten)
     if not check.passed and not (soft and check.error is not None):
         return check
+    same = _check_export(model, graph)
+    if not same.passed:
+        return replace(same, error=None, reason=f"the exported graph does not compute what the network does: {same.reason}")
     lost = training_lost(model, graph) if where != "graph" else ""
     if lost:
         return replace(check, error=None, mode="training", reason=f"{reason}, and the exported module {lost}")
@@ -272,6 +275,25 @@ def _check_graph(graph: Graph, masks: Masks, rewritten: Rewritten) -> Check:
         return Check(None, time.perf_counter() - start, f"the network cannot be run to be compared: {first_line(error)}")
     check = expected.compare(graph_runner(graph, rewritten.module, sliced(whole, masks)))
     return replace(check, seconds=time.perf_counter() - start)
+
+
+def _check_export(model: nn.Module, graph: Graph) -> Check:
+    """Does the exported graph compute what the network does? Not where its code draws numbers or reads values by itself."""
+    parameters = [name for name, kind in graph.kinds.items() if kind == "parameter"]
+
+    def make(precision: Precision) -> Runner:
+        twin = precision.copy(model)
+        fill_zeros(all_tensors(twin), parameters)
+        return in_eval(twin)
+
+    try:
+        expected = Expected(make, exercises(graph.captured), graph.captured.decides())
+    except RUN_FAILURES as error:
+        return Check(None, 0.0, f"the network cannot be run to be compared: {first_line(error)}")
+    tensors = {name: expected.precision.cast(t.detach()) for name, t in graph.captured.tensors.items()}
+    tensors.update({name: tensors[name].clone() for name in parameters})
+    fill_zeros(tensors, parameters)
+    return expected.compare(graph_runner(graph, graph.captured.module, tensors))
 
 
 def expressible(

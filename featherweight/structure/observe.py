@@ -29,7 +29,7 @@ class Observed:
 
     outputs: list[Tensor] = field(default_factory=list)
     decisions: list[tuple[str, Tensor]] = field(default_factory=list)
-    random: set[str] = field(default_factory=set)
+    random: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)
     operations: int = 0
     failure: Exception | None = None
 

@@ -78,7 +78,7 @@ class Watched(TorchDispatchMode):
     """Every operation that asks for a shorter float gets the precision's: hides no difference behind the casts inside norms.
 
     operations  how many were run: how far a network that fails got
-    random      those that drew random numbers
+    random      those that drew random numbers, with the shape of what they drew
     decisions   the numbers that whole numbers and truth values were decided from, where `decides` asks for them
     """
 
@@ -86,7 +86,7 @@ class Watched(TorchDispatchMode):
         super().__init__()
         self.precision, self.decides = precision, decides
         self.operations = 0
-        self.random: set[str] = set()
+        self.random: list[tuple[str, tuple[int, ...]]] = []
         self.decisions: list[tuple[str, Tensor]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -95,7 +95,7 @@ class Watched(TorchDispatchMode):
         self.operations += 1
         name = func.overloadpacket.__name__
         if torch.Tag.nondeterministic_seeded in func.tags and "attention" not in name:
-            self.random.add(name)
+            self.random += [(name, tuple(part.shape)) for part in _parts(result) if isinstance(part, Tensor)]
         if self.decides:
             of = next((value for value in args if _is_real(value)), None)
             if of is not None and any(isinstance(r, Tensor) and not _is_real(r) for r in _parts(result)):
