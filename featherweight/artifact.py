@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from featherweight import packed, storage, structure, tensor_files
-from featherweight.description import LARGEST_DESCRIPTION, Description, description_from
 from featherweight.copies import EXTRA, UnsupportedNetwork, copied, fill, state_of, unstorable
+from featherweight.description import LARGEST_DESCRIPTION, Description, description_from
 from featherweight.edits import Snapshot, check_state, replay, structure_edit
 from featherweight.errors import ArtifactError, InputError, StorageError, did_you_mean, shortened
 from featherweight.structure import exported

@@ -6,30 +6,29 @@ ONNX needs `pip install "featherweight[onnx]"`.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import io
-import logging
 import math
 import os
 import re
 import secrets
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree
 
 from featherweight import storage
+from featherweight.calls import Example, Inputs, plain_outputs, tensors_of
 from featherweight.coding import coded, detach
 from featherweight.copies import copied
 from featherweight.errors import FeatherweightError, InputError, StorageError
 from featherweight.factor import materialise
+from featherweight.structure.capture import batch_shapes, first_line, packs_sequences, quiet, whole_attention
+from featherweight.structure.observe import RUN_FAILURES, readable, seeded
 
 Format = Literal["onnx", "pt2"]
 FORMATS: tuple[Format, ...] = ("onnx", "pt2")
@@ -53,7 +52,8 @@ class Exported:
     """What was written.
 
     bytes       of all its files
-    difference  largest absolute difference from PyTorch over `batches`, and `relative` to the largest output
+    difference  largest absolute difference from PyTorch over `batches`, and `relative` to the largest output; of whole numbers
+                and truth values the share that differs
     """
 
     path: str
@@ -73,7 +73,7 @@ class Exported:
 
 def export(
     model: nn.Module,
-    example: tuple[Tensor, ...],
+    example: Example | Inputs,
     path: str | Path,
     format: Format = "onnx",
     *,
@@ -83,16 +83,23 @@ def export(
 ) -> Exported:
     """Write `model` to `path` in eval mode, run the file, and compare it with PyTorch. `model` itself is not changed.
 
-    `example`: the inputs of the network, batch first. With `dynamic_batch` the file takes any batch size. ONNX weights above 2 GB
-    go into a file `path`.xxxxxxxx.data beside it. The file appears only when it computes what the network computes, to
-    `tolerance` of its largest output. Raises RuntimeMissing, ExportError, StorageError, and InputError for options out of range.
+    `example`: the inputs of the network, a tuple by position or a dict by name, batch first. With `dynamic_batch` the file takes
+    any batch size, in those inputs whose first size is that of the first one; the others (a time step, None, a number) are fixed
+    as they are. Outputs come as dicts, lists and tuples. ONNX weights above 2 GB go into a file `path`.xxxxxxxx.data beside it.
+    The file appears only when it computes what the network computes, to `tolerance` of its largest output, and in all but that share of
+    whole numbers. Raises RuntimeMissing, ExportError, StorageError, and InputError for options out of range.
     """
     path = Path(path)
     if format not in FORMATS:
         raise InputError(f"format must be one of {', '.join(FORMATS)}, given {format!r}")
     if opset < LEAST_OPSET:
         raise InputError(f"opset must be at least {LEAST_OPSET}, given {opset}")
-    network = shippable(model, example)
+    inputs = Inputs.of(example)
+    if not inputs.tensors():
+        raise InputError("the example holds no tensor; give the network's inputs as a tuple by position or as a dict by name")
+    network = shippable(model, inputs)
+    if format == "onnx":
+        _check_types(network, inputs)
     write, run = (_onnx_writer(opset), onnx_runner) if format == "onnx" else (_write_pt2, _pt2_runner)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,15 +108,15 @@ def export(
             # The name of the weights beside a graph stands in the graph: were it always the same, a kill between the two files
             # would leave an old graph with new weights.
             part = Path(folder) / f"{path.name}.{secrets.token_hex(4)}"
-            with _quiet():
-                write(network, example, part, dynamic_batch)
-                batches = BATCHES if dynamic_batch else (example[0].shape[0],)
-                difference, relative = compare(network, run(part), [resized(example, batch) for batch in batches])
+            with quiet():
+                write(network, inputs, part, dynamic_batch)
+                batches = BATCHES if dynamic_batch else (inputs.batch,)
+                several = [resized(inputs, batch) for batch in batches]
+                difference, relative = compare(network, run(part), several)
             if not relative <= tolerance:
                 raise ExportError(
                     f"the {format} model differs from the network by {relative:.2e} of its largest output, more than "
-                    f"{tolerance:g}: it is not written. An operation computes otherwise there; look for one that draws random "
-                    "numbers or depends on the batch, or raise the tolerance if the network is in half precision"
+                    f"{tolerance:g}: it is not written. {_cause(network, several[0])}"
                 )
             files = _placed(part, path, format)
     except OSError as error:
@@ -137,55 +144,109 @@ def _placed(part: Path, path: Path, format: Format) -> list[str]:
     return [path.name, *sorted(file.name for file in beside)]
 
 
-def shippable(model: nn.Module, example: tuple[Tensor, ...] | None = None) -> nn.Module:
+def _check_types(network: nn.Module, inputs: Inputs) -> None:
+    """bfloat16 is refused before anything is written: ONNX Runtime has few operations in it on the processor."""
+    held = [*network.named_parameters(), *network.named_buffers(), *(("an input", tensor) for tensor in inputs.tensors())]
+    name = next((name for name, tensor in held if tensor.dtype == torch.bfloat16), None)
+    if name is not None:
+        raise ExportError(
+            f"{name} is in bfloat16, which ONNX Runtime does not compute in on the processor: export network.float() with inputs "
+            "in float32, or export it as pt2"
+        )
+
+
+def _cause(network: nn.Module, inputs: Inputs) -> str:
+    """Why a file may compute something else."""
+    with torch.no_grad():
+        runs = []
+        for seed in (1, 2):
+            with seeded(seed):
+                runs.append(tensors_of(inputs.call(network)))
+    alike = all(torch.equal(readable(one), readable(other)) for one, other in zip(*runs, strict=True))
+    if not alike:
+        return (
+            "The network draws random numbers in eval mode: two runs of it differ, so that nothing can be compared. Switch that "
+            "off in eval mode, or give what is drawn as an input"
+        )
+    return (
+        "An operation computes otherwise there; look for one that depends on the batch, or raise the tolerance if the network is "
+        "in half precision"
+    )
+
+
+def shippable(model: nn.Module, example: Example | Inputs | None = None) -> nn.Module:
     """A copy of `model` in eval mode without codes, which computes the same. Low-rank codes become thin layers where it pays."""
     network = copied(model).eval()
     if coded(network):
-        materialise(network, example=example)
+        inputs = Inputs.of(example) if example is not None else Inputs()
+        materialise(network, example=inputs.args if inputs.args and not inputs.kwargs else None)
     for name in coded(network):
         detach(network, name)
     return network
 
 
-def resized(example: tuple[Tensor, ...], batch: int) -> tuple[Tensor, ...]:
-    """`example` with `batch` rows, none like another: its rows repeated, those of floating point with noise of their own size."""
+def resized(example: Example | Inputs, batch: int) -> Inputs:
+    """`example` with `batch` rows, none like another: its rows repeated, those of floating point with noise of their own size.
+    Inputs without a batch stay as they are."""
     generator = torch.Generator().manual_seed(batch)
+    inputs = Inputs.of(example)
 
     def row(tensor: Tensor) -> Tensor:
+        if not inputs.has_batch(tensor):
+            return tensor
         repeated = tensor[torch.arange(batch) % tensor.shape[0]]
         if not tensor.is_floating_point():
             return repeated
         noise = torch.randn(repeated.shape, generator=generator).to(repeated)
         return repeated + noise * float(tensor.float().std(correction=0).nan_to_num().clamp_min(0.1))
 
-    return tuple(row(tensor) for tensor in example)
+    return inputs.map(row)
 
 
-Runner = Callable[[tuple[Tensor, ...]], list[Tensor]]
+Runner = Callable[[Inputs], list[Tensor]]
 
 
 @torch.no_grad()
-def compare(network: nn.Module, run: Runner, inputs: list[tuple[Tensor, ...]]) -> tuple[float, float]:
-    """Largest absolute difference of the outputs, and the same over the largest output; NaN where only one of two is NaN."""
-    difference, largest = 0.0, 0.0
-    for given in inputs:
-        wanted, got = tensors(network(*given)), run(given)
+def compare(network: nn.Module, run: Runner, inputs: Sequence[Example | Inputs]) -> tuple[float, float]:
+    """Largest absolute difference of all outputs, and the same over the largest of its output; of whole numbers and truth values
+    the share that differs; infinite where only one of two is NaN. Raises ExportError where there is nothing to compare."""
+    difference, relative, numbers = 0.0, 0.0, False
+    for given in map(Inputs.of, inputs):
+        wanted, got = [readable(tensor) for tensor in tensors_of(given.call(network))], run(given)
         if [tensor.shape for tensor in wanted] != [tensor.shape for tensor in got]:
             shapes = [[tuple(tensor.shape) for tensor in side] for side in (got, wanted)]
             raise ExportError(f"the exported model's outputs have shapes {shapes[0]}, the network's {shapes[1]}")
-        for one, other in zip(wanted, got, strict=True):
+        for place, (one, other) in enumerate(zip(wanted, got, strict=True)):
             if one.numel() == 0:
                 continue
-            gap = (one.cpu().double() - other.cpu().double()).abs()
-            gap = gap.masked_fill(one.cpu().double() == other.cpu().double(), 0.0)  # two infinities of one sign
-            difference = max(difference, float(gap.max().nan_to_num(math.inf, math.inf)))
-            largest = max(largest, float(one.cpu().double().abs().nan_to_num(0.0, 0.0, 0.0).max()))
-    return difference, difference / largest if largest else difference
+            exact = not (one.is_floating_point() or one.is_complex())
+            if not exact and bool(one.isnan().all()):
+                raise ExportError(
+                    f"output {place} of the network is NaN throughout: there is no number to compare, and the file is not written"
+                )
+            gap, largest = _gap(one.cpu(), other.cpu(), exact)
+            difference = max(difference, gap)
+            relative = max(relative, gap / largest)
+            numbers |= exact or bool(one.nan_to_num(0, 1, 1).any())
+    if not numbers:
+        raise ExportError(
+            "every output of the network is 0 on the example, or it has none: there is nothing to compare, and the file is not "
+            "written. Give an example on which it gives something"
+        )
+    return difference, relative
 
 
-def tensors(outputs: Any) -> list[Tensor]:
-    """The tensors of a network's outputs, whatever they are nested in, in order."""
-    return [leaf for leaf in _pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+def _gap(one: Tensor, other: Tensor, exact: bool) -> tuple[float, float]:
+    """The largest difference of two outputs, and the largest of the first to hold it against; 1 for whole numbers."""
+    if exact:
+        return float((one != other).double().mean()), 1.0
+    kind = torch.complex128 if one.is_complex() else torch.float64
+    one, other = one.to(kind), other.to(kind)
+    gap = (one - other).abs()
+    gap = gap.masked_fill((one == other) | (one.isnan() & other.isnan()), 0.0)  # two infinities of one sign, no number in both
+    size = one.abs()
+    largest = float(size.masked_fill(~size.isfinite(), 0.0).max())
+    return float(gap.max().nan_to_num(math.inf, math.inf)), largest or 1.0
 
 
 # --- ONNX ----------------------------------------------------------------------------------------------------------------
@@ -194,14 +255,23 @@ def tensors(outputs: Any) -> list[Tensor]:
 def onnx_runner(path: Path, threads: int = 1, providers: tuple[str, ...] = ("CPUExecutionProvider",)) -> Runner:
     """Runs an ONNX file in ONNX Runtime. Raises RuntimeMissing."""
     runtime = require("onnxruntime", "to run ONNX models")
+
+    def checked(call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except Exception as error:  # the runtime's errors have no base of their own
+            raise ExportError(
+                f"ONNX Runtime cannot run the model: {first_line(error)}; export it as pt2, or in float32 (network.float())"
+            ) from error
+
     options = runtime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
-    session = runtime.InferenceSession(str(path), options, providers=list(providers))
+    session = checked(lambda: runtime.InferenceSession(str(path), options, providers=list(providers)))
     names = [entry.name for entry in session.get_inputs()]
 
-    def run(inputs: tuple[Tensor, ...]) -> list[Tensor]:
-        given = {name: tensor.detach().cpu().numpy() for name, tensor in zip(names, inputs, strict=True)}
-        return [torch.from_numpy(array) for array in session.run(None, given)]
+    def run(inputs: Inputs) -> list[Tensor]:
+        given = {name: tensor.detach().cpu().numpy() for name, tensor in zip(names, inputs.tensors(), strict=True)}
+        return [torch.from_numpy(array) for array in checked(lambda: session.run(None, given))]
 
     return run
 
@@ -214,11 +284,11 @@ def require(name: str, purpose: str) -> Any:
         raise RuntimeMissing(f"{name} is needed {purpose} and cannot be imported ({error}): {INSTALL}") from None
 
 
-Writer = Callable[[nn.Module, tuple[Tensor, ...], Path, bool], None]
+Writer = Callable[[nn.Module, Inputs, Path, bool], None]
 
 
 def _onnx_writer(opset: int) -> Writer:
-    def write(network: nn.Module, example: tuple[Tensor, ...], path: Path, dynamic: bool) -> None:
+    def write(network: nn.Module, example: Inputs, path: Path, dynamic: bool) -> None:
         for name in ("onnx", "onnxscript", "onnxruntime"):
             require(name, "to export to ONNX and to check the file")
         program = _program(network, example, dynamic)
@@ -251,25 +321,37 @@ def _why(error: BaseException) -> str:
 # --- torch.export --------------------------------------------------------------------------------------------------------
 
 
-def _program(network: nn.Module, example: tuple[Tensor, ...], dynamic: bool) -> torch.export.ExportedProgram:
-    dimension = torch.export.Dim.DYNAMIC
-    shapes = tuple({0: dimension} for _ in example) if dynamic else None
+def _program(network: nn.Module, example: Inputs, dynamic: bool) -> torch.export.ExportedProgram:
     given = resized(example, 2) if dynamic else example  # a batch of 1 would be taken for a constant
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # its fused operation is one that no other runtime has
+    try:
+        with torch.no_grad(), whole_attention(), plain_outputs(network):  # the fast path's operation is one no other runtime has
+            shapes = batch_shapes(network, example, torch.export.Dim.DYNAMIC) if dynamic else None
+            return torch.export.export(network, given.args, given.kwargs or None, dynamic_shapes=shapes, strict=False)
+    except Exception as error:  # torch.export lets through whatever the traced code raises
+        raise ExportError(_refusal(network, example, dynamic, error)) from error
+
+
+def _refusal(network: nn.Module, example: Inputs, dynamic: bool, error: Exception) -> str:
+    """Why a network cannot be captured, in a sentence, and the way out."""
     try:
         with torch.no_grad():
-            return torch.export.export(network, given, dynamic_shapes=shapes, strict=False)
-    except Exception as error:  # torch.export lets through whatever the traced code raises
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        way_out = "Rewrite what depends on the values of the data"
-        way_out += ", or export with dynamic_batch=False if it is the batch size that its code depends on" if dynamic else ""
-        raise ExportError(f"torch.export cannot capture the network: {type(error).__name__}: {first} {way_out}") from error
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+            example.call(network)
+    except RUN_FAILURES as plainly:
+        return (
+            f"the network does not run on the example ({example}): {type(plainly).__name__}: {first_line(plainly)}; give an "
+            "example like the inputs it was made for"
+        )
+    if packs_sequences(error):
+        return (
+            "the network packs sequences by their lengths (torch.nn.utils.rnn.pack_padded_sequence), which torch.export cannot "
+            "follow: run the recurrent layer on the padded sequences, and mask what lies beyond the lengths"
+        )
+    way_out = "Rewrite what depends on the values of the data"
+    way_out += ", or export with dynamic_batch=False if it is the batch size that its code depends on" if dynamic else ""
+    return f"torch.export cannot capture the network: {type(error).__name__}: {first_line(error)} {way_out}"
 
 
-def _write_pt2(network: nn.Module, example: tuple[Tensor, ...], path: Path, dynamic: bool) -> None:
+def _write_pt2(network: nn.Module, example: Inputs, path: Path, dynamic: bool) -> None:
     # Given a path, torch's zip writer ends the process when the disk is full.
     written = io.BytesIO()
     torch.export.save(_program(network, example, dynamic), written)
@@ -279,21 +361,8 @@ def _write_pt2(network: nn.Module, example: tuple[Tensor, ...], path: Path, dyna
 def _pt2_runner(path: Path) -> Runner:
     module = torch.export.load(path).module()
 
-    def run(inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    def run(inputs: Inputs) -> list[Tensor]:
         with torch.no_grad():
-            return tensors(module(*inputs))
+            return [readable(tensor) for tensor in tensors_of(inputs.call(module))]
 
     return run
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporters' chatter kept from the terminal; errors pass."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)

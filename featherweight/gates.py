@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from featherweight.calls import samples_in
 from featherweight.errors import InputError
 from featherweight.structure import Graph
 from featherweight.structure.cut import check_fresh
@@ -131,7 +130,7 @@ def _layer(model: nn.Module, graph: Graph, reading: Reading) -> Layer | str:
     if weight is None or weight is not graph.captured.tensors.get(reading.weight):
         return f"its units are read by {where}, which does not hold the weight {reading.weight!r} as its own parameter"
     shape = shape_of(reading.source) if reading.source is not None else None
-    if not shape or shape[0] != samples_in((graph.captured.inputs,), {}):
+    if shape is None or shape[0] != graph.captured.inputs.batch:
         return f"its units are read by {where} where the first dimension is not the batch, so samples cannot be told apart"
     return layer
 
@@ -141,7 +140,8 @@ def _layer(model: nn.Module, graph: Graph, reading: Reading) -> Layer | str:
 
 def producers(graph: Graph, site: str) -> list[tuple[str, int]]:
     """(parameter, dimension) of the weights whose slices make the units: not vectors beside them, nor what reads the units."""
-    read = {(reading.weight, reading.weight_dim) for reading in graph.walk.readings}
+    training = graph.walk.training.readings if graph.walk.training is not None else []
+    read = {(reading.weight, reading.weight_dim) for reading in [*graph.walk.readings, *training]}
     return [
         (name, dim)
         for name, dim in graph.site(site).parameters

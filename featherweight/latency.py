@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from featherweight.calls import Example, Inputs
 from featherweight.errors import InputError, did_you_mean
 from featherweight.export import export, onnx_runner, require, resized, shippable
 
@@ -87,7 +88,7 @@ class Bench:
 
 def bench(
     variants: Mapping[str, nn.Module],
-    example: tuple[Tensor, ...] | Mapping[str, tuple[Tensor, ...]],
+    example: Example | Inputs | Mapping[str, Example | Inputs],
     *,
     runtimes: Sequence[Runtime] = ("eager",),
     threads: Sequence[int] = (1,),
@@ -98,16 +99,14 @@ def bench(
 ) -> Bench:
     """Time every variant in every setting. The first one is the baseline that the others are compared with.
 
-    `example`: the inputs of all variants, batch first, or of each by its name. `devices`: default the processor, and the GPU if
+    `example`: the inputs of all variants, batch first, by position or by name as in `export`; or, where the names are the
+    variants', of each. `devices`: default the processor, and the GPU if
     there is one. Codes are decoded before, so that what is timed is the network that would be shipped. Raises InputError for
     settings out of range, RuntimeMissing without ONNX Runtime, and ExportError for a network that it cannot run.
     """
     devices = (["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]) if devices is None else list(devices)
     _check(variants, runtimes, threads, batches, devices, rounds, warm_up)
-    examples = dict(example) if isinstance(example, Mapping) else dict.fromkeys(variants, example)
-    lacking = [name for name in variants if name not in examples]
-    if lacking:
-        raise InputError(f"no example input is given for {', '.join(lacking)}")
+    examples = _examples(variants, example)
     before = _load()
     timings: list[Timing] = []
     comparisons: list[Comparison] = []
@@ -228,24 +227,34 @@ def _settings(
                     yield runtime, device, count, batch
 
 
-def _written(network: nn.Module, example: tuple[Tensor, ...], path: Path) -> Path:
+def _examples(variants: Mapping[str, nn.Module], example: Example | Inputs | Mapping[str, Example | Inputs]) -> dict[str, Inputs]:
+    """Variant -> its inputs. A mapping that names a variant is of examples, any other of one example's inputs by name."""
+    if not isinstance(example, Mapping) or set(example).isdisjoint(variants):
+        return dict.fromkeys(variants, Inputs.of(example))
+    lacking = [name for name in variants if name not in example]
+    if lacking:
+        raise InputError(f"no example input is given for {', '.join(lacking)}")
+    return {name: Inputs.of(example[name]) for name in variants}
+
+
+def _written(network: nn.Module, example: Inputs, path: Path) -> Path:
     export(network, example, path)
     return path
 
 
 def _call(
-    network: nn.Module, file: Path | None, inputs: tuple[Tensor, ...], runtime: Runtime, device: str, threads: int
+    network: nn.Module, file: Path | None, inputs: Inputs, runtime: Runtime, device: str, threads: int
 ) -> Callable[[], object]:
     if runtime == "onnx" and file is not None:
         provider = "CPUExecutionProvider" if device == "cpu" else "CUDAExecutionProvider"
         run = onnx_runner(file, threads, (provider,))
         return lambda: run(inputs)
     network = network.to(device)
-    placed = tuple(tensor.to(device) for tensor in inputs)
+    placed = inputs.map(lambda tensor: tensor.to(device))
 
     def call() -> object:
         with torch.inference_mode():
-            outputs = network(*placed)
+            outputs = placed.call(network)
         if device == "cuda":
             torch.cuda.synchronize()
         return outputs

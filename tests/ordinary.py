@@ -176,6 +176,82 @@ class Complex(nn.Module):
         return logits, {"spectrum": torch.fft.rfft(logits), "best": logits.argmax(1), "sure": logits.max(1).values > 0}
 
 
+class SplitNorms(nn.Module):
+    """The second half of a training batch (altered samples) has a norm of its own, which eval mode never reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.out = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 4)
+        self.clean, self.altered = nn.BatchNorm2d(8, affine=False), nn.BatchNorm2d(8, affine=False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        hidden = self.conv(image)
+        if self.training:
+            first, second = hidden.chunk(2)
+            hidden = torch.cat([self.clean(first), self.altered(second)])
+        else:
+            hidden = self.clean(hidden)
+        return self.out(torch.relu(hidden).mean((2, 3)))
+
+
+@dataclass
+class Answer:
+    """An output by name that no one has told torch about."""
+
+    logits: Tensor
+    hidden: tuple[Tensor, ...]
+    loss: Tensor | None = None
+
+
+class Answers(nn.Module):
+    """Inputs by name only, one of them left out and one a number; a dataclass out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.out = nn.Linear(12, 16), nn.Linear(16, 4)
+
+    def forward(self, *, row: Tensor, mask: Tensor | None = None, temperature: float = 1.0) -> Answer:
+        hidden = torch.relu(self.first(row))
+        scores = self.out(hidden) if mask is None else self.out(hidden) * mask
+        return Answer(scores / temperature, (scores.softmax(1), scores.sum(1)))
+
+
+class Masks(nn.Module):
+    """Trained on logits; in eval mode only class numbers and truth values come out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.out = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, image: Tensor) -> Any:
+        logits = self.out(torch.relu(self.first(image)))
+        return logits.mean((2, 3)) if self.training else [logits.argmax(1), logits[:, 0] > 0.1]
+
+
+class RandomMask(nn.Module):
+    """Three of six tokens, drawn in eval mode too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.out = nn.Linear(12, 16), nn.Linear(16, 4)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        kept = tokens[:, torch.rand(tokens.shape[1]).argsort()[:3]]
+        return self.out(torch.relu(self.first(kept))).mean(1)
+
+
+class Conditioned(nn.Module):
+    """A list of tensors, a time step without a batch, and an input that is not there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.time, self.out = nn.Linear(12, 16), nn.Linear(1, 16), nn.Linear(16, 4)
+
+    def forward(self, parts: list[Tensor], step: Tensor, condition: Tensor | None = None) -> Tensor:
+        hidden = self.first(parts[0] + parts[1]) + self.time(step.to(self.time.weight.dtype).view(1, 1))
+        return self.out(torch.relu(hidden if condition is None else hidden + condition))
+
+
 def seeded(make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
     def build() -> nn.Module:
         with torch.random.fork_rng():
@@ -206,6 +282,18 @@ ORDINARY: dict[str, Ordinary] = {
     "foreign parametrizations": Ordinary(seeded(foreign_parametrizations), (ROW,), logits=itself),
     "old weight norm": Ordinary(seeded(old_weight_norm), (ROW,), logits=itself),
     "complex outputs": Ordinary(seeded(Complex), (ROW,), logits=lambda output: output[0]),
+    "split norms": Ordinary(seeded(SplitNorms), (IMAGE,), logits=itself),
+    "inputs by name, dataclass": Ordinary(
+        seeded(Answers), kwargs={"row": ROW, "mask": None, "temperature": 2.0}, logits=lambda output: output.logits
+    ),
+    "whole numbers in eval": Ordinary(seeded(Masks), (IMAGE,), logits=itself),
+    "random in eval": Ordinary(seeded(RandomMask), (numbers(4, 6, 12),), logits=itself),
+    "list, step, none": Ordinary(seeded(Conditioned), ([ROW, numbers(4, 12, seed=1)], torch.tensor(3), None), logits=itself),
+    "example of zeros": Ordinary(
+        seeded(lambda: nn.Sequential(nn.Linear(12, 16, bias=False), nn.ReLU(), nn.Linear(16, 4, bias=False))),
+        (torch.zeros(4, 12),),
+        logits=itself,
+    ),
 }
 
 

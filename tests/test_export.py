@@ -156,6 +156,21 @@ def test_an_operation_that_onnx_lacks_is_named_with_the_way_out(tmp_path: Path) 
     assert not list(tmp_path.iterdir())
 
 
+@needs_onnx
+def test_bfloat16_is_refused_for_onnx_with_the_way_out(tmp_path: Path) -> None:
+    model, rows = nn.Linear(3, 2).bfloat16(), torch.randn(1, 3).bfloat16()
+    with pytest.raises(ExportError, match=r"weight is in bfloat16.*network\.float\(\).*or export it as pt2"):
+        export.export(model, (rows,), tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir()) and export.export(model, (rows,), tmp_path / "model.pt2", "pt2").relative == 0
+
+
+@pytest.mark.parametrize(("scale", "says"), [(0.0, "every output of the network is 0"), (float("nan"), "NaN throughout")])
+def test_an_export_that_compared_nothing_is_not_written(scale: float, says: str, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=says):
+        export.export(Applied(lambda values: values * scale), (torch.randn(1, 3),), tmp_path / "model.pt2", "pt2")
+    assert not list(tmp_path.iterdir())
+
+
 def test_code_that_depends_on_the_data_is_explained(tmp_path: Path) -> None:
     model = Applied(lambda values: values if values.sum() > 0 else -values)
     with pytest.raises(ExportError, match=r"cannot capture the network.*values of the data"):
@@ -220,10 +235,10 @@ def test_shippable_networks_are_decoded_copies(coded: nn.Module) -> None:
 
 def test_the_inputs_that_a_file_is_run_with_differ_from_row_to_row() -> None:
     numbers, floats = torch.tensor([[3, 1]]), torch.zeros(1, 2)
-    several = resized((numbers, floats), 3)
+    several = resized((numbers, floats), 3).args
     assert torch.equal(several[0], numbers.expand(3, 2))  # whole numbers may be indices: only those that were given are safe
     assert several[1].shape == (3, 2) and len(several[1].unique()) == 6
-    assert torch.equal(resized((floats,), 3)[0], several[1])
+    assert torch.equal(resized((floats,), 3).args[0], several[1])
 
 
 @pytest.mark.parametrize(

@@ -99,10 +99,11 @@ def _propagated(twin: nn.Module, graph: Graph, stats: Stats, last: Reader, score
             ends.append(x)
 
     # so small that no ReLU6 is reached, however often |W| enlarges it
-    inputs = [torch.full_like(v, 1e-100, dtype=torch.float64).requires_grad_() for v in graph.captured.inputs]
+    small = graph.captured.inputs.map(lambda v: torch.full_like(v, 1e-100, dtype=torch.float64).requires_grad_())
+    inputs = small.tensors()
     ones = {site: torch.ones(graph.site(site).size, dtype=torch.float64) for site in sites}
     with evaluating(twin), gated(twin, readers, ones, watch):
-        twin(*inputs)
+        small.call(twin)
     shape = [1] * ends[-1].ndim
     shape[last.axis] = -1
     torch.autograd.grad(ends[-1], inputs, (scores / len(ends[-1])).reshape(shape).expand_as(ends[-1]), allow_unused=True)

@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import io
+import logging
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from featherweight.calls import Example, Inputs, plain_outputs
+from featherweight.errors import InputError
 from featherweight.modes import evaluating
 from featherweight.structure.errors import BadExample, DataDependentControlFlow, NotExportable
 
@@ -36,68 +39,105 @@ class Captured:
     tensors   first name -> the tensor (parameters, buffers, constants of the graph)
     inputs    the example the graph was exported with
     copies    how many times the given example fits in `inputs` (2 where a batch of 1 was doubled)
+    unread    does eval mode leave a parameter or a norm's statistics unread?
+    training  the same in training mode, where that reads a parameter or a norm's statistics that eval mode does not read
     """
 
     module: fx.GraphModule
     sources: tuple[tuple[Kind, str], ...]
     tied: dict[str, str]
     tensors: dict[str, Tensor]
-    inputs: tuple[Any, ...]
+    inputs: Inputs
     copies: int
     program: Any = None
+    unread: bool = False
+    training: Captured | None = None
 
     def placeholders(self) -> list[fx.Node]:
         return [node for node in self.module.graph.nodes if node.op == "placeholder"]
+
+    def read(self) -> set[str]:
+        """The tensors of the network that this graph reads; tied ones have a placeholder each, of which one may be read."""
+        return {name for node, (_, name) in zip(self.placeholders(), self.sources, strict=True) if node.users and name}
+
+    def read_in_training_only(self) -> list[str]:
+        """The parameters that training mode reads and eval mode does not."""
+        if self.training is None:
+            return []
+        known = {name for kind, name in self.sources if kind == "parameter"}
+        return sorted((self.training.read() - self.read()) & known)
+
+    def looked_up(self) -> dict[int, int]:
+        """Number of an input -> the rows of the embedding that looks it up: the whole numbers that are allowed there."""
+        rows: dict[int, int] = {}
+        inputs = [node for node, (kind, _) in zip(self.placeholders(), self.sources, strict=True) if kind in ("input", "other")]
+        for place, node in enumerate(inputs):
+            for user in node.users:
+                if getattr(user.target, "overloadpacket", None) is torch.ops.aten.embedding and user.args[1] is node:
+                    table: Any = user.args[0]
+                    rows[place] = min(rows.get(place, 1 << 40), int(table.meta["val"].shape[0]))
+        return rows
+
+    def decides(self) -> bool:
+        """Does the network give whole numbers or truth values, which hide what they were decided from?"""
+        values = [node.meta.get("val") for node in self.module.graph.find_nodes(op="output")[0].all_input_nodes]
+        return any(isinstance(v, Tensor) and not (v.is_floating_point() or v.is_complex()) for v in values)
+
+
+@contextlib.contextmanager
+def whole_attention() -> Iterator[None]:
+    """Inside, `nn.MultiheadAttention` does not take its fast path, which no rule could look into."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 @contextlib.contextmanager
 def evaluation(model: nn.Module) -> Iterator[None]:
     """Eval mode, no gradients and whole attention."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
+    with evaluating(model), torch.no_grad(), whole_attention():
+        yield
+
+
+@contextlib.contextmanager
+def as_trained(model: nn.Module) -> Iterator[None]:
+    """The mode that the network's own `train()` sets, without gradients and with whole attention."""
+    with evaluating(model), torch.no_grad(), whole_attention():
+        model.train()
+        yield
+
+
+def double_batch(example: Inputs) -> tuple[Inputs, int]:
+    """The example with a batch of 2 where every tensor that has sizes has a batch of 1, and how many copies that makes."""
+    sized = [tensor for tensor in example.tensors() if tensor.dim()]
+    if not sized or any(tensor.shape[0] != 1 for tensor in sized):
+        return example, 1
+    return example.map(lambda v: torch.cat([v, v.flip(-1)]) if v.dim() else v), 2
+
+
+def check_example(model: nn.Module, example: Example | Inputs) -> Inputs:
+    """The example as inputs, or an error that says what it should be."""
     try:
-        with evaluating(model), torch.no_grad():
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-
-
-def double_batch(example: Sequence[Any]) -> tuple[tuple[Any, ...], int]:
-    """The example with a batch of 2 where every tensor has a batch of 1, and how many copies that makes."""
-    tensors = [value for value in example if isinstance(value, Tensor)]
-    if not tensors or any(t.dim() == 0 or t.shape[0] != 1 for t in tensors):
-        return tuple(example), 1
-    return tuple(torch.cat([v, v.flip(-1)]) if isinstance(v, Tensor) else v for v in example), 2
-
-
-def check_example(model: nn.Module, example: object) -> tuple[Any, ...]:
-    """The example as a tuple, or an error that says what it should be."""
-    if isinstance(example, Tensor):
-        example = (example,)
-    if not isinstance(example, (tuple, list)):
-        raise BadExample(
-            f"the example is a {type(example).__name__}; give the network's positional inputs as a tuple of tensors, for "
-            f"instance "
-            "(torch.randn(1, 3, 224, 224),)"
-        )
-    if not any(isinstance(value, Tensor) for value in example):
-        raise BadExample("the example holds no tensor; give the network's positional inputs as a tuple of tensors")
+        inputs = Inputs.of(example)
+    except InputError as error:
+        raise BadExample(str(error)) from error
+    if not inputs.tensors():
+        raise BadExample("the example holds no tensor; give the network's inputs as a tuple by position or as a dict by name")
     try:
-        inspect.signature(model.forward).bind(*example)
+        inspect.signature(model.forward).bind(*inputs.args, **inputs.kwargs)
     except TypeError as error:
+        named = f" and {', '.join(inputs.kwargs)} by name" if inputs.kwargs else ""
         raise BadExample(
-            f"the network's forward{inspect.signature(model.forward)} cannot be called with {len(example)} positional inputs: "
-            f"{error}"
+            f"the network's forward{inspect.signature(model.forward)} cannot be called with {len(inputs.args)} positional inputs"
+            f"{named}: {error}"
         ) from error
-    return tuple(example)
+    return inputs
 
 
-def describe(example: Sequence[Any]) -> str:
-    """The shapes and types of an example, for messages."""
-    return ", ".join(f"{tuple(v.shape)} {v.dtype}" if isinstance(v, Tensor) else repr(v) for v in example)
-
-
-def capture(model: nn.Module, example: Sequence[Any] | Tensor, *, dynamic_batch: bool = False) -> Captured:
+def capture(model: nn.Module, example: Example | Inputs, *, dynamic_batch: bool = False) -> Captured:
     """Export `model` on `example`; raises BadExample, DataDependentControlFlow or NotExportable."""
     given = check_example(model, example)
     inputs, copies = double_batch(given)
@@ -113,8 +153,27 @@ def capture(model: nn.Module, example: Sequence[Any] | Tensor, *, dynamic_batch:
             inputs, copies = given, 1
         else:
             raise _explain(model, given, error) from error
+    found = _captured(model, program, inputs, copies)
+    unread = [n for n in set(found.tensors) - found.read() if found.tensors[n].is_floating_point()]
+    if not unread:
+        return found
+    found = replace(found, unread=True)
+    try:
+        program = _export(model, inputs, dynamic_batch, training=True)
+    except _EXPORT_FAILURES:
+        return found  # cuts are still run in training mode before they are kept
+    training = _captured(model, program, inputs, copies, found.tensors)
+    if training.read().isdisjoint(unread):
+        return found
+    tensors = {**training.tensors, **found.tensors}
+    return replace(found, training=training, tensors=tensors)
+
+
+def _captured(model: nn.Module, program: Any, inputs: Inputs, copies: int, held: dict[str, Tensor] | None = None) -> Captured:
+    """`held`: the tensors of another export of the network, whose constants keep their names only where they are the same."""
     module = program.graph_module
     _inline_regions(module)
+    _forget_types(module)
     names = _names(model)
     sources: list[tuple[Kind, str]] = []
     tensors: dict[str, Tensor] = {}
@@ -127,6 +186,8 @@ def capture(model: nn.Module, example: Sequence[Any] | Tensor, *, dynamic_batch:
                 "parameter" if spec.kind == InputKind.PARAMETER else "buffer" if spec.kind == InputKind.BUFFER else "constant"
             )
             first = names.get(target, target)
+            if kind == "constant" and held is not None and held.get(first) is not tensor:
+                first = f"{first} in training"
             sources.append((kind, first))
             tensors.setdefault(first, tensor)
         else:
@@ -135,32 +196,77 @@ def capture(model: nn.Module, example: Sequence[Any] | Tensor, *, dynamic_batch:
     return Captured(module, tuple(sources), tied, tensors, inputs, copies, program)
 
 
-_EXPORT_FAILURES = (
-    RuntimeError, ValueError, TypeError, AssertionError, AttributeError, IndexError, KeyError, NotImplementedError, OverflowError,
-)  # fmt: skip
+_EXPORT_FAILURES = (Exception,)  # torch.export lets through whatever the network's own code raises
 
 
-def _export(model: nn.Module, inputs: tuple[Any, ...], dynamic_batch: bool) -> Any:
+def _export(model: nn.Module, inputs: Inputs, dynamic_batch: bool, training: bool = False) -> Any:
     shapes = None
     if dynamic_batch:
         batch = torch.export.Dim("batch", min=1)
-        shapes = tuple({0: batch} if isinstance(v, Tensor) and v.dim() else None for v in inputs)
-    with evaluation(model), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return torch.export.export(model, inputs, dynamic_shapes=shapes, strict=False)
+        shapes = batch_shapes(model, inputs, batch)
+    mode = as_trained if training else evaluation
+    with mode(model), plain_outputs(model), quiet():
+        return torch.export.export(model, inputs.args, inputs.kwargs or None, dynamic_shapes=shapes, strict=False)
 
 
-def _explain(model: nn.Module, example: tuple[Any, ...], error: Exception) -> NotExportable | BadExample:
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Inside, torch's exporters keep their warnings and their pages of code to themselves; errors pass."""
+    level = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def batch_shapes(model: nn.Module, inputs: Inputs, batch: Any) -> dict[str, Any]:
+    """For torch.export: `batch` as the first size of each input that has a batch, all else fixed."""
+
+    def shape(value: Any) -> dict[int, Any] | None:
+        return {0: batch} if inputs.has_batch(value) else None
+
+    bound = inspect.signature(model.forward).bind(*inputs.args, **inputs.kwargs)
+    return {name: torch.utils._pytree.tree_map(shape, value) for name, value in bound.arguments.items()}
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line: torch adds a page of hints to its own."""
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return line if len(line) <= 300 else f"{line[:300].rstrip()} ..."
+
+
+_PACKED = ("pack_padded_sequence", "pack_sequence", "pad_packed_sequence", "_pack_padded_sequence", "_pad_packed_sequence")
+
+
+def packs_sequences(error: BaseException) -> bool:
+    """Did the network's code pack or unpack a sequence where this error came up?"""
+    trace = error.__traceback__
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        if code.co_name in _PACKED or (code.co_name == "forward" and any(name in _PACKED for name in code.co_names)):
+            return True
+        trace = trace.tb_next
+    return False
+
+
+def _explain(model: nn.Module, example: Inputs, error: Exception) -> NotExportable | BadExample:
     """Tell an example of the wrong shape from code that depends on data from anything else: run the network plainly."""
-    text = str(error).strip().splitlines()
-    first = next((line for line in text if line.strip()), type(error).__name__)
+    first = first_line(error)
     try:
         with evaluation(model):
-            model(*example)
-    except _EXPORT_FAILURES as plain:
+            example.call(model)
+    except _EXPORT_FAILURES as plainly:
         return BadExample(
-            f"the network does not run on the example ({describe(example)}): {plain}; give an example like the inputs the "
+            f"the network does not run on the example ({example}): {first_line(plainly)}; give an example like the inputs the "
             f"network was made for"
+        )
+    if packs_sequences(error):
+        return NotExportable(
+            "the network packs sequences by their lengths (torch.nn.utils.rnn.pack_padded_sequence), which torch.export cannot "
+            "follow: run the recurrent layer on the padded sequences, and mask what lies beyond the lengths"
         )
     names = {type(error).__name__, *(kind.__name__ for kind in type(error).__mro__)}
     if any(word in name for name in names for word in ("DataDependent", "GuardOnDataDependent", "UncapturedHigherOrder")) or any(
@@ -169,13 +275,12 @@ def _explain(model: nn.Module, example: tuple[Any, ...], error: Exception) -> No
     ):
         return DataDependentControlFlow(
             f"the network's code depends on the values of a tensor ({first}); torch.export cannot follow that. Replace `if "
-            f"tensor:` by "
-            "torch.where or torch.cond, sizes made with .item() by fixed sizes, or trace the submodule that has no such code"
+            "tensor:` by torch.where or torch.cond, sizes made with .item() by fixed sizes, or trace the submodule that has no "
+            "such code"
         )
     return NotExportable(
         f"torch.export cannot capture the network: {type(error).__name__}: {first}. Trace a submodule that can be exported, or "
-        f"see "
-        "the torch.export documentation for the construct named"
+        "see the torch.export documentation for the construct named"
     )
 
 
@@ -200,6 +305,14 @@ def overlapping(tensors: dict[str, Tensor]) -> set[str]:
             shared |= {name, owners[pointer]}
         owners.setdefault(pointer, name)
     return shared
+
+
+def _forget_types(module: fx.GraphModule) -> None:
+    """Take out torch's assertions about the types of the example: the exported module may be cast to other ones."""
+    for node in list(module.graph.nodes):
+        if getattr(node.target, "overloadpacket", None) is torch.ops.aten._assert_tensor_metadata:
+            module.graph.erase_node(node)
+    module.recompile()
 
 
 _REGIONS = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4}  # name -> position of the wrapped graph among the arguments
@@ -244,48 +357,3 @@ def _inline_regions(module: fx.GraphModule) -> None:
     if changed:
         graph.lint()
         module.recompile()
-
-
-class _Float64(TorchDispatchMode):
-    """Every operation that asks for a shorter float gets float64: hides no difference behind the casts inside norms."""
-
-    short = (torch.float32, torch.float16, torch.bfloat16)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.operations = 0  # how many were run: how far a network that fails got
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = {k: torch.float64 if v in self.short else v for k, v in (kwargs or {}).items()} if kwargs else {}
-        args = tuple(torch.float64 if isinstance(a, torch.dtype) and a in self.short else a for a in args)
-        result = func(*args, **kwargs)
-        self.operations += 1
-        return result
-
-
-def to_float64(value: Any) -> Any:
-    """Floating tensors in float64; everything else as it is."""
-    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
-
-
-@contextlib.contextmanager
-def float64() -> Iterator[_Float64]:
-    """Inside, computations are done in float64, also where the network's code names a shorter type."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        with torch.no_grad(), _Float64() as mode:
-            yield mode
-    finally:
-        torch.set_default_dtype(before)
-
-
-def run_graph(module: fx.GraphModule, tensors: Sequence[Any]) -> Any:
-    """Run an exported graph on the values of its placeholders, in float64."""
-    with float64():
-        return fx.Interpreter(module).run(*(to_float64(t) for t in tensors), enable_io_processing=False)
-
-
-def outputs_of(value: Any) -> list[Tensor]:
-    """All floating tensors in an output, whatever nests them."""
-    return [leaf for leaf in torch.utils._pytree.tree_leaves(value) if isinstance(leaf, Tensor) and leaf.is_floating_point()]

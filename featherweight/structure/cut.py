@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from featherweight.structure.capture import capture, run_graph, to_float64
+from featherweight.calls import Inputs
+from featherweight.structure.capture import capture, first_line
 from featherweight.structure.edit import Edit, Moved, all_tensors, apply
 from featherweight.structure.entries import Cut, pick
 from featherweight.structure.errors import BadSelection, NotExact, StaleGraph, StructureError
-from featherweight.structure.gate import RUN_FAILURES, TOLERANCE, Check, difference, double_copy, run, zero_slices
+from featherweight.structure.gate import Check, Expected, difference, exercises, fill_zeros, trains_otherwise, zero_slices
 from featherweight.structure.graph import Graph, analyse
 from featherweight.structure.inplace import Masks, cuts_of, stock_attributes, trial
+from featherweight.structure.observe import RUN_FAILURES, Runner, in_eval, run_in_eval, run_in_training
+from featherweight.structure.precision import PRECISIONS, Precision, own_copy
 from featherweight.structure.rewrite import Rewritten, rewrite
 from featherweight.structure.unlift import module_of
 from featherweight.structure.walk import Value, operation
@@ -108,7 +111,7 @@ def prune(
         else:
             return Result(result.model, result.where, result.edit, result.check, result.moved, masks, refused, result.reason)
         # the analysis itself was wrong somewhere: find the sites to blame and go on without them
-        for name in _blame(model, graph, selection):
+        for name in _blame(model, graph, selection, found):
             refused[name] = graph.freeze_site(name, f"a cut here could not be shown to be exact: {found.reason}")
             selection.pop(name)
         if not selection:
@@ -119,7 +122,8 @@ def check_nodes(graph: Graph, gone: NDArray[np.bool_]) -> None:
     """Every tensor inside the network keeps an entry along every dimension."""
     mask_of = graph.node_masks(gone)
     seen: set[tuple[int, ...]] = set()
-    for node, value in graph.walk.values.items():
+    training = graph.walk.training.values if graph.walk.training is not None else {}
+    for node, value in [*graph.walk.values.items(), *training.items()]:
         for part in [value] if isinstance(value, Value) else value if isinstance(value, list) else []:
             if not isinstance(part, Value):
                 continue
@@ -158,7 +162,31 @@ def _attempt(
     check = _check_graph(graph, masks, rewritten)
     if not check.passed and not (soft and check.error is not None):
         return check
+    same = _check_export(model, graph)
+    if not same.passed:
+        return replace(same, error=None, reason=f"the exported graph does not compute what the network does: {same.reason}")
+    lost = training_lost(model, graph) if where != "graph" else ""
+    if lost:
+        return replace(check, error=None, mode="training", reason=f"{reason}, and the exported module {lost}")
     return as_module(model, graph, masks, rewritten, check, reason)
+
+
+def training_lost(model: nn.Module, graph: Graph) -> str:
+    """What the exported module, which has the graph of eval mode only, would lose of the network's training; "" for nothing."""
+    only = graph.captured.read_in_training_only()
+    if only:
+        more = ", ..." if len(only) > 4 else ""
+        return f"has no training mode of its own, which reads {', '.join(only[:4])}{more} besides (where='graph' makes it still)"
+    if not trains_otherwise(model, graph.captured):
+        return ""
+    own, twin = PRECISIONS[-1], own_copy(model)
+    trained, evaluated = (run(twin, graph.captured.inputs, own) for run in (run_in_training, run_in_eval))
+    shapes = [[tuple(tensor.shape) for tensor in side.outputs] for side in (trained, evaluated)]
+    if trained.failure is not None or evaluated.failure is not None or shapes[0] == shapes[1]:
+        return ""
+    return (
+        f"has no training mode of its own, where the network gives {shapes[0]} and not {shapes[1]} (where='graph' makes it still)"
+    )
 
 
 def _any_batch(model: nn.Module, graph: Graph, selection: Mapping[str, Sequence[int]], fixed: Result) -> Result | None:
@@ -167,8 +195,10 @@ def _any_batch(model: nn.Module, graph: Graph, selection: Mapping[str, Sequence[
     """
     if graph.captured.copies == 1:
         return None
+    inputs = graph.captured.inputs
+    precision = next(p for p in PRECISIONS if p.name == fixed.check.precision)
     try:
-        again = analyse(capture(model, graph.captured.inputs, dynamic_batch=True), model, graph.walk.soft)
+        again = analyse(capture(model, inputs, dynamic_batch=True), model, graph.walk.soft)
         gone = again.gone(selection)
         masks = again.keep_masks(gone)
         if {k: m.tobytes() for k, m in masks.items()} != {
@@ -176,14 +206,17 @@ def _any_batch(model: nn.Module, graph: Graph, selection: Mapping[str, Sequence[
         }:
             return None
         result = as_module(model, again, masks, rewrite(again, gone), fixed.check, fixed.reason)
-        same = difference(
-            run(double_copy(fixed.model), graph.captured.inputs), run(double_copy(result.model), graph.captured.inputs)
-        )
-        larger = [torch.cat([v, v[:1]]) if isinstance(v, Tensor) else v for v in graph.captured.inputs]
-        run(double_copy(result.model), larger)
+        wanted, got = (run_in_eval(precision.copy(r.model), inputs, precision) for r in (fixed, result))
+        same = difference(wanted, got).error
+        larger = run_in_eval(precision.copy(result.model), _one_more(inputs), precision)
     except (StructureError, *RUN_FAILURES):
         return None
-    return result if same <= TOLERANCE else None
+    return result if larger.failure is None and same is not None and same <= precision.tolerance else None
+
+
+def _one_more(inputs: Inputs) -> Inputs:
+    """A batch with one row more."""
+    return inputs.map(lambda tensor: torch.cat([tensor, tensor[:1]]) if inputs.has_batch(tensor) else tensor)
 
 
 def as_module(model: nn.Module, graph: Graph, masks: Masks, rewritten: Rewritten, check: Check, reason: str = "") -> Result:
@@ -205,32 +238,62 @@ def sliced(tensors: Mapping[str, Tensor], masks: Masks) -> dict[str, Tensor]:
     return result
 
 
-def placed(graph: Graph, tensors: Mapping[str, Tensor], given: Sequence[object] | None = None) -> list[object]:
-    """What the exported graph is called with; `given`: other inputs than the example's."""
-    inputs = iter(torch.utils._pytree.tree_leaves((tuple(given) if given is not None else graph.captured.inputs, {})))
+def placed(graph: Graph, tensors: Mapping[str, Tensor], given: Inputs) -> list[object]:
+    """What the exported graph is called with: the network's tensors, and these inputs."""
+    inputs = iter(given.leaves())
     return [
         tensors[name] if kind in ("parameter", "buffer", "constant") else next(inputs) for kind, name in graph.captured.sources
     ]
 
 
+def graph_runner(graph: Graph, module: fx.GraphModule, tensors: Mapping[str, Tensor]) -> Runner:
+    """Runs an exported graph on these tensors of the network; what it writes into its buffers is gone afterwards."""
+
+    def call(given: Inputs) -> object:
+        held = {name: tensor.clone() if graph.kinds[name] == "buffer" else tensor for name, tensor in tensors.items()}
+        return fx.Interpreter(module).run(*placed(graph, held, given), enable_io_processing=False)
+
+    return call
+
+
 def _check_graph(graph: Graph, masks: Masks, rewritten: Rewritten) -> Check:
     """The same comparison on the exported graph: zeroed and whole against cut."""
     start = time.perf_counter()
-    whole = {name: to_float64(t.detach()) for name, t in graph.captured.tensors.items()}
-    whole = {name: t.clone() if t is graph.captured.tensors[name] else t for name, t in whole.items()}
-    zero_slices(whole, masks, [n for n, kind in graph.kinds.items() if kind == "parameter"])
+    whole: dict[str, Tensor] = {}
+
+    def make(precision: Precision) -> Runner:
+        parameters = [name for name, kind in graph.kinds.items() if kind == "parameter"]
+        whole.update({name: precision.cast(t.detach()) for name, t in graph.captured.tensors.items()})
+        whole.update({name: whole[name].clone() for name in parameters})
+        fill_zeros(whole, parameters)
+        zero_slices(whole, masks, parameters)
+        return graph_runner(graph, graph.captured.module, whole)
+
     try:
-        reference = [
-            t for t in run_graph(graph.captured.module, placed(graph, whole)) if isinstance(t, Tensor) and t.is_floating_point()
-        ]
+        expected = Expected(make, exercises(graph.captured), graph.captured.decides())
     except RUN_FAILURES as error:
-        return Check(None, time.perf_counter() - start, f"the network cannot be checked in float64: {error}")
+        return Check(None, time.perf_counter() - start, f"the network cannot be run to be compared: {first_line(error)}")
+    check = expected.compare(graph_runner(graph, rewritten.module, sliced(whole, masks)))
+    return replace(check, seconds=time.perf_counter() - start)
+
+
+def _check_export(model: nn.Module, graph: Graph) -> Check:
+    """Does the exported graph compute what the network does? Not where its code draws numbers or reads values by itself."""
+    parameters = [name for name, kind in graph.kinds.items() if kind == "parameter"]
+
+    def make(precision: Precision) -> Runner:
+        twin = precision.copy(model)
+        fill_zeros(all_tensors(twin), parameters)
+        return in_eval(twin)
+
     try:
-        result = run_graph(rewritten.module, placed(graph, sliced(whole, masks)))
+        expected = Expected(make, exercises(graph.captured), graph.captured.decides())
     except RUN_FAILURES as error:
-        return Check(None, time.perf_counter() - start, f"the cut graph does not run: {str(error).strip().splitlines()[0]}")
-    size = difference(reference, [t for t in result if isinstance(t, Tensor) and t.is_floating_point()])
-    return Check(size, time.perf_counter() - start, "" if size <= TOLERANCE else f"its output differs by {size:.1e}")
+        return Check(None, 0.0, f"the network cannot be run to be compared: {first_line(error)}")
+    tensors = {name: expected.precision.cast(t.detach()) for name, t in graph.captured.tensors.items()}
+    tensors.update({name: tensors[name].clone() for name in parameters})
+    fill_zeros(tensors, parameters)
+    return expected.compare(graph_runner(graph, graph.captured.module, tensors))
 
 
 def expressible(
@@ -282,12 +345,19 @@ def _unchecked(
     return Result(model, "class", edit, unchecked, apply(model, edit), masks, {})
 
 
-def _blame(model: nn.Module, graph: Graph, selection: Mapping[str, Sequence[int]]) -> list[str]:
-    """The sites whose cut alone is not exact as a graph; all of them if each alone is exact."""
+def _blame(model: nn.Module, graph: Graph, selection: Mapping[str, Sequence[int]], found: Check) -> list[str]:
+    """The sites whose cut alone is not exact as a graph, or alone breaks training; all of them if each alone is exact."""
     wrong = []
     for name, units in selection.items():
         gone = graph.gone({name: units})
         masks = graph.keep_masks(gone)
-        if masks and not _check_graph(graph, masks, rewrite(graph, gone)).passed:
+        if not masks:
+            continue
+        rewritten = rewrite(graph, gone)
+        if found.mode == "training":
+            fine = trial(model, graph, masks, (), rewritten.changes, bool(graph.site(name).soft))[0] is not None
+        else:
+            fine = _check_graph(graph, masks, rewritten).passed
+        if not fine:
             wrong.append(name)
     return wrong or list(selection)

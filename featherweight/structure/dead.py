@@ -9,7 +9,6 @@ bias).
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,13 +18,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
-from featherweight.structure.capture import float64, to_float64
 from featherweight.structure.cut import Result, check_fresh, placed, prune, sliced
 from featherweight.structure.edit import all_tensors, apply
 from featherweight.structure.entries import clear, entry_rows
-from featherweight.structure.gate import TOLERANCE, Check, difference, double_copy, run
+from featherweight.structure.gate import Check, Expected, exercises
 from featherweight.structure.graph import Graph
 from featherweight.structure.labels import FIRST
+from featherweight.structure.observe import Runner, in_eval
+from featherweight.structure.precision import Precision, float64, own_copy, to_float64
 from featherweight.structure.walk import Proof, Reading
 
 
@@ -102,7 +102,9 @@ def _dead(
         if not site.soft:
             dead[site.labels] = True
     wanted: list[tuple[Reading, NDArray[np.int64]]] = []
-    for reading in graph.walk.readings:
+    training = graph.walk.training.readings if graph.walk.training is not None else []
+    # a constant is folded for eval mode, whose values are known; what reads it in training only is not looked at
+    for reading in [*graph.walk.readings, *(replace(reading, foldable=False) for reading in training)]:
         planes = graph.walk.labels.resolve(reading.planes)
         labels = np.unique(np.concatenate(planes)) if planes else np.zeros(0, dtype=np.int64)
         labels = labels[labels >= FIRST]
@@ -173,16 +175,21 @@ def _values_at(graph: Graph, tensors: dict[str, Tensor], nodes: set[fx.Node]) ->
                 kept[n] = result.clone()
             return result
 
+    given = [to_float64(value) for value in placed(graph, tensors, graph.captured.inputs)]
     with float64():
-        Recorder(graph.captured.module).run(*[to_float64(t) for t in placed(graph, tensors)], enable_io_processing=False)
+        Recorder(graph.captured.module).run(*given, enable_io_processing=False)
     return kept
 
 
 def _carry_out(model: nn.Module, graph: Graph, keep: dict[str, Sequence[int]], biases: dict[str, Tensor]) -> Result:
     """Cut a copy, compare it with the untouched network, then cut the network itself."""
-    before = run(double_copy(model), graph.captured.inputs)
-    twin = _copy(model)
-    exact = double_copy(model)
+
+    def make(precision: Precision) -> Runner:
+        return in_eval(precision.copy(model))
+
+    expected = Expected(make, exercises(graph.captured), graph.captured.decides())
+    twin = own_copy(model)
+    exact = expected.precision.copy(model)
     for target in (twin, exact):
         _set(target, biases)
     result = prune(twin, graph, keep)
@@ -194,31 +201,20 @@ def _carry_out(model: nn.Module, graph: Graph, keep: dict[str, Sequence[int]], b
     if result.where == "class":
         assert result.edit is not None
         apply(exact, result.edit)
-        error = difference(before, run(exact, graph.captured.inputs))
+        check = expected.compare(in_eval(exact))
     else:
         # the exported module was made of the tensors as they were
         _set(result.model, sliced(biases, {key: mask for key, mask in result.masks.items() if key[0] in biases}))
-        error = difference(before, run(double_copy(result.model), graph.captured.inputs))
-    limit = TOLERANCE if result.where == "class" or not biases else 1e-5
-    check = Check(
-        error, result.check.seconds, "" if error <= limit else f"its output differs by {error:.1e} of the largest output"
-    )
-    if error > limit:
+        check = expected.compare(in_eval(expected.precision.copy(result.model)))
+        check = replace(check, tolerance=max(check.tolerance, 1e-5 if biases else 0.0))  # biases in the network's own type
+    check = replace(check, seconds=result.check.seconds + check.seconds, reason="" if check.passed else check.reason)
+    if not check.passed:
         return Result(model, "nothing", None, check, (), {}, dict.fromkeys(keep, check.reason))
     if result.where == "graph":
         return replace(result, check=check)
     assert result.edit is not None
     _set(model, biases)
     return Result(model, "class", result.edit, check, apply(model, result.edit), result.masks, result.refused)
-
-
-def _copy(model: nn.Module) -> nn.Module:
-    memo: dict[int, Any] = {}
-    for module in model.modules():
-        for value in vars(module).values():
-            if isinstance(value, Tensor) and value.grad_fn is not None:
-                memo[id(value)] = value.detach().clone()
-    return copy.deepcopy(model, memo)
 
 
 def _set(model: nn.Module, values: dict[str, Tensor]) -> None:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
 
+from featherweight.calls import Inputs
 from featherweight.structure.blocks import Block, needed
-from featherweight.structure.capture import float64, to_float64
-from featherweight.structure.cut import Result, as_module, check_fresh, placed
+from featherweight.structure.cut import Result, as_module, check_fresh, placed, training_lost
 from featherweight.structure.edit import Edit, apply, replaceable
 from featherweight.structure.errors import NotExact, unknown
-from featherweight.structure.gate import RUN_FAILURES, TOLERANCE, Check, difference, double_copy, run
+from featherweight.structure.gate import Check, Expected, exercises, training_failure, trains_otherwise
 from featherweight.structure.graph import Graph
+from featherweight.structure.observe import Runner, in_eval, run_in_training
+from featherweight.structure.precision import Precision
 from featherweight.structure.rewrite import Rewritten
 
 
@@ -24,8 +27,9 @@ def drop(model: nn.Module, graph: Graph, block: str | Sequence[str], *, where: L
     """Remove a residual branch whole, or several at once: the module around each becomes `nn.Identity` if that computes the
     same, else the exported module is given (with `where="class"`: NotExact is raised).
 
-    The branch is taken to give 0, and what the cut network computes is compared with that, in float64. Unlike `prune` this
-    changes what the network computes unless the branch gave 0. `x -> relu(x + F(x))` is the identity without F where x comes out
+    The branch is taken to give 0, and what the cut network computes is compared with that, in float64 and on more values than
+    the example's; in training mode it has to run as before. Unlike `prune` this changes what the network computes unless the
+    branch gave 0. `x -> relu(x + F(x))` is the identity without F where x comes out
     of a ReLU; a block whose shortcut is a projection never is. Raises UnknownSite, StaleGraph.
     """
     names = [block] if isinstance(block, str) else list(block)
@@ -40,15 +44,19 @@ def drop(model: nn.Module, graph: Graph, block: str | Sequence[str], *, where: L
         paths += [path] if path is not None and path not in paths else []
     if not reason:
         edit = Edit("drop", tuple((name, 0) for name in dict.fromkeys(names)), (), (), tuple(paths))
-        error = reference.error(model, edit)
-        if isinstance(error, float) and error <= TOLERANCE:
-            return Result(model, "class", edit, Check(error, time.perf_counter() - start), apply(model, edit), {}, {})
-        reason = f"without {', '.join(paths)} its output differs" if isinstance(error, float) else error
+        check = reference.check(model, edit)
+        if check.passed:
+            check = replace(check, seconds=time.perf_counter() - start)
+            return Result(model, "class", edit, check, apply(model, edit), {}, {})
+        reason = f"without {', '.join(paths)} {check.reason}"
     if where == "class":
         raise NotExact(f"the network's class cannot go on without {', '.join(names)}: {reason}")
     result = as_module(model, graph, {}, _dropped(graph, reference.trunks), Check(None, 0.0), reason)
-    error = difference(reference.outputs[0], run(double_copy(result.model), graph.captured.inputs))
-    check = Check(error, time.perf_counter() - start, "" if error <= TOLERANCE else f"its output differs by {error:.1e}")
+    check = reference.expected.compare(in_eval(reference.expected.precision.copy(result.model)))
+    lost = training_lost(model, graph)
+    if check.passed and lost:
+        check = replace(check, error=None, mode="training", reason=f"the exported module {lost}")
+    check = replace(check, seconds=time.perf_counter() - start)
     if not check.passed:
         return Result(model, "nothing", None, check, (), {}, dict.fromkeys(names, check.reason), check.reason)
     return Result(result.model, "graph", None, check, result.moved, {}, {}, reason)
@@ -75,9 +83,9 @@ def branches(model: nn.Module, graph: Graph, blocks: Iterable[str]) -> dict[str,
         operand = reference.nodes[0].args[block.branch]
         assert isinstance(operand, fx.Node)
         for path in _stack(operand):
-            candidate = double_copy(model)
+            candidate = reference.expected.precision.copy(model)
             candidate.get_submodule(path).register_forward_hook(_nothing)
-            if reference.matches(candidate):
+            if reference.expected.compare(in_eval(candidate)).passed:
                 result[name] = path
                 break
     return result
@@ -100,12 +108,13 @@ def _stack(node: fx.Node) -> list[str]:
 
 
 class _Reference:
-    """What the network computes when some branches give 0: on the example, and on the example with random signs.
+    """What the network computes when some branches give 0: on the example, and on other values.
 
-    The signs are for what holds of values only, as relu(x) = x does: an example alone might happen to be above 0.
+    The other values are for what holds of values only, as relu(x) = x does: an example alone might happen to be above 0.
     """
 
     def __init__(self, graph: Graph, blocks: Sequence[Block]) -> None:
+        self.captured = graph.captured
         branch = {block.node: block.branch for block in blocks}
         self.nodes = [node for node in graph.captured.module.graph.nodes if node.name in branch]
         self.trunks: dict[fx.Node, fx.Node] = {}
@@ -113,32 +122,25 @@ class _Reference:
             trunk = node.args[1 - branch[node.name]]
             assert isinstance(trunk, fx.Node)
             self.trunks[node] = self.trunks.get(trunk, trunk)
-        example = graph.captured.inputs
-        dice = torch.Generator().manual_seed(0)
-        self.inputs = (example, tuple(_signed(value, dice) for value in example))
-        self.outputs = [_without(graph, {node: branch[node.name] for node in self.nodes}, given) for given in self.inputs]
+        zeroed = {node: branch[node.name] for node in self.nodes}
 
-    def error(self, model: nn.Module, edit: Edit) -> float | str:
-        """The largest difference of the edited network, or why it does not run."""
-        candidate = double_copy(model)
+        def make(precision: Precision) -> Runner:
+            tensors = {name: precision.cast(t.detach()) for name, t in graph.captured.tensors.items()}
+            return lambda given: _without(graph, zeroed, tensors, given)
+
+        self.expected = Expected(make, exercises(graph.captured), graph.captured.decides())
+
+    def check(self, model: nn.Module, edit: Edit) -> Check:
+        """The edited network held against it."""
+        candidate = self.expected.precision.copy(model)
         apply(candidate, edit)
-        try:
-            return max(difference(out, run(candidate, given)) for out, given in zip(self.outputs, self.inputs, strict=True))
-        except RUN_FAILURES as problem:
-            return f"without {', '.join(edit.identities)} it does not run: {problem}"
-
-    def matches(self, candidate: nn.Module) -> bool:
-        try:
-            errors = [difference(out, run(candidate, given)) for out, given in zip(self.outputs, self.inputs, strict=True)]
-        except RUN_FAILURES:
-            return False
-        return max(errors) <= TOLERANCE
-
-
-def _signed(value: Any, dice: torch.Generator) -> Any:
-    if not isinstance(value, Tensor) or not value.is_floating_point():
-        return value
-    return value * (2 * torch.randint(0, 2, value.shape, generator=dice) - 1).to(value)
+        check = self.expected.compare(in_eval(candidate))
+        if not check.passed or not trains_otherwise(model, self.captured):
+            return check
+        whole, given = self.expected.precision.copy(model), self.expected.seen[-1][0]
+        wanted = run_in_training(whole, given, self.expected.precision)
+        reason = training_failure(whole, wanted, candidate, given, self.expected.precision, exact=False)
+        return replace(check, error=None, reason=reason, mode="training") if reason else check
 
 
 def _surrounding(model: nn.Module, graph: Graph, block: Block) -> tuple[str | None, str]:
@@ -148,14 +150,15 @@ def _surrounding(model: nn.Module, graph: Graph, block: Block) -> tuple[str | No
     for path in _stack(reference.nodes[0]):
         if not replaceable(path, model.get_submodule(path)):
             continue
-        error = reference.error(model, Edit("drop", ((block.name, 0),), (), (), (path,)))
-        if isinstance(error, float) and error <= TOLERANCE:
+        check = reference.check(model, Edit("drop", ((block.name, 0),), (), (), (path,)))
+        if check.passed:
             return path, ""
-        reason = error if isinstance(error, str) else reason
+        if check.error is None:
+            reason = f"without {path} {check.reason}"
     return None, reason
 
 
-def _without(graph: Graph, zeroed: Mapping[fx.Node, int], inputs: Sequence[Any]) -> list[Tensor]:
+def _without(graph: Graph, zeroed: Mapping[fx.Node, int], tensors: Mapping[str, Tensor], inputs: Inputs) -> Any:
     """What the network computes when these operands of these additions are 0."""
 
     class Zeroed(fx.Interpreter):
@@ -166,11 +169,7 @@ def _without(graph: Graph, zeroed: Mapping[fx.Node, int], inputs: Sequence[Any])
                 return n.target(*operands)  # type: ignore[operator]
             return super().run_node(n)
 
-    tensors = {name: to_float64(t.detach()) for name, t in graph.captured.tensors.items()}
-    with float64():
-        given = [to_float64(t) for t in placed(graph, tensors, inputs)]
-        outputs = Zeroed(graph.captured.module).run(*given, enable_io_processing=False)
-    return [o.clone() for o in outputs if isinstance(o, Tensor) and o.is_floating_point()]
+    return Zeroed(graph.captured.module).run(*placed(graph, tensors, inputs), enable_io_processing=False)
 
 
 def _dropped(graph: Graph, trunks: Mapping[fx.Node, fx.Node]) -> Rewritten:

@@ -28,7 +28,8 @@ from featherweight.structure.unlift import register
 FORMAT = 1
 MOST_NODES, MOST_TENSORS = 50_000, 100_000
 LONGEST_NAME, DEEPEST_NAME = 512, 64
-DEEPEST_ARGUMENT = 2  # a list, in the list that holds the arguments
+DEEPEST_ARGUMENT = 2  # lists in a list
+DEEPEST_OUTPUT = 8  # tuples and dicts in each other
 
 
 class NotStorable(StructureError):
@@ -91,6 +92,8 @@ def _plain(value: Any) -> Any:
         return {kind: operations.type_name(value)}
     if isinstance(value, torch.device):
         return {"device": value.type}
+    if isinstance(value, dict):  # outputs by name
+        return {"dict": [[str(name), _plain(part)] for name, part in value.items()]}
     raise NotStorable(f"an argument of type {type(value).__name__} has no place in the format")
 
 
@@ -176,8 +179,7 @@ def _program(nodes: Any, tensors: Mapping[str, Any]) -> Program:
     op, _, _, args, _ = nodes[-1]
     if op != "output" or not isinstance(args, list) or len(args) != 1:
         raise BadArgument("the last node is not the output")
-    output = _value(args[0], made, DEEPEST_ARGUMENT)
-    output = tuple(output) if isinstance(output, list) else output
+    output = _output(args[0], made, DEEPEST_OUTPUT)
     return Program(
         tuple(inputs.items()), tuple(held), _freeing(steps, output, len(nodes)), output, len(nodes), nodes
     )  # fmt: skip
@@ -202,7 +204,8 @@ def _freeing(steps: Sequence[Instruction], output: Any, slots: int) -> tuple[Ins
 def _slots(value: Any) -> list[int]:
     if isinstance(value, Slot):
         return [value.number]
-    return [slot for entry in value for slot in _slots(entry)] if isinstance(value, (list, tuple)) else []
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return [slot for part in parts for slot in _slots(part)]
 
 
 def _value(value: Any, made: Mapping[str, Slot], depth: int) -> Any:
@@ -226,6 +229,15 @@ def _value(value: Any, made: Mapping[str, Slot], depth: int) -> Any:
     if kind in ("dtype", "memory_format", "layout"):
         return operations.named(kind, inner)
     raise BadArgument(f"{short(kind)} is not a kind of argument")
+
+
+def _output(value: Any, made: Mapping[str, Slot], depth: int) -> Any:
+    """What the network gives: results, in tuples and in dicts by name."""
+    if isinstance(value, list) and depth and len(value) <= operations.LONGEST_LIST:
+        return tuple(_output(part, made, depth - 1) for part in value)
+    if isinstance(value, dict) and list(value) == ["dict"] and depth and len(value["dict"]) <= operations.LONGEST_LIST:
+        return {name: _output(part, made, depth - 1) for name, part in value["dict"] if isinstance(name, str)}
+    return _value(value, made, 0)
 
 
 def is_exported(network: nn.Module) -> bool:

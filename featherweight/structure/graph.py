@@ -8,8 +8,9 @@ from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
+from featherweight.calls import Example, Inputs
 from featherweight.structure.blocks import Block, find_blocks
 from featherweight.structure.capture import Captured, capture
 from featherweight.structure.errors import BadSelection, unknown
@@ -74,7 +75,8 @@ class Graph:
         self.uncounted: dict[str, int] = dict(walk.uncounted)
         self.blocks: dict[str, Block] = {}
         self.tensors: dict[str, tuple[int, ...]] = {name: value.shape for name, value in walk.tensors.items()}
-        self.kinds: dict[str, str] = {name: kind for kind, name in walk.captured.sources if name in self.tensors}
+        modes = [walk.captured] + ([walk.captured.training] if walk.captured.training is not None else [])
+        self.kinds: dict[str, str] = {name: kind for mode in modes for kind, name in mode.sources if name in self.tensors}
         self.planes: dict[tuple[str, int], Planes] = {}
         for name, value in walk.tensors.items():
             for d in range(len(value.shape)):
@@ -195,7 +197,8 @@ class Graph:
 
     def _reasons(self, names: Iterable[str]) -> dict[str, str]:
         """Every parameter that is in no site, with why."""
-        read = {name for node, name in self.walk.owner.items() if node.users}
+        walks = [self.walk] + ([self.walk.training] if self.walk.training is not None else [])
+        read = {name for walk in walks for node, name in walk.owner.items() if node.users}
         live = {tensor for site in self.sites.values() for tensor, _ in site.parameters}
         frozen: dict[str, str] = {}
         for name in names:
@@ -360,13 +363,16 @@ class Graph:
         return mask
 
 
-def trace(model: nn.Module, example: Sequence[Tensor] | Tensor, *, soft: bool = False, dynamic_batch: bool = False) -> Graph:
+def trace(model: nn.Module, example: Example | Inputs, *, soft: bool = False, dynamic_batch: bool = False) -> Graph:
     """Find everything that can be removed from `model` without changing what the rest computes.
 
     model    any module that torch.export can capture; it is not changed and may be on the meta device
-    example  the positional inputs, batch size 1 (a batch of 1 is doubled for the analysis; MACs are those of the example)
+    example  the inputs, batch size 1: a tuple by position, or a dict by name; None, numbers and nests of tensors may be among
+             them (a batch of 1 is doubled for the analysis; MACs are those of the example)
     soft     also offer sites whose removal changes the statistic of a layer, group or root-mean-square norm, or a
              mean; `Site.soft` says so
+
+    What only training mode reads (an auxiliary head) is cut with the rest.
 
     Raises BadExample, DataDependentControlFlow, NotExportable.
     """

@@ -17,9 +17,10 @@ from torch import nn
 
 from featherweight.structure.edit import Attribute, Edit, all_tensors, apply, attribute_tensor
 from featherweight.structure.entries import Cut
-from featherweight.structure.gate import RUN_FAILURES, Check, Reference
+from featherweight.structure.gate import Check, Reference
 from featherweight.structure.graph import Graph
 from featherweight.structure.numbers import Numbers, as_number
+from featherweight.structure.observe import RUN_FAILURES
 from featherweight.structure.rewrite import Change
 
 Masks = Mapping[tuple[str, int], NDArray[np.bool_]]
@@ -43,7 +44,7 @@ def trial(
         if cut.tensor not in held and attribute_tensor(model, cut.tensor) is None:
             return None, Check(None, 0.0, f"the code makes a tensor of its own that would have to be cut ({cut.tensor})")
     try:
-        reference = Reference(model, masks, [n for n, kind in graph.kinds.items() if kind == "parameter"], graph.captured.inputs)
+        reference = Reference(model, masks, [n for n, kind in graph.kinds.items() if kind == "parameter"], graph.captured)
     except RUN_FAILURES as error:
         return None, Check(None, 0.0, f"the network cannot be checked in float64: {error}")
 

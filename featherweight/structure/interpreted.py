@@ -252,6 +252,8 @@ def _filled(value: Any, slots: Sequence[Any], device: torch.device) -> Any:
         return slots[value.number]
     if kind is list or kind is tuple:
         return kind(_filled(entry, slots, device) for entry in value)
+    if kind is dict:
+        return {name: _filled(part, slots, device) for name, part in value.items()}
     return device if value is DEVICE else value
 
 

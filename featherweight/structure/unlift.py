@@ -1,14 +1,22 @@
-"""A rewritten graph as a module of its own: parameters and buffers under the names they had in the user's network."""
+"""A rewritten graph as a module of its own: parameters and buffers under the names they had in the user's network.
+
+It is called as the network is, by position or by name, and gives what the network gives, in dicts, lists and tuples.
+"""
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Iterator
+from typing import Any
+
 from torch import Tensor, fx, nn
+from torch.utils import _pytree
 
 from featherweight.structure.capture import Captured
 
 
 def module_of(captured: Captured, rewritten: fx.GraphModule, tensors: dict[str, Tensor]) -> fx.GraphModule:
-    """The rewritten graph as a module of its own: parameters and buffers under the names they had in the user's network."""
+    """The rewritten graph as a module of its own."""
     root = nn.Module()
     graph = fx.Graph()
     replaced: dict[fx.Node, fx.Node] = {}
@@ -18,18 +26,17 @@ def module_of(captured: Captured, rewritten: fx.GraphModule, tensors: dict[str, 
     for name, buffer in rewritten._buffers.items():
         root.register_buffer(name, buffer)
     made: dict[str, str] = {}
-    inputs = []
     pending = []
+    placeholders = [node for node in rewritten.graph.nodes if node.op == "placeholder"]
+    inputs = [n for n, (kind, _) in zip(placeholders, captured.sources, strict=True) if kind in ("input", "other")]
+    replaced.update(zip(inputs, _inputs(captured, graph, inputs), strict=True))
+    for node in inputs:
+        replaced[node].meta = dict(node.meta)
     for node in rewritten.graph.nodes:
         if node.op == "placeholder":
             kind, name = next(sources)
-            if kind in ("input", "other"):
-                replaced[node] = graph.node_copy(node, replaced.__getitem__)
-                replaced[node].meta = dict(node.meta)
-                inputs.append(node)
-            else:
-                if node.users:
-                    pending.append((node, kind, name))
+            if kind not in ("input", "other") and node.users:
+                pending.append((node, kind, name))
     for node, kind, name in pending:
         if name not in made:
             trains = kind == "parameter" and captured.tensors[name].requires_grad
@@ -38,12 +45,49 @@ def module_of(captured: Captured, rewritten: fx.GraphModule, tensors: dict[str, 
         replaced[node].meta = dict(node.meta)
     for node in rewritten.graph.nodes:
         if node.op == "output":
-            results = node.args[0]
-            graph.output(fx.node.map_arg(results[0] if len(results) == 1 else tuple(results), replaced.__getitem__))
+            form = captured.program.call_spec.out_spec
+            graph.output(fx.node.map_arg(_pytree.tree_unflatten(node.args[0], form), replaced.__getitem__))
         elif node.op != "placeholder":  # tensors that nothing reads are left out
             replaced[node] = graph.node_copy(node, replaced.__getitem__)
             replaced[node].meta = dict(node.meta)
     return fx.GraphModule(root, graph)
+
+
+def _inputs(captured: Captured, graph: fx.Graph, old: list[fx.Node]) -> list[fx.Node]:
+    """Placeholders as the network's inputs are, and what is picked out of those that hold several, in the old order."""
+    args, kwargs = captured.program.call_spec.in_spec.children()
+    names = dict(zip(kwargs.context, kwargs.children(), strict=True))
+    leaves = iter(old)
+    first = [next(leaves) for _ in range(args.num_leaves)]
+    named = [next(leaves) for _ in range(kwargs.num_leaves)]
+
+    def made(wanted: str, form: Any, nodes: Iterator[fx.Node]) -> list[tuple[fx.Node, Any, list[fx.Node]]]:
+        mine = [next(nodes) for _ in range(form.num_leaves)]
+        alone = str(mine[0].target) if form.is_leaf() and wanted == "" else wanted
+        return [(graph.placeholder(alone or _common(mine)), form, mine)]
+
+    parts, each = [], iter(first)
+    for form in args.children():
+        parts += made("", form, each)
+    each = iter(named)
+    for name, form in names.items():
+        parts += made(name, form, each)
+    return [leaf for place, form, _ in parts for leaf in _picked(graph, place, form)]
+
+
+def _common(nodes: list[fx.Node]) -> str:
+    """What the input is called whose parts are `both_0`, `both_1_a`."""
+    return str(nodes[0].target).rsplit("_", 1)[0] if nodes else "unused"
+
+
+def _picked(graph: fx.Graph, place: fx.Node, form: Any) -> Iterator[fx.Node]:
+    """The leaves of an input, in order."""
+    if form.is_leaf():
+        yield place
+        return
+    keys = form.context if form.type is dict else range(len(form.children()))
+    for key, inner in zip(keys, form.children(), strict=True):
+        yield from _picked(graph, graph.call_function(operator.getitem, (place, key)), inner)
 
 
 def register(root: nn.Module, name: str, tensor: Tensor, parameter: bool, trains: bool) -> str:

@@ -2,9 +2,8 @@
 operation.
 
 Beside planes a value carries two *proofs* per dimension. `zero`: the removed entries are 0 once these slices of the network are
-0; a sum over
-removed entries is only dropped where one factor has such a proof. `constant`: the removed entries do not depend on the input
-once these slices are 0 (a filter of zeros leaves its bias).
+0; a sum over removed entries is only dropped where one factor has such a proof. `constant`: the removed entries do not depend
+on the input once these slices are 0 (a filter of zeros leaves its bias).
 """
 
 from __future__ import annotations
@@ -108,6 +107,7 @@ class Walk:
 
     counted  grouped convolutions (nodes) whose groups only have to lose equally many channels, not the same places
     grouped  the other grouped convolutions that could be treated so -> the planes of their input and output channels
+    training  the walk over the graph of training mode, where that reads more, with the same labels and tensors
     """
 
     captured: Captured
@@ -123,6 +123,7 @@ class Walk:
     even: list[Even] = field(default_factory=list)
     grouped: dict[str, tuple[Planes, Planes]] = field(default_factory=dict)
     owner: dict[fx.Node, str] = field(default_factory=dict)
+    training: Walk | None = None
     _root: dict[fx.Node, fx.Node] = field(default_factory=dict)
     _aliases: dict[fx.Node, list[fx.Node]] = field(default_factory=dict)
     _depends: set[fx.Node] = field(default_factory=set)
@@ -189,10 +190,8 @@ class Walk:
         """Visit every node once, in order. Constraints are kept by joining labels, so nothing has to be visited twice."""
         places = iter(self.captured.sources)
         shared = overlapping(self.captured.tensors)
-        # tied tensors have a placeholder each, of which only one may be read
-        unread = set(self.captured.tensors) - {
-            name for node, (_, name) in zip(self.captured.placeholders(), self.captured.sources, strict=True) if node.users
-        }
+        training = self.captured.training
+        unread = set(self.captured.tensors) - self.captured.read() - (training.read() if training is not None else set())
         whole = shared | unread
         for node in self.captured.module.graph.nodes:
             if node.op == "placeholder":
@@ -210,7 +209,13 @@ class Walk:
                 if any(a in self._depends for a in node.all_input_nodes):
                     self._depends.add(node)
                 self._call(node, rules)
-        balance(self.labels, self.even)
+        if training is not None:
+            # what training mode reads is tied to what it reads there; it is neither counted nor rewritten
+            self.training = Walk(training, self.soft, self.counted, self.labels, tensors=self.tensors, even=self.even)
+            self.training.run(rules)
+            self.softened += self.training.softened
+        else:
+            balance(self.labels, self.even)
 
     def stuck(self) -> frozenset[str]:
         """Grouped convolutions, as they were treated, of whose input or output channels nothing can go, or all at once only."""
@@ -293,9 +298,8 @@ class Walk:
     def _python(self, node: fx.Node) -> Any:
         if getattr(node.target, "__name__", "") == "getitem":
             container = self.values.get(node.args[0])  # type: ignore[arg-type]
-            if isinstance(container, list) and isinstance(node.args[1], int):
-                return container[node.args[1]]
-            return None
+            whole = isinstance(container, list) and isinstance(node.args[1], int)
+            return container[node.args[1]] if whole else None  # type: ignore[index]
         if shape_of(node) is None and all(shape_of(a) is None for a in node.all_input_nodes):
             return None  # arithmetic on sizes
         return self.opaque(node, "the operation has no rule")

@@ -79,7 +79,7 @@ def test_sizes_predict_the_cut_network(name: str) -> None:
     keep = half(graph, seed=2)
     sizes = {site: len(units) for site, units in keep.items()}
     smaller = prune(model, graph, keep, where="graph", any_batch=False).model
-    again = trace(smaller, tuple(graph.captured.inputs))
+    again = trace(smaller, graph.captured.inputs)
     assert again.macs() == 2 * graph.macs(sizes) < 2 * graph.macs()
     assert again.parameters() == graph.parameters(sizes) == sum(p.numel() for p in smaller.parameters())
 
