@@ -16,35 +16,41 @@ test: $(VENV)/ready
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
-# PyTorch's own CPU build asks for no CUDA libraries; the build of the package index for Linux does, and `pip check` says so.
-$(VENV)/ready: pyproject.toml requirements.txt requirements-cuda.txt
+# Which build of torch it is (for a processor, for CUDA) is the machine's choice: pip fetches the one that it finds there, and it is
+# installed if the lock has its hash. A CUDA build asks for more libraries, and `pip check` says so.
+$(VENV)/ready: pyproject.toml $(wildcard requirements/*.txt)
 	$(PYTHON) -m venv $(VENV)
-	$(LOCKED) --requirement requirements.txt
-	$(PIP) check > /dev/null || $(LOCKED) --requirement requirements-cuda.txt
+	rm -rf $(VENV)/torch
+	$(PIP) download --no-deps --only-binary :all: --dest $(VENV)/torch $$(sed -n 's/^\(torch==[^ ]*\).*/\1/p' requirements/torch.txt)
+	$(LOCKED) --no-index --find-links $(VENV)/torch --requirement requirements/torch.txt
+	rm -rf $(VENV)/torch
+	$(LOCKED) --requirement requirements/packages.txt
+	$(PIP) check > /dev/null || $(LOCKED) --requirement requirements/cuda.txt
 	$(PIP) install --no-deps --no-build-isolation --editable .
 	$(PIP) check
 	touch $@
 
-# Writes both lock files anew from pyproject.toml, for every platform. Versions stay where they still fit; to raise them:
-# `make lock UPDATE=--upgrade`, or `make lock UPDATE="--upgrade-package rich"`.
+# Writes the lock, requirements/*.txt, anew from pyproject.toml and for every platform. Versions stay where they still fit; to
+# raise them: `make lock UPDATE=--upgrade`, or `make lock UPDATE="--upgrade-package rich"`.
 UPDATE ?=
 UV = uv==0.13.9
-# The index has one build of torch for each platform; PyTorch publishes a CPU build of the same version beside it, whose local
-# version (2.13.0+cpu, CPython 3.11, Linux on x86_64) no resolver of the index sees: its hash is added here.
-CPU_TORCH = sha256:6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b
+# PyTorch publishes a build for processors alone beside the package index, of the same version with a suffix (2.13.0+cpu), which
+# the index does not list: its hash is added here (CPython 3.11, Linux on x86_64). For other builds, add theirs.
+MORE_TORCH = sha256:6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b
 
 lock:
 	set -e; place=$$(mktemp -d); trap 'rm -rf "$$place"' EXIT; \
 	$(PYTHON) -m venv "$$place/venv"; "$$place/venv/bin/python" -m pip install --quiet --only-binary :all: $(UV); \
-	cat requirements.txt requirements-cuda.txt > "$$place/all.txt"; \
+	cat requirements/*.txt > "$$place/lock"; \
 	"$$place/venv/bin/uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
-	    --no-emit-index-url --no-emit-find-links --extra dev --extra onnx $(UPDATE) --output-file "$$place/all.txt" pyproject.toml; \
-	echo "# Every version and hash that is installed, for every platform. Written by \`make lock\`." > "$$place/requirements.txt"; \
-	echo "# What torch's CUDA build needs besides, on Linux. Written by \`make lock\`." > "$$place/requirements-cuda.txt"; \
-	awk -v place="$$place" -v extra="    --hash=$(CPU_TORCH) \\\\" \
-	    '/^[a-z]/ { file = place (/^(nvidia|cuda|triton)/ ? "/requirements-cuda.txt" : "/requirements.txt") } \
-	     { print >> file } /^torch==/ { print extra >> file }' "$$place/all.txt"; \
-	cp "$$place/requirements.txt" "$$place/requirements-cuda.txt" .
+	    --no-emit-index-url --no-emit-find-links --extra dev --extra onnx $(UPDATE) --output-file "$$place/lock" pyproject.toml; \
+	echo "# All packages but torch, for every platform. Written by \`make lock\`." > "$$place/packages.txt"; \
+	echo "# The builds of torch. Written by \`make lock\`." > "$$place/torch.txt"; \
+	echo "# What torch's CUDA build needs besides, on Linux. Written by \`make lock\`." > "$$place/cuda.txt"; \
+	awk -v place="$$place/" -v more="    --hash=$(MORE_TORCH) \\\\" \
+	    '/^[a-z]/ { file = place (/^torch==/ ? "torch" : /^(nvidia|cuda|triton)/ ? "cuda" : "packages") ".txt" } \
+	     { print >> file } /^torch==/ { print more >> file }' "$$place/lock"; \
+	cp "$$place"/*.txt requirements/
 
 clean:
 	rm -rf $(VENV) runs build dist *.egg-info
