@@ -48,7 +48,7 @@ lock:
 	echo "# The builds of torch. Written by \`make lock\`." > "$$place/torch.txt"; \
 	echo "# What torch's CUDA build needs besides, on Linux. Written by \`make lock\`." > "$$place/cuda.txt"; \
 	awk -v place="$$place/" -v more="    --hash=$(MORE_TORCH) \\\\" \
-	    '/^[a-z]/ { file = place (/^torch==/ ? "torch" : /^(nvidia|cuda|triton)/ ? "cuda" : "packages") ".txt" } \
+	    'index($$0, "$(MORE_TORCH)") { next } /^[a-z]/ { file = place (/^torch==/ ? "torch" : /^(nvidia|cuda|triton)/ ? "cuda" : "packages") ".txt" } \
 	     { print >> file } /^torch==/ { print more >> file }' "$$place/lock"; \
 	cp "$$place"/*.txt requirements/
 
