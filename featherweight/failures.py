@@ -29,9 +29,9 @@ def tell(error: Exception) -> int:
     said = usercode.shortened(f"{type(error).__name__}: {error}")
     if "DataLoader worker" in str(error):
         console.note(
-            "error: a worker of a DataLoader failed. What it wrote is above; num_workers=0 shows the error where it happens. Workers "
-            "that are spawned import your file by its name, so that no other module may have that name, and what they are given "
-            f"has to be defined at the top level of the file, no lambda and no function in a function; {WHOLE}:\n{said}"
+            "error: a worker of a DataLoader failed. What it wrote is above; num_workers=0 shows the error where it happens. "
+            "Workers that are spawned import your file by its name, so that no other module may have that name, and what they are "
+            f"given has to be defined at the top level of the file, no lambda and no function in a function; {WHOLE}:\n{said}"
         )
         return InputError.exit_code
     frame = traceback.extract_tb(error.__traceback__)[-1]
