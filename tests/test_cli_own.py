@@ -182,7 +182,16 @@ def test_structure_of_built_in_networks_reads_no_data(name: str, monkeypatch: py
     monkeypatch.setattr("featherweight.outline.outline", lambda graph: {"macs": 1})
     monkeypatch.setattr("featherweight.cli.trace", lambda network, example: None)
     assert json.loads(call("inspect", name, "--json").stdout) == {"macs": 1}
-    assert "steps" in call("plan", name, "--recipe", "progressive_admm").stdout
+
+
+def test_a_plan_reads_no_data_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    from featherweight import data
+
+    monkeypatch.setattr(data, "mnist", lambda: pytest.fail("data was read"))
+    planned = json.loads(
+        call("plan", "lenet5", "--data", "mnist", "--recipe", "l1_filters", "--set", "epochs=2", "--json").stdout
+    )
+    assert [stage["train"]["steps"] for stage in planned["stages"]][-1] == 2 * 469
 
 
 def test_a_plan_knows_how_many_batches_an_epoch_has() -> None:
