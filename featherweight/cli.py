@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import ast
-import inspect
-import runpy
 import shlex
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +14,7 @@ from featherweight import export as exporting
 from featherweight.compress import Compressed
 from featherweight.errors import FeatherweightError, InputError, did_you_mean
 from featherweight.job import Job
-from featherweight.recipe import Recipe, to_yaml
+from featherweight.recipe import Recipe
 from featherweight.recipes import RECIPES
 from featherweight.run import CHECKPOINT
 from featherweight.structure import trace
@@ -46,6 +42,7 @@ class Commands(typer.core.TyperGroup):
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+        failures.quiet()
         try:
             return super().invoke(ctx)
         except FeatherweightError as error:
@@ -308,18 +305,12 @@ def recipes_command(
     """List the built-in recipes, or show one: its parameters as comments and itself as YAML, ready to be saved as a file."""
     out = console.output()
     if name is None:
-        cells = [(key, function().source, _first_line(function.__doc__)) for key, function in RECIPES.items()]
+        cells = [(key, function().source, given.first_line(function.__doc__)) for key, function in RECIPES.items()]
         out.print(console.table(("recipe", "paper", "what it does"), cells, left=3))
         return
     if name not in RECIPES:
         raise InputError(f"no recipe is named {name!r}.{did_you_mean(name, RECIPES)} There are: {', '.join(RECIPES)}")
-    built = given.recipe(name, settings or ())
-    lines = [f"{name}, {built.source}", *(inspect.getdoc(RECIPES[name]) or "").splitlines(), "", "Parameters, for --set:"]
-    rows = given.parameters(name)
-    widths = [max(len(row[column]) for row in rows) for column in range(2)]
-    lines += [f"  {key.ljust(widths[0])}  {kind.ljust(widths[1])}  {default}" for key, kind, default in rows]
-    typer.echo("\n".join(f"# {line}".rstrip() for line in lines))
-    typer.echo(to_yaml(built), nl=False)
+    typer.echo(given.as_file(name, given.recipe(name, settings or ())), nl=False)
 
 
 @app.command("demo", epilog=EPILOG)
@@ -365,14 +356,12 @@ def reproduce_command(ctx: typer.Context, name: Annotated[str | None, typer.Argu
             "benchmarks are part of a checkout, and there is none here: clone the project and run this in its folder"
         )
     if name is None:
-        cells = [(key, _first_line(ast.get_docstring(ast.parse(path.read_text())))) for key, path in known.items()]
+        cells = [(key, checkout.purpose(path)) for key, path in known.items()]
         console.output().print(console.table(("benchmark", "what it measures"), cells, left=2))
         return
     if name not in known:
         raise InputError(f"no benchmark is named {name!r}.{did_you_mean(name, known)} There are: {', '.join(known)}")
-    sys.argv = [str(known[name]), *ctx.args]  # the benchmark's own argument parser reads them
-    sys.path.insert(0, str(known[name].parent))  # benchmarks import what they share, as when run as scripts
-    runpy.run_path(str(known[name]), run_name="__main__")
+    checkout.run(known[name], ctx.args)
 
 
 # --- what the commands share ---------------------------------------------------------------------------------------------
@@ -405,14 +394,6 @@ def _show_plan(made: Job, recipe: Recipe, as_json: bool) -> None:
         console.plan(recipe, stages)
 
 
-def _first_line(text: str | None) -> str:
-    return (text or "").strip().partition("\n")[0]
-
-
 def main() -> None:
     """The entry point."""
     app()
-
-
-if __name__ == "__main__":
-    main()

@@ -31,7 +31,7 @@ from featherweight.run import Progress
 
 PLAIN_WIDTH = 200  # columns where the output is not a terminal: a table is not to be folded in a file
 LINES, LONGEST = 60, 2000  # of a message; characters of a line
-WIDE = 100  # columns from which the table of results has room for all of its own
+WIDE, NARROW = 100, 80  # columns from which the table of results has room for all of its own, and for most
 
 
 def output() -> Console:
@@ -164,11 +164,12 @@ def clock(seconds: float) -> str:
 
 
 def results(rows: Sequence[Row], out: Path, files: dict[str, int], commands: Sequence[str] = ()) -> None:
-    """Print the report's table (without epochs where there is no room for them) and notes, the gain, the files written, and
+    """Print the report's table (without what there is no room for) and notes, the gain, the files written, and
     commands that go on from there."""
     screen = output()
     wide = screen.width >= WIDE
-    shown = [name for name in report.HEADERS if wide or name != "epochs"]
+    left_out = () if wide else ("epochs",) if screen.width >= NARROW else ("epochs", "minutes", "residual", "asked")
+    shown = [name for name in report.HEADERS if name not in left_out]
     cells = [[cell for name, cell in zip(report.HEADERS, line, strict=True) if name in shown] for line in report.table(rows)]
     screen.print(table(shown, cells, gap=2 if wide else 1))
     for remark in report.notes(rows):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import traceback
@@ -12,6 +13,13 @@ from featherweight.errors import FeatherweightError, InputError
 
 DEBUG = "FEATHERWEIGHT_DEBUG"
 WHOLE = f"{DEBUG}=1 before the command shows the whole traceback"
+
+
+def quiet() -> None:
+    """PyTorch's exporter writes the graphs that it could not follow, hundreds of lines, before an error that says so in one."""
+    if not os.environ.get(DEBUG):
+        for name in ("torch.fx.experimental.symbolic_shapes", "torch.export", "torch._export"):
+            logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def tell(error: Exception) -> int:
@@ -30,7 +38,7 @@ def tell(error: Exception) -> int:
     if "DataLoader worker" in str(error):
         console.note(
             "error: a worker of a DataLoader failed. What it wrote is above; num_workers=0 shows the error where it happens. "
-            "Workers that are spawned import your file by its name, so that no other module may have that name, and what they are "
+            "Workers that are spawned import your file by its name, so no other module may have that name, and what they are "
             f"given has to be defined at the top level of the file, no lambda and no function in a function; {WHOLE}:\n{said}"
         )
         return InputError.exit_code

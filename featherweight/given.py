@@ -197,6 +197,20 @@ def parameters(name: str) -> list[tuple[str, str, str]]:
     ]
 
 
+def as_file(name: str, built: Recipe) -> str:
+    """A built-in recipe as YAML that can be saved as a file: its paper and its parameters as comments above."""
+    rows = parameters(name)
+    widths = [max(len(row[column]) for row in rows) for column in range(2)]
+    lines = [f"{name}, {built.source}", *(inspect.getdoc(RECIPES[name]) or "").splitlines(), "", "Parameters, for --set:"]
+    lines += [f"  {key.ljust(widths[0])}  {kind.ljust(widths[1])}  {default}" for key, kind, default in rows]
+    return "".join(f"# {line}".rstrip() + "\n" for line in lines) + recipes_as_data.to_yaml(built)
+
+
+def first_line(text: str | None) -> str:
+    """Of a docstring."""
+    return (text or "").strip().partition("\n")[0]
+
+
 def _built(name: str, changes: Sequence[tuple[str, str]]) -> Recipe:
     function: Callable[..., Recipe] = RECIPES[name]
     hints = typing.get_type_hints(function)

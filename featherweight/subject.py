@@ -86,10 +86,14 @@ def load(
     files, CodeNeeded where code has to be named, and InputError where network and task are not made for each other.
     """
     path = Path(target)
+    if path.is_file():
+        usercode.split(target)  # file.py without a name says so
     if is_model(target):
         made = Job.load(target, data or (None if shapes else data_for(target)), None, seed, threads, shapes)
         return Subject(made.network, made.network, made.task, None, target, made.data)
     if path.suffix == PACKED:
+        if not path.is_file():
+            raise ArtifactError(f"there is no file {path}")
         _require(path, model, data, shapes, None, None)
         assert model is not None
         made = Job.load(model, data, None, seed, threads, shapes)

@@ -255,6 +255,7 @@ def test_reproduce_lists_runs_and_corrects(place: Path, monkeypatch: pytest.Monk
     )
     (place / "benchmarks/one_two.py").write_text(f'"""Counts."""\n{runs}')
     (place / "benchmarks/helper.py").write_text("x = 1\n")
+    (place / "benchmarks/broken.py").write_text("def main(:\n")
     listed = call("reproduce").stdout
     assert "one-two" in listed and "Counts." in listed and "helper" not in listed
     assert "Did you mean 'one-two'" in message(call("reproduce", "one-tow", code=2))

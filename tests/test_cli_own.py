@@ -281,6 +281,30 @@ def test_an_error_of_the_users_code_is_a_few_lines_with_the_place(place: Path, d
     assert len(failed.stderr.splitlines()) < 20 and not (place / "art").exists()
 
 
+def test_a_network_that_cannot_be_followed_is_said_in_a_sentence(place: Path) -> None:
+    """PyTorch's exporter logs and prints the graph so far, some 150 lines."""
+    source = "from torch import nn\nclass N(nn.Module):\n    def forward(self, x):\n        return x if x.sum() > 0 else -x\n"
+    (place / "branch.py").write_text(source)
+    failed = call("inspect", "branch.py:N", "--input", "1x3", code=1)
+    assert "depends on the values of a tensor" in failed.stderr and len(failed.stderr.splitlines()) < 4
+
+
+def test_files_that_are_no_target_are_named(place: Path) -> None:
+    assert "say what to take from it, sound.py:name" in call("inspect", "sound.py", code=2).stderr
+    assert "there is no file gone.fwz" in call("inspect", "gone.fwz", code=4).stderr
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_results_fit_the_terminal(width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(console, "output", lambda: console.Console(width=width, highlight=False))
+    measured = Measurement(0.9717, 431_080, 21_553, 8 * 431_080, 2_293_000)
+    row = Row("tuned", measured, 0.05, {"a": (1, 20)}, 12, 60.0, 0.1, {"a": 0.031})
+    console.results([row], Path("out"), {"model.safetensors": 1}, ["featherweight inspect out"])
+    _, line, *rest = capsys.readouterr().out.splitlines()
+    assert "0.9717" in line and "2,293,000" in line and "21,553" in line, "a number is not folded"
+    assert len(line) <= width and rest[-1] == "next: featherweight inspect out"
+
+
 def test_the_whole_traceback_is_shown_where_it_is_asked_for(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "FEATHERWEIGHT_DEBUG=1" in compressed(data="sound.py:in_loss", code=2).stderr
     monkeypatch.setenv("FEATHERWEIGHT_DEBUG", "1")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import io
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -145,7 +146,8 @@ def _export(model: nn.Module, inputs: tuple[Any, ...], dynamic_batch: bool) -> A
     if dynamic_batch:
         batch = torch.export.Dim("batch", min=1)
         shapes = tuple({0: batch} if isinstance(v, Tensor) and v.dim() else None for v in inputs)
-    with evaluation(model), warnings.catch_warnings():
+    # torch prints the graph that it could not follow, hundreds of lines; the error says it in one
+    with evaluation(model), warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         return torch.export.export(model, inputs, dynamic_shapes=shapes, strict=False)
 
