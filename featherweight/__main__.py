@@ -2,4 +2,5 @@
 
 from featherweight.cli import main
 
-main()
+if __name__ == "__main__":  # workers that are spawned import this file again
+    main()

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import ast
-import inspect
-import runpy
 import shlex
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.text import Text
 
-from featherweight import artifact, checkout, console, given, job, latency, outline, packed, subject
+from featherweight import artifact, checkout, console, failures, given, job, latency, outline, packed, subject
 from featherweight import export as exporting
 from featherweight.compress import Compressed
 from featherweight.errors import FeatherweightError, InputError, did_you_mean
 from featherweight.job import Job
-from featherweight.measure import measure
-from featherweight.recipe import Recipe, to_yaml
+from featherweight.recipe import Recipe
 from featherweight.recipes import RECIPES
 from featherweight.run import CHECKPOINT
 from featherweight.structure import trace
@@ -32,7 +26,8 @@ DISAGREES, INTERRUPTED = 4, 130
 EPILOG = (
     "Exit codes: 0 done. 1 the demo missed its aim, or an error of no other kind. 2 a wrong argument, name or recipe. "
     "3 data missing or damaged. 4 an artifact or checkpoint damaged or foreign, or inspect disagrees with the report. "
-    "5 training cannot go on, such as a loss that is NaN. 6 files cannot be written. 130 interrupted; the same command goes on."
+    "5 training cannot go on, such as a loss that is NaN. 6 files cannot be written. 130 interrupted; the same command goes on. "
+    f"{failures.DEBUG}=1 before a command shows the traceback of an error."
 )
 DEMO = {"ratios": "4,10,22", "dense_epochs": "12", "epochs": "6", "retrain_epochs": "9", "every": "5", "rho": "0.02"}
 DEMO |= {"growth": "1.2", "rho_max": "1", "distill": "0.5"}  # tried on held-out training images, not on the test part
@@ -47,11 +42,19 @@ class Commands(typer.core.TyperGroup):
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+        failures.quiet()
         try:
             return super().invoke(ctx)
         except FeatherweightError as error:
-            console.note(f"error: {error}")
-            raise typer.Exit(error.exit_code) from None
+            code = failures.tell(error)
+            if isinstance(error, subject.CodeNeeded):
+                more = [part for option in error.options.items() for part in option]
+                console.command(f"  {ctx.find_root().info_name} {ctx.find_root().obj} {shlex.join(more)}")
+            raise typer.Exit(code) from None
+        except Exception as error:
+            if type(error).__module__.partition(".")[0] in ("typer", "click"):
+                raise  # a mistake in the options, or an exit
+            raise typer.Exit(failures.tell(error)) from None
 
 
 app = typer.Typer(
@@ -87,6 +90,14 @@ Threads = Annotated[int | None, typer.Option(min=1, help="Threads of torch. Defa
 Target = Annotated[str, typer.Argument(metavar="TARGET", help="An artifact, a packed file (.fwz), or a MODEL.")]
 TargetModel = Annotated[str | None, typer.Option("--model", help="The network; default: the one that the artifact names.")]
 TargetData = Annotated[str | None, typer.Option("--data", help="The task; default: the one that the artifact names.")]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        metavar="1x3x224x224",
+        help="Shape of an input, in place of --data; again for each further one. 1x16:int64 for other types than float32.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 
 
@@ -125,13 +136,13 @@ def compress_command(
     if as_json:
         console.json_object(_summary(done, out, files))
     else:
-        console.results(done.rows, out, files)
+        console.results(done.rows, out, files, job.next_commands(str(ctx.find_root().info_name), made, out))
 
 
 @app.command("plan", epilog=EPILOG)
 def plan_command(
     model: Model,
-    data: Data,
+    data: TargetData = None,
     recipe: Annotated[str | None, typer.Option(help="A built-in name, or a .yaml or .json file.")] = None,
     settings: Settings = None,
     weights: Weights = None,
@@ -141,16 +152,24 @@ def plan_command(
         str | None,
         typer.Option(help="In place of a recipe: macs=50%, parameters=50% or bytes=50% to keep, or latency_ms=3 an example."),
     ] = None,
+    shapes: Inputs = None,
 ) -> None:
     """Show what `compress` would do, with exact names and sizes, or which units a budget would cut; and run nothing."""
+    if recipe is None and budget is None:
+        raise InputError("plan needs --recipe NAME, or --budget macs=50% for units alone")
+    if recipe is not None and budget is not None:
+        raise InputError("give --recipe or --budget, not both: a recipe has its own budget, such as --set macs=50%")
+    if data is None and not shapes:
+        data = subject.data_for(model)
     if budget is not None:
         what, amount = outline.budget_of(budget)
-        made = Job.load(model, data, weights, seed)
+        made = Job.load(model, data, weights, seed, shapes=shapes or ())
         found = outline.cuts(made.network, made.task, what, amount)
         console.json_object(found) if as_json else console.cuts(found)
         return
-    if recipe is None:
-        raise InputError("plan needs --recipe NAME, or --budget macs=50% for units alone")
+    assert recipe is not None
+    if shapes:
+        raise InputError("a recipe trains, and its plan says for how many steps: give --data in place of --input")
     chosen = given.recipe(recipe, settings or ())
     _show_plan(Job.load(model, data, weights, seed), chosen, as_json)
 
@@ -163,17 +182,20 @@ def inspect_command(
     seed: Annotated[int, typer.Option(min=0, help="For a task whose score depends on its seed.")] = 0,
     threads: Threads = None,
     as_json: AsJson = False,
+    shapes: Inputs = None,
 ) -> None:
     """Measure an artifact or packed file anew, from its files alone; or show a MODEL's structure: what can go, and why not.
 
     Exits with 4 where an artifact's files disagree with its report.
     """
-    held = subject.load(target, model, data, seed, threads)
+    if shapes and not subject.is_model(target):
+        raise InputError("--input shows the structure of a MODEL; an artifact or packed file is scored: give --data")
+    held = subject.load(target, model, data, seed, threads, shapes=shapes or ())
     if subject.is_model(target):
         found = outline.outline(trace(held.network, held.task.example))
         console.json_object(found) if as_json else console.outline(target, found)
         return
-    measured, folder = measure(held.network, held.task.example, held.task.score), Path(target)
+    measured, folder = subject.measured(held, target), Path(target)
     left = job.weights_left(held.network, held.original) if held.original is not None else {}
     if held.description is None:
         size = folder.stat().st_size
@@ -191,7 +213,7 @@ def inspect_command(
         console.json_object({"folder": target, "model": held.model, "data": held.data, **reported})
     else:
         title = f"{folder}: {held.model} on {held.data}, written by featherweight {held.description.featherweight}"
-        console.output().print(Text(console.printable(title)))
+        console.output().print(console.written(title))
         console.inspection(table, left, files)
         for name, export in held.description.exports.items():
             console.export_noted(name, export)
@@ -210,7 +232,7 @@ def pack_command(
     as_json: AsJson = False,
 ) -> None:
     """Pack an artifact's network into one entropy-coded file, every byte counted, bitwise the same when loaded."""
-    network = given.network(model or subject.recorded(artifact.describe(folder).model, NETWORKS, "--model", folder), None)
+    network = given.network(subject.model_of(folder, model))
     snapshot, path = artifact.snapshot(folder), out or folder / "model.fwz"
     artifact.load(folder, network)  # a network of another class is refused with its first difference
     packed.write(path, snapshot, network)
@@ -232,9 +254,10 @@ def export_command(
     opset: Annotated[int, typer.Option(help="Of ONNX.")] = exporting.LEAST_OPSET,
     fixed_batch: Annotated[bool, typer.Option("--fixed-batch", help="The example's batch size only, not any.")] = False,
     as_json: AsJson = False,
+    shapes: Inputs = None,
 ) -> None:
     """Write TARGET as an ONNX model or a torch.export program, run the file, and say how far it is from the network."""
-    held, folder = subject.load(target, model, data, seed), Path(target)
+    held, folder = subject.load(target, model, data, seed, shapes=shapes or ()), Path(target)
     if out is None and held.description is None:
         raise InputError(f"{target} is not an artifact's folder to write into: give -o FILE")
     path = out or folder / f"model.{format}"
@@ -256,9 +279,10 @@ def bench_command(
     batch: Annotated[list[int] | None, typer.Option(help="Batch size; may be repeated. Default: 1.")] = None,
     rounds: Annotated[int, typer.Option(help="Times that each is measured, in turns.")] = 30,
     as_json: AsJson = False,
+    shapes: Inputs = None,
 ) -> None:
     """Time networks against A, in turns: faster, slower, or no difference seen where times spread more than they differ."""
-    held = {target: subject.load(target, model, data, also=targets) for target in targets}
+    held = {target: subject.load(target, model, data, also=targets, shapes=shapes or ()) for target in targets}
     if len(held) < len(targets):
         raise InputError("the same network is given twice: its two times would go by one name")
     examples = {name: one.task.example for name, one in held.items()}
@@ -270,7 +294,7 @@ def bench_command(
         batches=batch or (1,),
         rounds=rounds,
     )
-    console.json_object(found.to_dict()) if as_json else typer.echo(latency.text(found))
+    console.json_object(found.to_dict()) if as_json else console.lines(latency.text(found))
 
 
 @app.command("recipes")
@@ -281,18 +305,12 @@ def recipes_command(
     """List the built-in recipes, or show one: its parameters as comments and itself as YAML, ready to be saved as a file."""
     out = console.output()
     if name is None:
-        cells = [(key, function().source, _first_line(function.__doc__)) for key, function in RECIPES.items()]
+        cells = [(key, function().source, given.first_line(function.__doc__)) for key, function in RECIPES.items()]
         out.print(console.table(("recipe", "paper", "what it does"), cells, left=3))
         return
     if name not in RECIPES:
         raise InputError(f"no recipe is named {name!r}.{did_you_mean(name, RECIPES)} There are: {', '.join(RECIPES)}")
-    built = given.recipe(name, settings or ())
-    lines = [f"{name}, {built.source}", *(inspect.getdoc(RECIPES[name]) or "").splitlines(), "", "Parameters, for --set:"]
-    rows = given.parameters(name)
-    widths = [max(len(row[column]) for row in rows) for column in range(2)]
-    lines += [f"  {key.ljust(widths[0])}  {kind.ljust(widths[1])}  {default}" for key, kind, default in rows]
-    typer.echo("\n".join(f"# {line}".rstrip() for line in lines))
-    typer.echo(to_yaml(built), nl=False)
+    typer.echo(given.as_file(name, given.recipe(name, settings or ())), nl=False)
 
 
 @app.command("demo", epilog=EPILOG)
@@ -322,8 +340,9 @@ def demo_command(
         console.results(done.rows, out, files)
         screen = console.output()
         screen.print(f"asked     at least {DEMO_RATIO:g}x fewer weights, at most {DEMO_POINTS:g} point of accuracy lost")
-        screen.print(f"achieved  {ratio:.1f}x fewer weights, {console.points(-lost)}{'' if achieved else ': NOT what was asked'}")
-        screen.print(Text(f"measure the files anew: {ctx.find_root().info_name} inspect {shlex.quote(str(out))}"))
+        points = f"{abs(lost):.2f} points {'lost' if lost > 0 else 'gained'}"
+        screen.print(f"achieved  {ratio:.1f}x fewer weights, {points}{'' if achieved else ': NOT what was asked'}")
+        screen.print(console.written(f"measure the files anew: {ctx.find_root().info_name} inspect {shlex.quote(str(out))}"))
     if not achieved:
         raise typer.Exit(1)
 
@@ -337,14 +356,12 @@ def reproduce_command(ctx: typer.Context, name: Annotated[str | None, typer.Argu
             "benchmarks are part of a checkout, and there is none here: clone the project and run this in its folder"
         )
     if name is None:
-        cells = [(key, _first_line(ast.get_docstring(ast.parse(path.read_text())))) for key, path in known.items()]
+        cells = [(key, checkout.purpose(path)) for key, path in known.items()]
         console.output().print(console.table(("benchmark", "what it measures"), cells, left=2))
         return
     if name not in known:
         raise InputError(f"no benchmark is named {name!r}.{did_you_mean(name, known)} There are: {', '.join(known)}")
-    sys.argv = [str(known[name]), *ctx.args]  # the benchmark's own argument parser reads them
-    sys.path.insert(0, str(known[name].parent))  # benchmarks import what they share, as when run as scripts
-    runpy.run_path(str(known[name]), run_name="__main__")
+    checkout.run(known[name], ctx.args)
 
 
 # --- what the commands share ---------------------------------------------------------------------------------------------
@@ -377,14 +394,6 @@ def _show_plan(made: Job, recipe: Recipe, as_json: bool) -> None:
         console.plan(recipe, stages)
 
 
-def _first_line(text: str | None) -> str:
-    return (text or "").strip().partition("\n")[0]
-
-
 def main() -> None:
     """The entry point."""
     app()
-
-
-if __name__ == "__main__":
-    main()

@@ -30,7 +30,8 @@ from featherweight.report import Row
 from featherweight.run import Progress
 
 PLAIN_WIDTH = 200  # columns where the output is not a terminal: a table is not to be folded in a file
-WIDE = 100  # columns from which the table of results has room for all of its own
+LINES, LONGEST = 60, 2000  # of a message; characters of a line
+WIDE, NARROW = 100, 80  # columns from which the table of results has room for all of its own, and for most
 
 
 def output() -> Console:
@@ -44,14 +45,24 @@ def messages() -> Console:
 
 
 def note(message: str) -> None:
-    """A line on standard error, not folded where it is not a terminal; never a traceback."""
+    """A message on standard error, not folded where it is not a terminal; never a traceback. Lines after the first are indented:
+    a name from a file, with a line break in it, cannot look like a line of ours."""
     console = messages()
-    console.print(Text(printable(message)), soft_wrap=not console.is_terminal)
+    first, *others = message.splitlines() or [""]
+    if len(others) > LINES:
+        others = [*others[:LINES], f"... ({len(others) - LINES} lines more)"]
+    for line in [first, *(line if line.startswith("  ") else f"  {line}" for line in others)]:
+        console.print(written(line), soft_wrap=not console.is_terminal)
 
 
 def command(text: str) -> None:
     """A command on standard error, unfolded, so that it can be copied."""
-    messages().print(Text(printable(text)), soft_wrap=True)
+    messages().print(written(text), soft_wrap=True)
+
+
+def lines(text: str) -> None:
+    """Lines on standard output, as they are wide."""
+    sys.stdout.write("".join(f"{printable(line)}\n" for line in text.splitlines()))
 
 
 def json_object(value: dict[str, Any]) -> None:
@@ -111,29 +122,29 @@ class Display:
     def finished(self, stage: str, score: float | None) -> None:
         """A line for a stage that is done."""
         now = time.monotonic()
-        scored = "" if score is None else f"score {score:.2f}, "
-        self.console.print(Text(f"stage {stage} done: {scored}{clock(now - self.began)}"))
+        scored = "" if score is None else f"score {report.score(score)}, "
+        self.console.print(written(f"stage {stage} done: {scored}{clock(now - self.began)}"))
         self.began = now
 
     def __rich__(self) -> RenderableType:
         """The live lines."""
         seen = self.progress
         if seen is None:
-            return Text("preparing ...")
+            return written("preparing ...")
         line = Table.grid(padding=(0, 1), expand=True)
         for ratio in (None, 1, None, None):
             line.add_column(ratio=ratio, no_wrap=True)
         number = f" {self.stages.index(seen.stage) + 1}/{len(self.stages)}" if seen.stage in self.stages else ""
         what = f"stage{number} {seen.stage}, {seen.phase}"
         left = "stopping" if self.stopping else f"{clock(seen.seconds_left)} left"
-        line.add_row(what, ProgressBar(total=seen.steps, completed=seen.step), f"{seen.step}/{seen.steps}", left)
+        line.add_row(written(what), ProgressBar(total=seen.steps, completed=seen.step), f"{seen.step}/{seen.steps}", left)
         facts = [f"loss {self.mean_loss:.4f}"]
         if seen.score is not None:
-            facts.append(f"last score {seen.score:.2f}")
+            facts.append(f"last score {report.score(seen.score)}")
         if seen.residuals and seen.phase == "train":
             worst = max(seen.residuals, key=lambda name: seen.residuals[name])
             facts.append(f"residual {seen.residuals[worst]:.3f} at {worst}")
-        return Group(line, Text("   ".join(facts), style="dim", no_wrap=True, overflow="ellipsis"))
+        return Group(line, Text(printable("   ".join(facts)), style="dim", no_wrap=True, overflow="ellipsis"))
 
     def _interrupted(self, number: int, frame: FrameType | None) -> None:
         if self.stopping:
@@ -152,27 +163,36 @@ def clock(seconds: float) -> str:
 # --- tables --------------------------------------------------------------------------------------------------------------
 
 
-def results(rows: Sequence[Row], out: Path, files: dict[str, int]) -> None:
-    """Print the report's table (without epochs where there is no room for them) and notes, the gain, and the files written."""
+def results(rows: Sequence[Row], out: Path, files: dict[str, int], commands: Sequence[str] = ()) -> None:
+    """Print the report's table (without what there is no room for) and notes, the gain, the files written, and
+    commands that go on from there."""
     screen = output()
     wide = screen.width >= WIDE
-    shown = [name for name in report.HEADERS if wide or name != "epochs"]
+    left_out = () if wide else ("epochs",) if screen.width >= NARROW else ("epochs", "minutes", "residual", "asked")
+    shown = [name for name in report.HEADERS if name not in left_out]
     cells = [[cell for name, cell in zip(report.HEADERS, line, strict=True) if name in shown] for line in report.table(rows)]
     screen.print(table(shown, cells, gap=2 if wide else 1))
     for remark in report.notes(rows):
-        screen.print(Text(remark, style="yellow"))
+        screen.print(written(remark, "yellow"))
     first, last = rows[0], rows[-1]
     if not first.targets and first is not last:
         fewer = f"{first.measured.nonzeros / max(1, last.measured.nonzeros):.1f}x fewer weights"
-        screen.print(Text(f"\n{first.stage} to {last.stage}: {fewer}, {points(last.measured.score - first.measured.score)}"))
+        screen.print()
+        screen.print(written(f"{first.stage} to {last.stage}: {fewer}, {change(first.measured.score, last.measured.score)}"))
     screen.print()
     for name, size in files.items():
-        screen.print(Text(f"wrote {out / name}  {size:,} bytes"), soft_wrap=True)
+        screen.print(written(f"wrote {out / name}  {size:,} bytes"), soft_wrap=True)
+    if commands:
+        screen.print()
+        for number, text in enumerate(commands):
+            screen.print(written(f"{'next:' if not number else '':5} {text}"), soft_wrap=True)
 
 
-def points(change: float) -> str:
-    """A change of the score in words."""
-    return f"{abs(change):.2f} points {'lost' if change < 0 else 'gained'}"
+def change(before: float, after: float) -> str:
+    """What became of a score, in its own unit."""
+    by = report.score(abs(after - before), (before, after))
+    told = f"score {report.score(before, (after,))} to {report.score(after, (before,))}"
+    return f"{told}, {by} {'lower' if after < before else 'higher'}" if after != before else f"{told}, the same"
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1, gap: int = 2) -> Table:
@@ -181,13 +201,20 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1, 
     for number, header in enumerate(headers):
         made.add_column(Text(header), justify="left" if number < left else "right", overflow="fold")
     for row in rows:
-        made.add_row(*(Text(printable(cell)) for cell in row))
+        made.add_row(*(written(cell) for cell in row))
     return made
 
 
 def printable(text: str) -> str:
-    """Without control characters: names from a foreign file must not drive the terminal."""
-    return "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text)
+    """On one line, without control characters and not endless: names from a foreign file must not drive the terminal, turn its
+    writing round or forge lines."""
+    short = text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text):,} characters)"
+    return "".join(letter if letter.isprintable() else "?" for letter in short)
+
+
+def written(text: str, style: str = "") -> Text:
+    """A line as it may be printed; brackets are no markup."""
+    return Text(printable(text), style=style)
 
 
 def described(value: Any) -> str:
@@ -203,22 +230,24 @@ def plan(recipe: Recipe, stages: Sequence[dict[str, Any]]) -> None:
     """Print a plan as `job.plan` gives it."""
     screen = output()
     for stage in stages:
-        screen.print(Text(f"stage {stage['stage']}", style="bold"))
+        screen.print(written(f"stage {stage['stage']}", "bold"))
         if stage["units"]:
-            screen.print(Text(f"  {_cut(stage['units'])}"))
+            screen.print(written(f"  {_cut(stage['units'])}"))
         if stage["adaptive"]:
             share = f"{100 * stage['adaptive']['parameters']:g} % of the parameters"
-            screen.print(Text(f"  learn in train which units and blocks to keep, and how many, for {share}; then cut the others"))
+            screen.print(
+                written(f"  learn in train which units and blocks to keep, and how many, for {share}; then cut the others")
+            )
         phases = [(name, stage[name]) for name in ("train", "retrain") if stage[name]["epochs"]]
         for name, part in phases:
             epochs = f"{part['epochs']} epochs ({part['steps']:,} steps)"
-            screen.print(Text(f"  {name}: {epochs}, {part['shape']} rate, {part['rate']:g} x the base"))
+            screen.print(written(f"  {name}: {epochs}, {part['shape']} rate, {part['rate']:g} x the base"))
         if not phases:
-            screen.print(Text("  no training"))
+            screen.print(written("  no training"))
         if stage["targets"]:
-            screen.print(Text(f"  driver: {stage['driver']}"))
+            screen.print(written(f"  driver: {stage['driver']}"))
             options = ", ".join(f"{name} {_option(value)}" for name, value in stage["options"].items())
-            screen.print(Padding(Text(options), (0, 0, 0, 2)))
+            screen.print(Padding(written(options), (0, 0, 0, 2)))
             cells = [
                 (f"  {target['parameter']}", target["set"], target["view"], _count(target["size"]), _whole(target["of"]))
                 for target in stage["targets"]
@@ -228,10 +257,10 @@ def plan(recipe: Recipe, stages: Sequence[dict[str, Any]]) -> None:
             screen.print(table(("  parameter", "set", "view", "size", "of"), cells, left=3))
     steps = sum(stage[phase]["steps"] for stage in stages for phase in ("train", "retrain"))
     more = f"; with {recipe.candidates} candidates up to {recipe.candidates} times that" if recipe.candidates > 1 else ""
-    screen.print(Text(f"{recipe.epochs()} epochs, {steps:,} steps{more}"))
+    screen.print(written(f"{recipe.epochs()} epochs, {steps:,} steps{more}"))
     if any(target["size"] is None and target["of"] for stage in stages for target in stage["targets"]):
         screen.print(
-            Text("later: the sum holds; it is spread over the parameters during the run, by the weights as they then are")
+            written("later: the sum holds; it is spread over the parameters during the run, by the weights as they then are")
         )
 
 
@@ -273,7 +302,7 @@ COMPARED = {
 def _number(value: float | None) -> str:
     if value is None:
         return "not counted"
-    return f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
+    return f"{value:.6g}" if isinstance(value, float) else f"{value:,}"
 
 
 def compared(measured: Measurement, claimed: Measurement) -> tuple[Table, list[str]]:
@@ -308,7 +337,7 @@ def inspection(numbers: Table, left: dict[str, dict[str, Any]], files: dict[str,
 def outline(title: str, found: dict[str, Any]) -> None:
     """Print a network's structure as `outline.outline` gives it."""
     screen = output()
-    screen.print(Text(f"{title}: {found['parameters']:,} parameters, {found['macs']:,} MACs", style="bold"))
+    screen.print(written(f"{title}: {found['parameters']:,} parameters, {found['macs']:,} MACs", "bold"))
     cells = [
         (site["site"], f"{site['units']:,}", f"{site['macs_a_unit']:,}", f"{site['parameters_a_unit']:,}", site["changes"])
         for site in found["sites"]
@@ -316,13 +345,15 @@ def outline(title: str, found: dict[str, Any]) -> None:
     screen.print(table(("site", "units", "MACs a unit", "parameters a unit", "changes"), cells))
     if found["blocks"]:
         blocks = [(block["block"], f"{block['macs']:,}") for block in found["blocks"]]
-        screen.print(Text("\nblocks that can go whole", style="bold"))
+        screen.print()
+        screen.print(written("blocks that can go whole", "bold"))
         screen.print(table(("block", "MACs"), blocks))
     if found["frozen"]:
-        screen.print(Text("\nfrozen", style="bold"))
+        screen.print()
+        screen.print(written("frozen", "bold"))
         screen.print(table(("parameter", "why"), list(found["frozen"].items()), left=2))
     for operation, count in found["uncounted"].items():
-        screen.print(Text(f"not in the MACs: {operation} ({count} times) has no counting rule"))
+        screen.print(written(f"not in the MACs: {operation} ({count} times) has no counting rule"))
 
 
 def cuts(found: dict[str, Any]) -> None:
@@ -334,15 +365,16 @@ def cuts(found: dict[str, Any]) -> None:
         after, before = found[what]["after"], found[what]["before"]
         asked = f", asked {100 * found['asked'][what]:g} %" if what in found["asked"] else ""
         name = "MACs" if what == "macs" else what
-        screen.print(Text(f"{name}: {after:,} of {before:,}, {100 * after / max(before, 1):.2f} %{asked}"))
+        screen.print(written(f"{name}: {after:,} of {before:,}, {100 * after / max(before, 1):.2f} %{asked}"))
     if found["spent"]["note"] or found["spent"]["what"] == "latency_ms":
-        screen.print(Text(str(Spent(**found["spent"]))))
+        screen.print(written(str(Spent(**found["spent"]))))
 
 
 def storage(rows: Sequence[tuple[str, int, float]], path: Path) -> None:
     """Print what a packed file takes beside other means."""
     output().print(table(("storage", "bytes", "smaller"), [(what, f"{size:,}", f"{times:,.1f}x") for what, size, times in rows]))
-    output().print(Text(f"\nwrote {path}"))
+    output().print()
+    output().print(written(f"wrote {path}"), soft_wrap=True)
 
 
 def exported(done: Exported) -> None:
@@ -350,7 +382,7 @@ def exported(done: Exported) -> None:
     screen, batches = output(), ", ".join(str(batch) for batch in done.batches)
     size = "any batch size" if done.dynamic_batch else f"batch size {batches} only"
     version = f", opset {done.opset}" if done.opset is not None else ""
-    screen.print(Text(printable(f"{done.path}: {done.bytes:,} bytes{version}, {size}")))
+    screen.print(written(f"{done.path}: {done.bytes:,} bytes{version}, {size}"))
     screen.print(f"run again from the file at batch {batches}: differs by {done.relative:.1e} of the largest output, at most")
 
 
@@ -358,4 +390,4 @@ def export_noted(name: str, measured: dict[str, Any]) -> None:
     """What an artifact's description says of a file that was exported into it."""
     relative = measured.get("relative")
     said = f"{relative:.1e} of the largest output" if isinstance(relative, float) else "an unknown amount"
-    output().print(Text(printable(f"{name}: differed from the network by {said} when it was exported and run")))
+    output().print(written(f"{name}: differed from the network by {said} when it was exported and run"))

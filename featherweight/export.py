@@ -86,8 +86,8 @@ def export(
     `example`: the inputs of the network, a tuple by position or a dict by name, batch first. With `dynamic_batch` the file takes
     any batch size, in those inputs whose first size is that of the first one; the others (a time step, None, a number) are fixed
     as they are. Outputs come as dicts, lists and tuples. ONNX weights above 2 GB go into a file `path`.xxxxxxxx.data beside it.
-    The file appears only when it computes what the network computes, to `tolerance` of its largest output, and in all but that share of
-    whole numbers. Raises RuntimeMissing, ExportError, StorageError, and InputError for options out of range.
+    The file appears only when it computes what the network computes, to `tolerance` of its largest output, and in all
+    but that share of whole numbers. Raises RuntimeMissing, ExportError, StorageError, and InputError for options out of range.
     """
     path = Path(path)
     if format not in FORMATS:

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 import inspect
-import sys
-import traceback
+import math
+import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType, UnionType
-from typing import Any
+from types import UnionType
+from typing import Any, NoReturn
 
 import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from featherweight import notation, storage, tensor_files
+from featherweight import notation, storage, tensor_files, usercode
 from featherweight import recipe as recipes_as_data
-from featherweight.errors import ArtifactError, DataError, InputError, RecipeError, did_you_mean, short, shortened
+from featherweight.errors import ArtifactError, FeatherweightError, InputError, RecipeError, did_you_mean, short, shortened
 from featherweight.modes import evaluating
 from featherweight.recipe import Recipe
 from featherweight.recipes import RECIPES
@@ -28,7 +26,9 @@ from featherweight.training import Task
 from featherweight.zoo import NETWORKS
 
 LARGEST_SETTING = 10**9  # of a whole number that a built-in recipe is made from
-FRAMES_SHOWN = 4  # of a traceback through the user's file
+DTYPES = {str(t).removeprefix("torch."): t for t in (torch.float32, torch.float64, torch.float16, torch.bfloat16)}
+DTYPES |= {str(t).removeprefix("torch."): t for t in (torch.int64, torch.int32, torch.bool)}
+MOST_NUMBERS = 2**30  # of one input
 
 
 # --- networks and tasks --------------------------------------------------------------------------------------------------
@@ -36,13 +36,13 @@ FRAMES_SHOWN = 4  # of a traceback through the user's file
 
 def network(text: str, weights: Path | None = None) -> nn.Module:
     """A built-in network, or what `file.py:function` returns when called; with the state in `weights`. Raises InputError."""
-    file, name = _split(text)
+    file, name = usercode.split(text)
     if file is None:
         if text not in NETWORKS:
             raise InputError(_unknown("network", text, NETWORKS, "def network() -> nn.Module"))
         model: Any = NETWORKS[text]()
     else:
-        model = _called(text, file, _named(text, file, name))
+        model = usercode.called(text, usercode.named(text, file, name))
         if not isinstance(model, nn.Module):
             raise InputError(f"{text} must return a torch.nn.Module, it gave {type(model).__name__}")
     if weights is not None:
@@ -52,31 +52,86 @@ def network(text: str, weights: Path | None = None) -> nn.Module:
 
 def task(text: str, seed: int) -> Task:
     """A built-in task, or the Task that `file.py:name` is, or gives for `seed`. Raises InputError, DataError."""
-    file, name = _split(text)
+    file, name = usercode.split(text)
     if file is None:
         if text not in TASKS:
             raise InputError(_unknown("data set", text, TASKS, "a Task, or def task(seed) -> Task"))
         return TASKS[text](seed)
-    found = _named(text, file, name)
+    found = usercode.named(text, file, name)
     if isinstance(found, Task):
         return found
-    found = _called(text, file, found, seed)
+    found = usercode.called(text, found, seed)
     if not isinstance(found, Task):
         raise InputError(f"{text} must be a featherweight.Task or a function from a seed to one, it gave {type(found).__name__}")
     return found
 
 
+def work(data: str | None, inputs: Sequence[str], seed: int) -> tuple[Task, str]:
+    """The task of a command and what to call it: of `--data`, or an example alone of the shapes of `--input`."""
+    if data is not None and inputs:
+        raise InputError("give --data, or --input for the shape alone, not both")
+    if data is not None:
+        return task(data, seed), data
+    if not inputs:
+        raise InputError(f"give --data, one of {', '.join(TASKS)}, or file.py:task")
+    return shapes(inputs), f"--input {' '.join(inputs)}"
+
+
+def shapes(texts: Sequence[str]) -> Task:
+    """The task of a network that is only looked at: an example of each `1x3x224x224` or `1x16:int64`, and no data.
+
+    Floating-point inputs hold random numbers, so that every path through the network carries some; others zeros, which are valid
+    as class numbers and tokens. Raises InputError.
+    """
+
+    def without_data(*arguments: Any) -> NoReturn:
+        raise InputError("--input says the shape of an input and holds no data: give --data file.py:task")
+
+    example = tuple(_input(text, number) for number, text in enumerate(texts))
+    return Task(example, without_data, without_data, without_data, without_data)
+
+
+def _input(text: str, number: int) -> Tensor:
+    sizes, _, kind = text.partition(":")
+    if not re.fullmatch(r"[1-9]\d{0,9}(x[1-9]\d{0,9})*", sizes):
+        raise InputError(f"--input {text!r}: give the sizes of one input, batch first, such as 1x3x224x224 or 1x16:int64")
+    if kind and kind not in DTYPES:
+        near = did_you_mean(kind, DTYPES)
+        raise InputError(f"--input {text!r}: no type is named {kind!r}.{near} There are: {', '.join(DTYPES)}")
+    shape, dtype = [int(size) for size in sizes.split("x")], DTYPES[kind or "float32"]
+    if math.prod(shape) > MOST_NUMBERS:
+        raise InputError(f"--input {text!r} has {math.prod(shape):,} numbers, more than the {MOST_NUMBERS:,} that one may have")
+    if not dtype.is_floating_point:
+        return torch.zeros(shape, dtype=dtype)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(number)).to(dtype)
+
+
 def check_fit(model: nn.Module, work: Task, model_text: str, data_text: str) -> None:
     """Run the network on the task's example once. Raises InputError where they are not made for each other."""
+    example = work.example
+    if not isinstance(example, tuple) or not all(isinstance(part, Tensor) for part in example):
+        raise InputError(
+            f"the example of {data_text} is {_kinds(example)}: give a tuple of tensors, the network's inputs by position. For a "
+            "network that takes a dict or keywords, wrap it in a module that takes tensors and calls it"
+        )
     try:
         with evaluating(model), torch.no_grad():
-            model(*work.example)
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in work.example)
-        reason = str(error).strip().splitlines()[0]
+            model(*example)
+    except FeatherweightError:
+        raise
+    except Exception as error:
+        said = ", ".join(str(tuple(tensor.shape)) for tensor in example)
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        reason = f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
         raise InputError(
-            f"the network {model_text} does not take the example of {data_text}, of shape {shapes}: {reason}"
+            f"the network {model_text} does not take the example of {data_text}, of shape {said}: {reason}{usercode.place(error)}"
         ) from error
+
+
+def _kinds(example: Any) -> str:
+    if not isinstance(example, tuple | list):
+        return f"a {type(example).__name__}"
+    return f"a {type(example).__name__} of {', '.join(type(part).__name__ for part in example) or 'nothing'}"
 
 
 def _load(model: nn.Module, path: Path, text: str) -> None:
@@ -130,66 +185,6 @@ def _unknown(kind: str, text: str, known: Mapping[str, Any], signature: str) -> 
     return f"no {kind} is named {text!r}.{did_you_mean(text, known)} There are: {', '.join(known)}. {own}"
 
 
-# --- the user's files ----------------------------------------------------------------------------------------------------
-
-
-def _split(text: str) -> tuple[Path | None, str]:
-    """(file, name) of `file.py:name`; (None, "") for a built-in name."""
-    file, colon, name = text.rpartition(":")
-    if text.endswith(".py"):
-        raise InputError(f"{text} is a file: say what to take from it, {text}:name")
-    return (Path(file), name) if colon and file.endswith(".py") else (None, "")
-
-
-def _named(text: str, file: Path, name: str) -> Any:
-    if not file.is_file():
-        raise InputError(f"there is no file {file} (given as {text})")
-    module = _imported(file.resolve())
-    if name not in vars(module):
-        public = [key for key in vars(module) if not key.startswith("_")]
-        raise InputError(f"{file} has no {name!r}.{did_you_mean(name, public)} It has: {', '.join(public) or 'nothing'}")
-    return vars(module)[name]
-
-
-@functools.cache
-def _imported(file: Path) -> ModuleType:
-    """The user's file as a module, run once, with its own folder importable as for `python file.py`."""
-    specification = importlib.util.spec_from_file_location(f"_user_{file.stem}", file)
-    assert specification is not None and specification.loader is not None  # the suffix is .py
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[module.__name__] = module
-    if str(file.parent) not in sys.path:
-        sys.path.insert(0, str(file.parent))
-    try:
-        specification.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        raise InputError(f"{file} cannot be imported:\n{_tail(error, file)}") from error
-    return module
-
-
-def _called(text: str, file: Path, function: Any, *arguments: Any) -> Any:
-    """`function(*arguments)`, or without them where it takes none."""
-    if not callable(function):
-        raise InputError(f"{text} must be a function, it is {type(function).__name__}")
-    try:
-        takes = inspect.signature(function).parameters
-    except ValueError:
-        takes = {"of a builtin": None}  # type: ignore[assignment]
-    try:
-        return function(*arguments if takes else ())
-    except DataError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise InputError(f"{text} failed:\n{_tail(error, file.resolve())}") from error
-
-
-def _tail(error: BaseException, file: Path) -> str:
-    """The end of the traceback, from the first frame in the user's file on."""
-    frames = traceback.extract_tb(error.__traceback__)
-    first = next((number for number, frame in enumerate(frames) if frame.filename == str(file)), len(frames))
-    return "".join([*traceback.format_list(frames[first:][-FRAMES_SHOWN:]), *traceback.format_exception_only(error)]).rstrip()
-
-
 # --- recipes -------------------------------------------------------------------------------------------------------------
 
 
@@ -223,6 +218,20 @@ def parameters(name: str) -> list[tuple[str, str, str]]:
     ]
 
 
+def as_file(name: str, built: Recipe) -> str:
+    """A built-in recipe as YAML that can be saved as a file: its paper and its parameters as comments above."""
+    rows = parameters(name)
+    widths = [max(len(row[column]) for row in rows) for column in range(2)]
+    lines = [f"{name}, {built.source}", *(inspect.getdoc(RECIPES[name]) or "").splitlines(), "", "Parameters, for --set:"]
+    lines += [f"  {key.ljust(widths[0])}  {kind.ljust(widths[1])}  {default}" for key, kind, default in rows]
+    return "".join(f"# {line}".rstrip() + "\n" for line in lines) + recipes_as_data.to_yaml(built)
+
+
+def first_line(text: str | None) -> str:
+    """Of a docstring."""
+    return (text or "").strip().partition("\n")[0]
+
+
 def _built(name: str, changes: Sequence[tuple[str, str]]) -> Recipe:
     function: Callable[..., Recipe] = RECIPES[name]
     hints = typing.get_type_hints(function)
@@ -254,7 +263,7 @@ def _parts(value: str, hint: Any) -> Any:
         return [part.strip() for part in value.strip("()[] ").split(",") if part.strip()]
     if type(None) in typing.get_args(hint) and value.lower() in ("none", "null", ""):
         return None
-    return value
+    return recipes_as_data.share(value) if float in (hint, *typing.get_args(hint)) else value
 
 
 def _assign(data: Any, path: str, value: str) -> str | None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import re
+import shlex
 import tempfile
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +22,12 @@ from featherweight.measure import decoded
 from featherweight.plan import matches, resolve
 from featherweight.recipe import Recipe
 from featherweight.run import CHECKPOINT
-from featherweight.tasks import TASKS
+from featherweight.tasks import BATCHES, TASKS
 from featherweight.training import Task
 from featherweight.zoo import NETWORKS
 
 RUN = "run.json"  # in a workdir of an earlier version
+HINT = re.compile(r"[\w./-]{1,100}\.py:[A-Za-z_]\w{0,60}", re.ASCII)  # plain text that means the same in a shell
 SHOWN_APART = ("name", "rules", "keep", "allocate", "driver", "train", "retrain", "units", "adaptive")  # of a stage in a plan
 
 
@@ -39,12 +43,22 @@ class Job:
     identity: dict[str, Any]  # what must be the same for a run to be taken up again
 
     @classmethod
-    def load(cls, model: str, data: str, weights: Path | None = None, seed: int = 0, threads: int | None = None) -> Job:
-        """Bring them together after seeding torch. Raises InputError where they are not made for each other."""
+    def load(
+        cls,
+        model: str,
+        data: str | None,
+        weights: Path | None = None,
+        seed: int = 0,
+        threads: int | None = None,
+        shapes: Sequence[str] = (),
+    ) -> Job:
+        """Bring them together after seeding torch. `shapes`: of the inputs, in place of data, where only structure is asked for.
+        Raises InputError where they are not made for each other."""
         if threads is not None:
             torch.set_num_threads(threads)
         torch.manual_seed(seed)
-        network, task = given.network(model, weights), given.task(data, seed)
+        network = given.network(model, weights)
+        task, data = given.work(data, shapes, seed)
         given.check_fit(network, task, model, data)
         identity = {"model": model, "data": data, "seed": seed}  # a checkpoint knows the weights themselves
         return cls(model, data, network, task, weights is not None or model not in NETWORKS, identity)
@@ -56,6 +70,8 @@ def run(job: Job, recipe: Recipe, out: Path, workdir: Path, keep_workdir: bool) 
     Raises KeyboardInterrupt after saving, and every FeatherweightError.
     """
     _check_output(out)
+    if job.data in TASKS:
+        job.task.batches(0)  # reads the files: what is missing is said before a workdir is made
     first = recipe.stages[0]
     if (workdir / CHECKPOINT).exists():
         console.note(f"going on from the checkpoint in {workdir}")
@@ -65,14 +81,30 @@ def run(job: Job, recipe: Recipe, out: Path, workdir: Path, keep_workdir: bool) 
     with console.Display([stage.name for stage in recipe.stages]) as display:
         done = compress(job.network, recipe, job.task, workdir=workdir, monitor=display, identity=job.identity)
     display.finished(done.rows[-1].stage, done.rows[-1].measured.score)
-    # A path such as file.py:Net is code, and an artifact names no code: only built-in names are recorded.
-    model = job.model if job.model in NETWORKS else None
-    data = job.data if job.data in TASKS else None
-    files = done.save(out, model=model, data=data)
+    files = done.save(out, model=noted(job.model, NETWORKS), data=noted(job.data, TASKS))
     if not keep_workdir:
         with contextlib.suppress(InputError):  # another has begun there: the folder is its own now
             _remove(workdir)
     return done, files
+
+
+def noted(text: str, known: Collection[str]) -> str | None:
+    """What an artifact holds of a name on the command line: a built-in name, or `file.py:name` as a hint that is shown and never
+    run; without the folders of an absolute path, which are nobody else's business. None where it is not plain text."""
+    if text in known:
+        return text
+    file, _, name = text.rpartition(":")
+    hint = f"{Path(file).name if Path(file).is_absolute() or '..' in Path(file).parts else file}:{name}"
+    return hint if HINT.fullmatch(hint) else None
+
+
+def next_commands(program: str, job: Job, out: Path) -> list[str]:
+    """The commands that go on from an artifact, exact: code of the user's own has to be named in each."""
+    model = [] if job.model in NETWORKS else ["--model", job.model]
+    data = [] if job.data in TASKS else ["--data", job.data]
+    known = [] if noted(job.model, NETWORKS) == job.model else model  # else the target names it
+    forms = (("inspect", str(out), *model), ("bench", job.model, str(out), *known), ("export", str(out), *model))
+    return [f"{program} {shlex.join(words)}" for words in (*((*form, *data) for form in forms), ("pack", str(out), *model))]
 
 
 def beside(out: Path) -> Path:
@@ -103,7 +135,7 @@ def _remove(place: Path) -> None:
 
 def plan(job: Job, recipe: Recipe) -> list[dict[str, Any]]:
     """Every stage as plain data. A size that an allocator will choose on weights, or gradients, still to come is None."""
-    steps = len(job.task.batches(0))
+    steps = BATCHES[job.data] if job.data in BATCHES else len(job.task.batches(0))
     stages = []
     changed = False  # will the weights be others than now when the stage starts?
     for stage in recipe.stages:

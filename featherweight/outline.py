@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from featherweight import recipe
 from featherweight.budgets import SHARES, What, cost_of, counted
 from featherweight.copies import copied
 from featherweight.cutting import cut_units
@@ -64,11 +65,12 @@ def budget_of(text: str) -> tuple[What, float]:
             raise wrong
         return what, milliseconds
     try:
-        share = float(amount.removesuffix("%")) / (100 if amount.endswith("%") else 1)
+        share = float(recipe.share(amount))
     except ValueError:
         raise InputError(f"the budget {text!r} needs a number or a percentage, such as {what}=50%") from None
     if not 0 < share <= 1:
-        raise InputError(f"the budget {text!r} is a share to keep, above 0 and at most 100 %")
+        percent = f": did you mean {what}={amount}%?" if 1 < share <= 100 and "%" not in amount else ""
+        raise InputError(f"the budget {text!r} is a share to keep, above 0 and at most 100 %{percent}")
     return what, share
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -34,6 +35,15 @@ MOST_STAGES = 1000
 MOST_MISTAKES = 50  # that are listed
 MOST_CANDIDATES = 1000
 LONGEST_SHOWN = 80  # characters of a name in a message
+
+
+def share(given: Any) -> Any:
+    """`"50%"` as 0.5, in recipes and on the command line alike; anything else as it is."""
+    percent = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*%\s*", given) if isinstance(given, str) else None
+    return float(percent[1]) / 100 if percent else given
+
+
+Share = Annotated[float, BeforeValidator(share)]
 
 
 def _require(*checks: tuple[bool, str]) -> None:
@@ -97,7 +107,7 @@ class Rule:
     targets: str
     set: AnySet
     view: AnyView = WHOLE
-    keep: float | None = None
+    keep: Share | None = None
 
     def __post_init__(self) -> None:
         _require((self.keep is None or 0 < self.keep <= 1, f"keep is a share in (0, 1], given {self.keep}"))
@@ -130,9 +140,9 @@ class Units:
     """
 
     criterion: Criterion
-    macs: float | None = None
-    parameters: float | None = None
-    bytes: float | None = None
+    macs: Share | None = None
+    parameters: Share | None = None
+    bytes: Share | None = None
     latency_ms: float | None = None
     allot: AnyAllotment = "uniform"
     sites: str = "*"
@@ -191,7 +201,7 @@ class Adaptive:
     rate        of Adam, which trains the gates beside the task's optimizer
     """
 
-    parameters: float
+    parameters: Share
     weight: float = 3.0
     rate: float = 0.02
 
@@ -228,8 +238,8 @@ class Stage:
 
     name: str
     rules: tuple[Rule, ...] = ()
-    keep: float | None = None
-    macs: float | None = None
+    keep: Share | None = None
+    macs: Share | None = None
     allocate: str = "lamp"
     driver: AnyDriver | None = None
     train: Training = Training(0)

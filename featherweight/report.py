@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -42,15 +43,26 @@ class Row:
         return sum(left for left, _ in self.targets.values()) / whole if whole else None
 
 
+def score(value: float, beside: Sequence[float] = ()) -> str:
+    """A score as text: with as many decimals as the largest of it and those `beside` it needs for four digits, two at least.
+
+    A task's score is what its owner makes it: percents, a share in 0..1, the negative of a small loss.
+    """
+    largest = max((abs(number) for number in (value, *beside) if math.isfinite(number)), default=0.0)
+    decimals = 2 if largest == 0 else min(max(2, 3 - math.floor(math.log10(largest))), 12)
+    return f"{value:.{decimals}f}"
+
+
 HEADERS = ("stage", "score", "asked", "kept", "ratio", "non-zeros", "kB in codes", "MACs", "residual", "epochs", "minutes")
 
 
 def table(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     """The rows as text cells under HEADERS. `ratio`: weights of the targets over those left; `kB`: 1000 bytes."""
+    scores = [row.measured.score for row in rows]
     return [
         (
             row.stage,
-            f"{row.measured.score:.2f}",
+            score(row.measured.score, scores),
             "" if row.asked is None else f"{100 * row.asked:.3g} %",
             "" if row.kept is None else f"{100 * row.kept:.3g} %",
             "" if not row.kept else f"{1 / row.kept:.1f}x",

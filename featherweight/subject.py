@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,11 +10,11 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
-from featherweight import artifact, given, packed
+from featherweight import artifact, given, packed, usercode
 from featherweight.artifact import Description
-from featherweight.errors import ArtifactError, InputError
-from featherweight.job import Job
-from featherweight.measure import Measurement
+from featherweight.errors import ArtifactError, FeatherweightError, InputError
+from featherweight.job import HINT, Job
+from featherweight.measure import Measurement, measure
 from featherweight.tasks import TASKS
 from featherweight.training import Task
 from featherweight.zoo import NETWORKS
@@ -40,6 +40,36 @@ class Subject:
     data: str
 
 
+class CodeNeeded(InputError):
+    """An artifact of a class, or for a task, that has to be given on the command line.
+
+    `options`: what the command needs besides, and what to give: what the artifact holds, as a hint, or a form to fill in.
+    """
+
+    def __init__(self, path: Path, options: dict[str, str | None]):
+        hints = {option: _hint(text, path) for option, text in options.items()}
+        self.options = {option: hint or FORMS[option] for option, hint in hints.items()}
+        wanted = " and ".join(options)
+        said = f"{path} holds no code: give {wanted}, as a built-in name or file.py:name."
+        if all(hints.values()):
+            said += f" It says that it was made with {' and '.join(filter(None, hints.values()))}; if that is your own file, run:"
+        else:
+            said += " Run, with your own file in place of FILE.py:"
+        super().__init__(said)
+
+
+FORMS = {"--model": "FILE.py:FUNCTION", "--data": "FILE.py:TASK"}
+
+
+def _hint(text: str | None, path: Path) -> str | None:
+    """`text` where it is plain, and names no file that came along with the artifact: that would be its code, not the user's."""
+    if text is None or HINT.fullmatch(text) is None:
+        return None
+    file = Path(text.rpartition(":")[0])
+    foreign = file.is_absolute() or ".." in file.parts or path.resolve() in file.resolve().parents
+    return None if foreign else text
+
+
 def load(
     target: str,
     model: str | None = None,
@@ -47,37 +77,67 @@ def load(
     seed: int = 0,
     threads: int | None = None,
     also: Collection[str] = (),
+    shapes: Sequence[str] = (),
 ) -> Subject:
     """The network and the task of `target`: an artifact's folder, a packed file, or a MODEL.
 
     `model` and `data`: those of a target that does not name its own. `also`: what else the command line names; an artifact of
-    a network that stands there needs no `model`. Raises ArtifactError for damaged files, and InputError where something is not
-    named or network and task are not made for each other.
+    a network that stands there needs no `model`. `shapes`: of the inputs, in place of data. Raises ArtifactError for damaged
+    files, CodeNeeded where code has to be named, and InputError where network and task are not made for each other.
     """
     path = Path(target)
+    if path.is_file():
+        usercode.split(target)  # file.py without a name says so
     if is_model(target):
-        made = Job.load(target, data or data_for(target), None, seed, threads)
+        made = Job.load(target, data or (None if shapes else data_for(target)), None, seed, threads, shapes)
         return Subject(made.network, made.network, made.task, None, target, made.data)
     if path.suffix == PACKED:
-        if model is None or data is None:
-            raise InputError(f"{path} names no network and no data: give --model and --data")
-        made = Job.load(model, data, None, seed, threads)
-        return Subject(packed.load(path, made.network), made.network, made.task, None, model, data)
+        if not path.is_file():
+            raise ArtifactError(f"there is no file {path}")
+        _require(path, model, data, shapes, None, None)
+        assert model is not None
+        made = Job.load(model, data, None, seed, threads, shapes)
+        return Subject(packed.load(path, made.network), made.network, made.task, None, model, made.data)
     described = artifact.describe(path)
     # A path such as file.py:Net is code: it is taken from the command line only, whatever the artifact says.
+    if not shapes and described.data in TASKS:
+        data = data or described.data
     if described.exported is not None:
         if threads is not None:
             torch.set_num_threads(threads)
-        data = data or recorded(described.data, TASKS, "--data", path)
-        network, task = artifact.load(path), given.task(data, seed)
+        _require(path, target, data, shapes, None, described.data)
+        network = artifact.load(path)
+        task, data = given.work(data, shapes, seed)
         given.check_fit(network, task, target, data)
         return Subject(network, None, task, described, model or target, data)
-    named = [*NETWORKS, *(other for other in also if ".py:" in other)]
-    model = model or recorded(described.model, named, "--model", path)
-    made = Job.load(model, data or recorded(described.data, TASKS, "--data", path), None, seed, threads)
+    if described.model in NETWORKS or (described.model in also and ".py:" in (described.model or "")):
+        model = model or described.model
+    _require(path, model, data, shapes, described.model, described.data)
+    assert model is not None
+    made = Job.load(model, data, None, seed, threads, shapes)
     network = artifact.load(path, made.network)
     given.check_fit(network, made.task, model, made.data)
     return Subject(network, made.network, made.task, described, model, made.data)
+
+
+def _require(
+    path: Path, model: str | None, data: str | None, shapes: Sequence[str], said_model: str | None, said_data: str | None
+) -> None:
+    """Raises CodeNeeded for what is lacking of the two."""
+    lacking = {"--model": said_model} if model is None else {}
+    if data is None and not shapes:
+        lacking["--data"] = said_data
+    if lacking:
+        raise CodeNeeded(path, lacking)
+
+
+def model_of(folder: Path, model: str | None) -> str:
+    """The MODEL of an artifact: as given, else the built-in one that it names. Raises CodeNeeded."""
+    said = artifact.describe(folder).model
+    model = model or (said if said in NETWORKS else None)
+    _require(folder, model, "", (), said, None)
+    assert model is not None
+    return model
 
 
 def is_model(target: str) -> bool:
@@ -88,17 +148,11 @@ def is_model(target: str) -> bool:
 def data_for(model: str) -> str:
     """The built-in task whose images a built-in network takes."""
     if model not in NETWORKS:
-        raise InputError(f"no data is known for {model}: give --data, one of {', '.join(TASKS)}, or file.py:task")
+        raise InputError(
+            f"nothing is known of the inputs of {model}: give their shape, such as --input 1x3x224x224, or --data, one of "
+            f"{', '.join(TASKS)}, or file.py:task"
+        )
     return "cifar10" if "res" in model or "vgg" in model else "digits"
-
-
-def recorded(name: str | None, known: Collection[str], option: str, folder: Path) -> str:
-    """A name that an artifact holds and that is `known`: built in, or given on the command line, too. Raises InputError for any
-    other: a path is code, and is never taken from a file."""
-    if name is not None and name in known:
-        return name
-    said = "names none" if name is None else f"names {name!r}, which is not built in"
-    raise InputError(f"{folder} {said}: give {option}, one of {', '.join(known)}, or file.py:name")
 
 
 def claimed(description: Description, folder: Path) -> Measurement:
@@ -108,3 +162,14 @@ def claimed(description: Description, folder: Path) -> Measurement:
     except (IndexError, KeyError, TypeError, ValidationError):
         where = folder / artifact.DESCRIPTION
         raise ArtifactError(f"{where} is damaged: its report has no measurement in its last row") from None
+
+
+def measured(held: Subject, target: str) -> Measurement:
+    """The network measured anew. Raises InputError where the task cannot score it."""
+    try:
+        return measure(held.network, held.task.example, held.task.score)
+    except FeatherweightError:
+        raise
+    except Exception as error:
+        said = usercode.excerpt(error) or usercode.shortened(f"{type(error).__name__}: {error}")
+        raise InputError(f"{target} cannot be scored by {held.data}; give the --data that it was made for:\n{said}") from error

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from torch.optim import SGD, Adam, Optimizer
 
 from featherweight import data
 from featherweight.data import Dataset
+from featherweight.errors import InputError
 from featherweight.modes import evaluating
 from featherweight.training import Task
 
@@ -63,7 +65,9 @@ def _generator(seed: int, epoch: int, use: str, index: int) -> Generator:
 
 
 def _task(
-    dataset: Dataset,
+    read: Callable[[], Dataset],
+    held_out: int,
+    pixels: Tensor,
     seed: int,
     batch_size: int,
     train_view: Callable[[Tensor, Generator], Tensor],
@@ -71,15 +75,27 @@ def _task(
     loss: Callable[[nn.Module, LabelledImages], Tensor],
     optimizer: Callable[[Iterable[Parameter]], Optimizer],
 ) -> Task:
+    """`read`: the data set, called with the first batch or score, since what asks for structure needs no data. `pixels`: of the
+    shape and type of one of its images, (1, channels, height, width)."""
+
+    @functools.cache
+    def dataset() -> Dataset:
+        return data.held_out(read(), held_out) if held_out else read()
+
     def batches(epoch: int) -> EpochBatches:
-        order = torch.randperm(len(dataset.train_labels), generator=_generator(seed, epoch, "order", 0))
-        return EpochBatches(dataset.train_inputs, dataset.train_labels, order, batch_size, seed, epoch, train_view)
+        held = dataset()
+        order = torch.randperm(len(held.train_labels), generator=_generator(seed, epoch, "order", 0))
+        return EpochBatches(held.train_inputs, held.train_labels, order, batch_size, seed, epoch, train_view)
 
     def score(network: nn.Module) -> float:
-        return accuracy(network, dataset.test_inputs, dataset.test_labels, test_view)
+        return accuracy(network, dataset().test_inputs, dataset().test_labels, test_view)
 
-    # An image of the training set, and not zeros, so that every path through the network carries numbers.
-    return Task((test_view(dataset.train_inputs[:1]),), batches, loss, score, optimizer)
+    return Task((test_view(pixels),), batches, loss, score, optimizer)
+
+
+def _pixels(channels: int, side: int) -> Tensor:
+    """A random image, uint8, and not zeros: every path through a network is to carry numbers."""
+    return torch.randint(0, 256, (1, channels, side, side), dtype=torch.uint8, generator=_generator(0, 0, "example", 0))
 
 
 # --- losses and scores ---------------------------------------------------------------------------------------------------
@@ -88,15 +104,26 @@ def _task(
 def cross_entropy(network: nn.Module, batch: LabelledImages) -> Tensor:
     """Mean cross-entropy of the batch in nats, in the network's own precision."""
     images, labels = batch
-    return F.cross_entropy(network(images), labels)
+    return F.cross_entropy(logits_of(network(images), len(labels)), labels)
 
 
 def cross_entropy_autocast(network: nn.Module, batch: LabelledImages) -> Tensor:
     """Mean cross-entropy of the batch in nats; under bfloat16 autocast where that is fast, the loss itself in float32."""
     images, labels = batch
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=multiplies_bfloat16()):
-        logits = network(images)
+        logits = logits_of(network(images), len(labels))
     return F.cross_entropy(logits.float(), labels)
+
+
+def logits_of(output: Any, count: int) -> Tensor:
+    """The output of a network for `count` images, which has to be logits (count, classes). Raises InputError for any other."""
+    if isinstance(output, Tensor) and output.ndim == 2 and len(output) == count and output.shape[1] >= data.CLASSES:
+        return output
+    given = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+    raise InputError(
+        f"the built-in data needs one tensor of class logits (images, {data.CLASSES}), and for {count} images the network gives "
+        f"{given}: give the --data that this network was made for"
+    )
 
 
 def multiplies_bfloat16() -> bool:
@@ -112,7 +139,7 @@ def accuracy(
     correct = 0
     with evaluating(network), torch.inference_mode(), torch.autocast("cpu", enabled=False):
         for images, answers in zip(inputs.split(batch_size), labels.split(batch_size), strict=True):
-            correct += int((network(view(images)).argmax(dim=1) == answers).sum())
+            correct += int((logits_of(network(view(images)), len(answers)).argmax(dim=1) == answers).sum())
     return 100.0 * correct / len(labels)
 
 
@@ -137,13 +164,10 @@ def digits(seed: int = 0, held_out: int = 0) -> Task:
     """scikit-learn's digits at 28x28: Adam at 1e-3, batch 64, no augmentation, float32. An epoch of LeNet-5 takes about a second.
 
     With held_out > 0 the score is on that many training images, which are then not trained on, and the test set is not used.
-    Raises DataMissing where scikit-learn is not installed.
+    The first batch or score raises DataMissing where scikit-learn is not installed.
     """
-    return _task(_chosen_part(data.digits(), held_out), seed, 64, _as_is, _unchanged, cross_entropy, _adam)
-
-
-def _chosen_part(dataset: Dataset, held_out: int) -> Dataset:
-    return data.held_out(dataset, held_out) if held_out else dataset
+    pixels = _digits_in_unit_range(_pixels(1, 28))
+    return _task(data.digits, held_out, pixels, seed, 64, _as_is, _unchanged, cross_entropy, _adam)
 
 
 def _as_is(images: Tensor, generator: Generator) -> Tensor:
@@ -159,11 +183,10 @@ def mnist(seed: int = 0, held_out: int = 0, augment: bool = True, batch_size: in
     where the processor multiplies bfloat16.
 
     With held_out > 0 the score is on that many training images, which are then not trained on, and the test set is not used.
-    Raises DataMissing or DataDamaged.
+    The first batch or score reads the files and raises DataMissing or DataDamaged.
     """
-    dataset = _chosen_part(data.mnist(), held_out)
-    train_view = _moved_digits if augment else _plain_digits
-    return _task(dataset, seed, batch_size, train_view, _digits_in_unit_range, cross_entropy_autocast, _adam)
+    train_view, pixels = _moved_digits if augment else _plain_digits, _pixels(1, 28)
+    return _task(data.mnist, held_out, pixels, seed, batch_size, train_view, _digits_in_unit_range, cross_entropy_autocast, _adam)
 
 
 def _digits_in_unit_range(images: Tensor) -> Tensor:
@@ -185,11 +208,12 @@ def cifar10(seed: int = 0, held_out: int = 0, augment: bool = True) -> Task:
     Training images are cropped with padding 4 and flipped unless `augment` is False.
     The rate is the base of a schedule, not one to stay at.
     With held_out > 0 the score is on that many training images, which are then not trained on, and the test set is not used.
-    Raises DataMissing or DataDamaged.
+    The first batch or score reads the files and raises DataMissing or DataDamaged.
     """
-    dataset = _chosen_part(data.cifar10(), held_out)
-    train_view = _moved_photographs if augment else _plain_photographs
-    return _task(dataset, seed, 128, train_view, _normalised_photographs, cross_entropy_autocast, _nesterov)
+    train_view, pixels = _moved_photographs if augment else _plain_photographs, _pixels(3, 32)
+    return _task(
+        data.cifar10, held_out, pixels, seed, 128, train_view, _normalised_photographs, cross_entropy_autocast, _nesterov
+    )
 
 
 def _normalised_photographs(images: Tensor) -> Tensor:
@@ -215,3 +239,4 @@ class NamedTask(Protocol):
 
 
 TASKS: dict[str, NamedTask] = {"digits": digits, "mnist": mnist, "cifar10": cifar10}
+BATCHES = {"digits": 23, "mnist": 469, "cifar10": 391}  # of an epoch: a plan is made without the data

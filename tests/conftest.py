@@ -1,6 +1,14 @@
-"""Makes `table` and `oracles` importable from every folder of tests, and keeps torch to one thread: the toys are tiny."""
+"""Makes `table` and `oracles` importable from every folder of tests, keeps torch to one thread, since the toys are tiny, and
+keeps the session apart from its machine: an empty home, no data sets and no network, as on a new one."""
 
+import atexit
+import ipaddress
 import logging
+import os
+import shutil
+import socket
+import tempfile
+from typing import Any
 
 import torch
 
@@ -9,3 +17,45 @@ torch.set_num_threads(1)
 trace = logging.getLogger("torch.__trace")
 trace.propagate = False
 trace.setLevel(logging.CRITICAL)
+
+HOME = tempfile.mkdtemp(prefix="featherweight-home-")
+atexit.register(shutil.rmtree, HOME, ignore_errors=True)
+os.environ["HOME"] = os.environ["FEATHERWEIGHT_DATA"] = HOME
+
+
+class NetworkReached(BaseException):
+    """A test reached for the network. No OSError, which a download takes for a mirror that is down, and tries the next."""
+
+
+def is_local(family: int, address: Any) -> bool:
+    if family not in (socket.AF_INET, socket.AF_INET6):
+        return True  # a file, or a pair of sockets
+    try:
+        return ipaddress.ip_address(address[0]).is_loopback
+    except ValueError:
+        return bool(address[0] == "localhost")  # a name: to look it up is to reach for the network already
+
+
+def guard(name: str) -> None:
+    connect = getattr(socket.socket, name)
+
+    def guarded(self: socket.socket, address: Any) -> Any:
+        if not is_local(self.family, address):
+            raise NetworkReached(f"a test connects to {address}: tests need no network")
+        return connect(self, address)
+
+    setattr(socket.socket, name, guarded)
+
+
+look_up = socket.getaddrinfo
+
+
+def looked_up(host: Any, *arguments: Any, **options: Any) -> Any:
+    if host is not None and not is_local(socket.AF_INET, (host.decode() if isinstance(host, bytes) else host, 0)):
+        raise NetworkReached(f"a test looks up {host}: tests need no network")
+    return look_up(host, *arguments, **options)
+
+
+guard("connect")
+guard("connect_ex")
+socket.getaddrinfo = looked_up

@@ -126,7 +126,7 @@ def test_compress_writes_an_artifact_and_nothing_else(place: Path) -> None:
     assert f"{(place / 'out/model.safetensors').stat().st_size:,} bytes" in result.stdout
     assert [line.split(":")[0] for line in result.stderr.splitlines()] == ["stage dense done", "stage half done"]
     described = json.loads((place / "out/compression.json").read_text())
-    assert described["model"] is None and described["data"] is None, "a path is code and must not be recorded"
+    assert (described["model"], described["data"]) == ("own.py:net", "own.py:task"), "hints that are shown and never run"
 
 
 def test_compress_twice_replaces_the_artifact(place: Path) -> None:
@@ -255,6 +255,7 @@ def test_reproduce_lists_runs_and_corrects(place: Path, monkeypatch: pytest.Monk
     )
     (place / "benchmarks/one_two.py").write_text(f'"""Counts."""\n{runs}')
     (place / "benchmarks/helper.py").write_text("x = 1\n")
+    (place / "benchmarks/broken.py").write_text("def main(:\n")
     listed = call("reproduce").stdout
     assert "one-two" in listed and "Counts." in listed and "helper" not in listed
     assert "Did you mean 'one-two'" in message(call("reproduce", "one-tow", code=2))
@@ -353,8 +354,9 @@ def test_missing_data_set(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setenv("FEATHERWEIGHT_DATA", str(place / "data"))
     monkeypatch.setattr(data.fetch, "opened", offline)
-    told = message(call("plan", "lenet5", "--data", "mnist", "--recipe", "progressive_admm", code=3))
+    told = message(call("compress", "lenet5", "--data", "mnist", "--recipe", "progressive_admm", "-o", "out", code=3))
     assert "train-images-idx3-ubyte" in told and "FEATHERWEIGHT_DATA" in told
+    assert not (place / "out").exists() and not (place / "out.work").exists(), "said before anything is made"
 
 
 def test_output_folder_of_somebody_else(place: Path) -> None:

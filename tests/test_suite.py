@@ -60,7 +60,7 @@ ORDER = (  # each may import only what stands before it; `structure` and `recipe
     ),
     *("gates", "patches", "stats", "auxiliary", "criteria"),  # which units go
     *("cutting", "proportions", "saved", "run", "stage", "compress", "__init__"),  # the program
-    *("outline", "given", "console", "job", "subject", "checkout", "cli", "__main__"),  # its command line
+    *("outline", "usercode", "given", "console", "failures", "job", "subject", "checkout", "cli", "__main__"),  # its command line
 )
 ASSERTING = ("assert_close", "assert_array_equal", "assert_allclose", "raises", "gradcheck", "warns")  # calls that are assertions
 
