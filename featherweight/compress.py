@@ -11,11 +11,13 @@ from featherweight import artifact
 from featherweight.coding import plain
 from featherweight.edits import Snapshot
 from featherweight.factor import materialise
+from featherweight.optimizers import require_held
 from featherweight.plan import resolve
 from featherweight.recipe import Recipe
 from featherweight.report import Row
 from featherweight.run import Memory, Monitor, silent
 from featherweight.stage import StageRun
+from featherweight.targets import Target, weights_of
 from featherweight.training import Task
 from featherweight.version import __version__
 
@@ -56,11 +58,14 @@ def compress(
 
     With `workdir`, a checkpoint is written there every `checkpoint_seconds` and after each stage; the same call takes it up
     again and ends with bit-identical weights. `monitor` is told of every step; a KeyboardInterrupt it raises is saved first.
-    Raises RecipeError before anything runs if a rule does not fit the network.
+    Raises RecipeError before anything runs if a rule does not fit the network, InputError if the task's optimizer leaves one of
+    its weights out.
     """
     original = plain(model)
+    targets = dict[str, Target]()
     for stage in recipe.stages:
-        resolve(stage, original, example=task.example)
+        targets |= resolve(stage, original, example=task.example).targets
+    require_held(task.optimizer(list(original.parameters())), weights_of(original, targets))
     memory = Memory.open(Path(workdir) if workdir else None, recipe, Snapshot.of(original, []), checkpoint_seconds)
     while memory.stage < len(recipe.stages):
         stage = recipe.stages[memory.stage]

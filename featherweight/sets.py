@@ -187,7 +187,10 @@ class LowRank(Set):
             raise SetError(f"LowRank energy is the dropped share of the squared norm, in [0, 1), given {self.energy}")
 
     def check(self, matrix: Tensor) -> None:
-        self.rank_of(matrix)
+        if self.energy is None:
+            checked(self, self.rank, matrix, min(matrix.shape), "rank")
+        else:
+            finite(self, matrix)
 
     def complete(self) -> bool:
         return self.rank is not None or self.energy is not None
