@@ -20,7 +20,6 @@ from featherweight.errors import InputError, TrainingError
 from featherweight.optimizers import Scales, Steps, require_held
 from featherweight.targets import Spread, Target, require, weights_of
 
-
 SQUARES_RATE = 1e-3  # of the running mean of squared gradients, as in Adam
 
 State = dict[str, Any]  # tensors and floats of one target; plain data, so that a checkpoint can hold it
@@ -237,8 +236,8 @@ class Imposed:
             for name, weight in self._weights.items():
                 if any(weight is one for one in other._weights.values()):
                     raise InputError(
-                        f"parameter {name!r} is the target of another Imposed that is still open: one weight takes one set. Give a "
-                        "set that holds both (SparseCodebook, or a Target with masked=True for levels under a mask), or leave "
+                        f"parameter {name!r} is the target of another Imposed that is still open: one weight takes one set. Give "
+                        "a set that holds both (SparseCodebook, or a Target with masked=True for levels under a mask), or leave "
                         "the first before the second"
                     )
         with torch.no_grad():
@@ -284,8 +283,8 @@ class Imposed:
         if self.driver is not None and self.step == 0 and self._steps.seen == 0:
             raise TrainingError(
                 f"no step of {type(self._steps.optimizer).__name__} was seen, so that nothing was imposed: projecting now "
-                "would cut an untrained network. Give Imposed the optimizer whose step() the loop calls (of one that steps in two "
-                "halves, the optimizer inside), or no driver for a projection without training; nothing was frozen"
+                "would cut an untrained network. Give Imposed the optimizer whose step() the loop calls (of one that steps in "
+                "two halves, the optimizer inside), or no driver for a projection without training; nothing was frozen"
             )
 
     def residuals(self) -> dict[str, float]:

@@ -43,7 +43,7 @@ def held_by(optimizer: Any) -> list[Parameter]:
 def stepping(optimizer: Any) -> Optimizer:
     """The optimizer whose `step` moves the weights, with hooks: the innermost of `chain`. Raises InputError if it has none."""
     if not _is_optimizer(optimizer):
-        raise InputError(f"a torch.optim.Optimizer is needed, given {type(optimizer).__name__}, which has no step or param_groups")
+        raise InputError(f"{type(optimizer).__name__} has no step or param_groups: give the torch.optim.Optimizer that trains")
     innermost = chain(optimizer)[-1]
     if not isinstance(getattr(innermost, "_optimizer_step_pre_hooks", None), dict):
         raise InputError(

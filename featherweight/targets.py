@@ -84,13 +84,13 @@ def weights_of(model: nn.Module, targets: Mapping[str, Target]) -> dict[str, nn.
         path, _, attribute = name.rpartition(".")
         if name in codes:
             raise InputError(
-                f"parameter {name!r} already carries a code ({codes[name].code.kind}), and one weight takes one: take it off with "
-                "coding.detach(model, name) and give one set for both, or leave it out of the targets"
+                f"parameter {name!r} already carries a code ({codes[name].code.kind}), and one weight takes one: take it off "
+                "with coding.detach(model, name) and give one set for both, or leave it out of the targets"
             )
         if name not in parameters and parametrize.is_parametrized(modules.get(path, model), attribute):
             raise InputError(
-                f"{name!r} is computed by a parametrization ({', '.join(_kinds(modules.get(path, model), attribute))}): remove it "
-                "with torch.nn.utils.parametrize.remove_parametrizations first"
+                f"{name!r} is computed by a parametrization ({', '.join(_kinds(modules.get(path, model), attribute))}): remove "
+                "it with torch.nn.utils.parametrize.remove_parametrizations first"
             )
         if name not in parameters:
             raise InputError(f"no parameter is named {name!r}.{did_you_mean(name, parameters)}")
@@ -99,9 +99,9 @@ def weights_of(model: nn.Module, targets: Mapping[str, Target]) -> dict[str, nn.
             tied = " and ".join(repr(one) for one in names[id(weight)])
             raise InputError(f"{tied} are one tied parameter: a code on one owner would untie them; leave it out of the targets")
         if ".parametrizations." in f".{name}":
-            raise InputError(f"{name!r} is the free part of a parametrization, not a weight of the network; name the weight itself")
+            raise InputError(f"{name!r} is the free part of a parametrization and not a weight: name the weight itself")
         if not weight.is_floating_point():
-            raise InputError(f"parameter {name!r} holds {weight.dtype}, and sets are of real numbers: leave it out of the targets")
+            raise InputError(f"parameter {name!r} holds {weight.dtype}, and sets hold real numbers: leave it out of the targets")
         if hasattr(weight, "device_mesh"):
             raise InputError(
                 f"parameter {name!r} is sharded (a DTensor), and the projection of a shard is not the shard of a projection: "
