@@ -46,9 +46,9 @@ def carry(optimizer: Any, result: Result) -> None:
         )
     for one in optimizers:
         _require_no_list_of_its_own(one, moved)
-    carried = [{id(p): _state(type(one).__name__, s, moved.get(id(p))) for p, s in one.state.items()} for one in optimizers]
+    carried = [_states(one, moved) for one in optimizers]
     for one, states in zip(optimizers, carried, strict=True):
-        for parameter in list(one.state):
+        for parameter in list(getattr(one, "state", {})):
             change = moved.get(id(parameter))
             if change is not None:
                 del one.state[parameter]
@@ -66,16 +66,29 @@ def _require_no_list_of_its_own(optimizer: Any, moved: Mapping[int, Moved]) -> N
             raise NotCarried(f"{type(optimizer).__name__} keeps parameters outside its groups, in {key!r}: {NEW_ONE}")
 
 
-def _state(owner: str, state: Any, change: Moved | None) -> Any:
+def _states(optimizer: Any, moved: Mapping[int, Moved]) -> dict[int, Any]:
+    """id of each parameter that was cut and is still there -> its state, cut."""
+    owner, states = type(optimizer).__name__, getattr(optimizer, "state", {})
+    # what does not match one parameter's shape is of no parameter's entries, though a square one has the same shape
+    others = {
+        key
+        for parameter, state in states.items()
+        if isinstance(state, Mapping) and isinstance(parameter, Tensor)
+        for key, value in state.items()
+        if isinstance(value, Tensor) and value.numel() > 1 and not _readings(tuple(value.shape), tuple(parameter.shape), "", ())
+    }
+    changes = [(state, moved[id(p)]) for p, state in states.items() if id(p) in moved and moved[id(p)].new is not None]
+    return {id(change.old): _state(owner, state, change, others) for state, change in changes}
+
+
+def _state(owner: str, state: Any, change: Moved, others: set[Any]) -> Any:
     """The state of one parameter, cut."""
-    if change is None or change.new is None:
-        return state
     if not isinstance(state, Mapping):
         raise NotCarried(f"{owner} keeps a {type(state).__name__} for a parameter, where a dict was expected: {NEW_ONE}")
-    return {key: _carried(f"{owner}'s {key!r}", str(key), value, change) for key, value in state.items()}
+    return {key: _carried(f"{owner}'s {key!r}", str(key), value, change, key in others) for key, value in state.items()}
 
 
-def _carried(what: str, key: str, value: Any, change: Moved) -> Any:
+def _carried(what: str, key: str, value: Any, change: Moved, other: bool) -> Any:
     if not isinstance(value, Tensor):
         leaves = torch.utils._pytree.tree_leaves(value)
         if any(isinstance(leaf, Tensor) and leaf.numel() > 1 for leaf in leaves):
@@ -89,7 +102,7 @@ def _carried(what: str, key: str, value: Any, change: Moved) -> Any:
         f"{what} of {', '.join(names)} has shape {tuple(value.shape)}, which cannot be matched to the {shape} of the parameter "
         f"that was cut: {NEW_ONE}"
     )
-    if "precond" in key.lower():  # of a square weight it has the weight's own shape
+    if other or "precond" in key.lower():
         raise refusal
     if tuple(value.shape) == shape:
         return change.select(value)
