@@ -274,8 +274,9 @@ class Imposed:
 
     def _require_trained(self) -> None:
         """What would be projected has been trained under the driver, and is what the model holds."""
+        now = dict(self.model.named_parameters())
         for name, weight in self._weights.items():
-            if dict(self.model.named_parameters()).get(name) is not weight:
+            if now.get(name) is not weight:
                 raise TrainingError(
                     f"parameter {name!r} was replaced inside the block, so that what was trained is not what was given. Move or "
                     "convert the network, and load weights, before Imposed is entered; nothing was frozen"
