@@ -85,7 +85,7 @@ class Sparse(Code):
     def forward(self, *free: Tensor) -> Tensor:
         (values,) = free
         flat = values.new_zeros(self.rows * self.cols)
-        return flat.index_put((self.index.long(),), values).view(self.rows, self.cols)
+        return flat.index_put_((self.index.long(),), values).view(self.rows, self.cols)
 
     def right_inverse(self, matrix: Tensor) -> Tensor:
         return matrix.reshape(-1)[self.index.long()]
@@ -122,7 +122,7 @@ class Rows(Code):
 
     def forward(self, *free: Tensor) -> Tensor:
         (kept,) = free
-        return kept.new_zeros(self.rows, self.cols).index_put((self.index.long(),), kept)
+        return kept.new_zeros(self.rows, self.cols).index_put_((self.index.long(),), kept)
 
     def right_inverse(self, matrix: Tensor) -> Tensor:
         return matrix[self.index.long()]
@@ -244,7 +244,7 @@ class SparseScaled(Code):
         (scale,) = free
         place = self.position.long()
         values = self.levels.to(scale.dtype)[self.index.long()] * scale[place // self.cols, 0]
-        return scale.new_zeros(self.rows * self.cols).index_put((place,), values).view(self.rows, self.cols)
+        return scale.new_zeros(self.rows * self.cols).index_put_((place,), values).view(self.rows, self.cols)
 
     def right_inverse(self, matrix: Tensor) -> Tensor:
         place, chosen = self.position.long(), self.levels.double()[self.index.long()]
@@ -333,7 +333,7 @@ class SparseShared(Code):
     def forward(self, *free: Tensor) -> Tensor:
         (centroids,) = free
         flat = centroids.new_zeros(self.rows * self.cols)
-        return flat.index_put((self.position.long(),), centroids[self.index.long()]).view(self.rows, self.cols)
+        return flat.index_put_((self.position.long(),), centroids[self.index.long()]).view(self.rows, self.cols)
 
     def right_inverse(self, matrix: Tensor) -> Tensor:
         return _means(matrix.reshape(-1)[self.position.long()], self.index.long(), self.shared)

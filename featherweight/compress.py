@@ -15,11 +15,13 @@ from featherweight.coding import plain
 from featherweight.edits import Snapshot
 from featherweight.factor import materialise
 from featherweight.fingerprint import of_task
+from featherweight.optimizers import require_held
 from featherweight.plan import resolve
 from featherweight.recipe import Recipe
 from featherweight.report import Row
 from featherweight.run import Memory, Monitor, Partial, silent
 from featherweight.stage import StageRun
+from featherweight.targets import Target, weights_of
 from featherweight.training import Task
 from featherweight.version import __version__
 
@@ -66,13 +68,15 @@ def compress(
     first. Global random generators stand afterwards where they stood before.
 
     Raises RecipeError before anything runs if a rule does not fit the network; InputError if `workdir` holds the run of something
-    else, or another run is going on there; ArtifactError for a checkpoint that is damaged or of another version.
+    else, if another run is going on there, or if the task's optimizer leaves a target out; ArtifactError for a checkpoint that is damaged or of another version.
     """
     place = Path(workdir) if workdir is not None else None
     with generators.kept(), storage.claimed(place) if place else contextlib.nullcontext():
         original = plain(model)
+        targets = dict[str, Target]()
         for stage in recipe.stages:
-            resolve(stage, original, example=task.example)
+            targets |= resolve(stage, original, example=task.example).targets
+        require_held(task.optimizer(list(original.parameters())), weights_of(original, targets))
         about = of_task(task, original) | {"run": dict(identity or {})} if place else None
         memory = Memory.open(place, recipe, Snapshot.of(original, []), checkpoint_seconds, about)
         if not memory.proven:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import math
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -13,70 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from featherweight.allocate import Allocator
-from featherweight.codes import Code
 from featherweight.coding import attach, owner
-from featherweight.errors import InputError, did_you_mean
-from featherweight.sets import Set
-from featherweight.views import WHOLE, View
-
-
-@dataclass(frozen=True)
-class Target:
-    """What must hold of one parameter.
-
-    masked    its present zeros stay zero: pruning goes on from them, levels and shared values are for the other entries
-    fisher    the power p by which a set that selects weighs entries: |w| E[g^2]^p. 0: magnitude; 1/2: the diagonal second-order
-              loss of removing w (optimal brain damage, LeCun et al. 1990); between: less of the gradients' noise
-    """
-
-    set: Set
-    view: View = WHOLE
-    masked: bool = False
-    fisher: float = 0.0
-
-    def __post_init__(self) -> None:
-        _require(self.fisher >= 0, f"fisher is a power of the mean squared gradient, at least 0, given {self.fisher}")
-        _require(
-            self.fisher == 0 or self.set.selects, f"fisher weighs a selection; {type(self.set).__name__} does not select entries"
-        )
-
-    def encode(self, weight: Tensor, squares: Tensor | None = None) -> Code:
-        """The code of the nearest weight in the set; `squares`: E[g^2] of each entry, for `fisher`."""
-        return self.within().encode(self.view.to_matrix(self.weighed(weight, squares)))
-
-    def project(self, weight: Tensor, squares: Tensor | None = None) -> Tensor:
-        """The nearest weight (same shape) whose matrix lies in the set."""
-        matrix = self.view.to_matrix(weight)
-        code = self.encode(weight, squares)
-        free = code.right_inverse(matrix)
-        return self.view.to_weight(code(*free) if isinstance(free, tuple) else code(free), tuple(weight.shape))
-
-    def within(self) -> Set:
-        """The set as it binds this target."""
-        return self.set.masked() if self.masked else self.set
-
-    def violation(self, weight: Tensor) -> float:
-        """Distance of the weight from the set over its norm."""
-        return self.within().violation(self.view.to_matrix(weight))
-
-    def weighed(self, weight: Tensor, squares: Tensor | None) -> Tensor:
-        """w E[g^2]^fisher, the entries by which the set selects."""
-        return weight if squares is None or self.fisher == 0 else weight * squares.clamp_min(1e-30) ** self.fisher
-
-    def pull(self, weight: Tensor) -> Tensor:
-        """The set's subgradient in the shape of the weight."""
-        return self.view.to_weight(self.within().pull(self.view.to_matrix(weight)), tuple(weight.shape))
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A total size that is spread anew over some targets at every projection, by what their weights have become."""
-
-    names: tuple[str, ...]
-    total: int
-    allocate: Allocator
-
+from featherweight.distributed import Wrappers
+from featherweight.errors import InputError, TrainingError
+from featherweight.optimizers import Scales, Steps, require_held
+from featherweight.targets import Spread, Target, require, weights_of
 
 SQUARES_RATE = 1e-3  # of the running mean of squared gradients, as in Adam
 
@@ -93,8 +35,12 @@ class Driver(abc.ABC):
         """The state before the first step."""
 
     @abc.abstractmethod
-    def before_step(self, state: State, weight: Tensor, gradient: Tensor) -> None:
-        """Adds the pull to `gradient` in place, after unscaling, clipping and all-reduce."""
+    def before_step(self, state: State, weight: Tensor, gradient: Tensor, scale: float = 1.0) -> None:
+        """Adds `scale` times the pull to `gradient` in place, after clipping and all-reduce. `scale`: see `optimizers.Steps`."""
+
+    def penalty(self, state: State, weight: Tensor) -> Tensor | None:
+        """The function of the weight whose gradient is the pull, for optimizers that look at the loss; None where it is 0."""
+        return None
 
     @abc.abstractmethod
     def after_step(self, state: State, weight: Tensor) -> None:
@@ -125,15 +71,18 @@ class Periodic(Driver):
     kind: Literal["periodic"] = "periodic"
 
     def __post_init__(self) -> None:
-        _require(self.every >= 1, f"Periodic every must be at least 1 step, given {self.every}")
-        _require(0 <= self.shrink < math.inf, f"Periodic shrink must be at least 0, and finite, given {self.shrink}")
+        require(self.every >= 1, f"Periodic every must be at least 1 step, given {self.every}")
+        require(0 <= self.shrink < math.inf, f"Periodic shrink must be at least 0, and finite, given {self.shrink}")
 
     def start(self, weight: Tensor, target: Target, squares: Tensor | None) -> State:
         return {"pull": target.pull(weight) if self.shrink else None}
 
-    def before_step(self, state: State, weight: Tensor, gradient: Tensor) -> None:
+    def before_step(self, state: State, weight: Tensor, gradient: Tensor, scale: float = 1.0) -> None:
         if state["pull"] is not None:
-            gradient.add_(state["pull"], alpha=self.shrink)
+            gradient.add_(state["pull"], alpha=self.shrink * scale)
+
+    def penalty(self, state: State, weight: Tensor) -> Tensor | None:
+        return self.shrink * (state["pull"] * weight).sum() if self.shrink else None
 
     def after_step(self, state: State, weight: Tensor) -> None:
         """Nothing moves between projections."""
@@ -175,12 +124,12 @@ class ADMM(Driver):
     health: ClassVar[float] = 0.1  # a primal residual above this means W and Z have not closed
 
     def __post_init__(self) -> None:
-        _require(0 < self.rho < math.inf, f"ADMM rho must be positive and finite, given {self.rho}")
-        _require(self.every >= 1, f"ADMM every must be at least 1 step, given {self.every}")
-        _require(
+        require(0 < self.rho < math.inf, f"ADMM rho must be positive and finite, given {self.rho}")
+        require(self.every >= 1, f"ADMM every must be at least 1 step, given {self.every}")
+        require(
             1 <= self.growth < math.inf, f"ADMM growth must be at least 1 (a falling rho does not close), given {self.growth}"
         )
-        _require(
+        require(
             self.rho_max is None or self.rho_max >= self.rho,
             f"ADMM rho_max must be at least rho = {self.rho}, given {self.rho_max}",
         )
@@ -189,9 +138,13 @@ class ADMM(Driver):
         projected = target.project(weight, squares)
         return {"Z": projected, "U": torch.zeros_like(weight), "pulled_to": projected.clone(), "rho": self.rho}
 
-    def before_step(self, state: State, weight: Tensor, gradient: Tensor) -> None:
+    def before_step(self, state: State, weight: Tensor, gradient: Tensor, scale: float = 1.0) -> None:
         if self.coupling == "gradient":
-            gradient.add_(weight, alpha=state["rho"]).sub_(state["pulled_to"], alpha=state["rho"])  # no temporary: it is large
+            rho = state["rho"] * scale
+            gradient.add_(weight, alpha=rho).sub_(state["pulled_to"], alpha=rho)  # no temporary: it is large
+
+    def penalty(self, state: State, weight: Tensor) -> Tensor | None:
+        return state["rho"] / 2 * (weight - state["pulled_to"]).square().sum() if self.coupling == "gradient" else None
 
     def after_step(self, state: State, weight: Tensor) -> None:
         if self.coupling == "proximal":
@@ -201,6 +154,7 @@ class ADMM(Driver):
         return weight + state["U"]
 
     def project(self, state: State, weight: Tensor, target: Target, squares: Tensor | None) -> None:
+        del state["Z"], state["pulled_to"]  # before the projection, which needs room
         U = state["U"].add_(weight)
         Z = state["Z"] = target.project(U, squares)
         U.sub_(Z)
@@ -210,7 +164,7 @@ class ADMM(Driver):
         if rho != state["rho"]:
             U.mul_(state["rho"] / rho)
             state["rho"] = rho
-        torch.sub(Z, U, out=state["pulled_to"])
+        state["pulled_to"] = Z - U
 
     def residual(self, state: State, weight: Tensor, target: Target) -> float:
         """|W - Z| / |W|, the primal residual."""
@@ -218,18 +172,28 @@ class ADMM(Driver):
         return float(torch.linalg.vector_norm(weight - state["Z"]) / norm) if float(norm) > 0 else 0.0
 
 
+_INSIDE: weakref.WeakSet[Imposed] = weakref.WeakSet()  # those that are open
+
+
 class Imposed:
     """`with Imposed(driver, model, optimizer, targets): ...` around any training loop.
 
-    Inside, every `optimizer.step()` is preceded by the driver's pull on the gradients and followed by its update; AMP, clipping
-    and DDP keep working. On leaving, every target is projected and frozen to its code, so `model`'s parameters change
-    identity: build a new optimizer to train on through the codes. On an exception the hooks go and nothing is frozen.
+    Inside, every step of the optimizer is preceded by the driver's pull on the gradients and followed by its update. AMP (fused
+    optimizers too), clipping, accumulation and DDP keep working. With `optimizer.step(closure)` the pull follows each call of the
+    closure, and what it returns is the loss and the driver's penalty, so that a line search sees the function whose gradient it
+    is given. A wrapper around an optimizer (accelerate, Lightning, Lookahead, SAM) stands for the optimizer inside. A step that
+    a GradScaler skips is not counted and moves nothing.
+
+    On leaving, every target is projected and frozen to its code, so the parameters of `model` change identity. To train on
+    through the codes, build a new optimizer (`optimizers.build` keeps groups by `p.ndim` what they were), and wrap the network in
+    DistributedDataParallel anew: the old wrapper raises TrainingError. On an exception the hooks go and nothing is frozen.
     targets   parameter name -> Target
     driver    without one only masks are held, until the projection at the end
     squares   E[g^2] at the start, for targets with `fisher`; a running mean of what the steps bring follows
     spread    a total to be spread anew at every projection
 
-    Raises InputError where a name matches nothing or the optimizer lacks it.
+    Raises InputError, before anything is trained, where a name matches nothing, the optimizer lacks it, or it cannot be trained
+    under a set; TrainingError on leaving, with nothing frozen, where a driver was given and no step was seen.
     """
 
     def __init__(
@@ -242,32 +206,40 @@ class Imposed:
         squares: Mapping[str, Tensor] | None = None,
         spread: Spread | None = None,
     ):
-        parameters = dict(model.named_parameters())
-        names: dict[int, list[str]] = {}
-        for name, parameter in model.named_parameters(remove_duplicate=False):
-            names.setdefault(id(parameter), []).append(name)
-        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        for name in targets:
-            if name not in parameters:
-                raise InputError(f"no parameter is named {name!r}.{did_you_mean(name, parameters)}")
-            if id(parameters[name]) not in held:
-                raise InputError(f"the optimizer does not hold parameter {name!r}: build it from the model as it is now")
-            if len(names[id(parameters[name])]) > 1:
-                tied = " and ".join(repr(one) for one in names[id(parameters[name])])
-                raise InputError(
-                    f"{tied} are one tied parameter: a code on one owner would untie them; leave it out of the targets"
-                )
         self.driver, self.model, self.optimizer, self.targets = driver, model, optimizer, dict(targets)
-        self._weights = {name: parameters[name] for name in targets}
+        self._weights = weights_of(model, targets)
+        self._steps = Steps(optimizer, self._weights, self._before, self._after, self._objective)
+        require_held(optimizer, self._weights)
+        if driver is not None:
+            for name, weight in self._weights.items():
+                if not weight.requires_grad:
+                    raise InputError(
+                        f"parameter {name!r} is frozen (requires_grad is False), and a driver cannot pull what does not train: "
+                        "let it train, give no driver, or leave it out of the targets"
+                    )
         self.spread = spread
         self._squares = {name: squares[name].clone() for name in targets if targets[name].fisher} if squares else {}
+        for name, mean in self._squares.items():
+            if mean.shape != self._weights[name].shape or not bool(torch.isfinite(mean).all()):
+                raise InputError(
+                    f"squares[{name!r}] must be finite and of shape {tuple(self._weights[name].shape)}: it is the mean square of "
+                    f"each gradient entry. Given: shape {tuple(mean.shape)}"
+                )
         self._support: dict[str, Tensor | None] = {}  # None: nothing is dead, and there is nothing to hold
         self.states: dict[str, State] = {}
         self.step = 0
-        self._handles: list[Any] = []
+        self._wrappers = Wrappers(model)
         self._last: dict[str, float] = {}
 
     def __enter__(self) -> Self:
+        for other in _INSIDE:
+            for name, weight in self._weights.items():
+                if any(weight is one for one in other._weights.values()):
+                    raise InputError(
+                        f"parameter {name!r} is the target of another Imposed that is still open: one weight takes one set. Give "
+                        "a set that holds both (SparseCodebook, or a Target with masked=True for levels under a mask), or leave "
+                        "the first before the second"
+                    )
         with torch.no_grad():
             for name, target in self.targets.items():
                 weight = self._weights[name]
@@ -276,17 +248,20 @@ class Imposed:
                 if target.masked and name not in self._support:
                     support = (weight != 0).to(weight.dtype)
                     self._support[name] = None if support.all() else support
-        self._handles = [
-            self.optimizer.register_step_pre_hook(self._before),
-            self.optimizer.register_step_post_hook(self._after),
-        ]
+        self._steps.open()
+        self._wrappers.open()
+        _INSIDE.add(self)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for handle in self._handles:
-            handle.remove()
+        self._steps.close()
+        self._wrappers.close()
+        _INSIDE.discard(self)
         if kind is not None:
             return
+        self._require_trained()
+        with torch.no_grad():
+            self._hold_masks()  # a wrapper may have moved the weights after the step that was seen
         self._last = self.residuals()
         for name, target in self.targets.items():
             support = self._support.get(name)
@@ -294,6 +269,24 @@ class Imposed:
                 live = self.targets[name].set.shrunk(target.view.to_matrix(support)).size()
                 target = replace(target, set=target.set.sized(min(live, target.set.size())))
             freeze(self.model, name, target, self._squares.get(name))
+        if self.targets:
+            self._wrappers.parameters_replaced()
+
+    def _require_trained(self) -> None:
+        """What would be projected has been trained under the driver, and is what the model holds."""
+        now = dict(self.model.named_parameters())
+        for name, weight in self._weights.items():
+            if now.get(name) is not weight:
+                raise TrainingError(
+                    f"parameter {name!r} was replaced inside the block, so that what was trained is not what was given. Move or "
+                    "convert the network, and load weights, before Imposed is entered; nothing was frozen"
+                )
+        if self.driver is not None and self.step == 0 and self._steps.seen == 0:
+            raise TrainingError(
+                f"no step of {type(self._steps.optimizer).__name__} was seen, so that nothing was imposed: projecting now "
+                "would cut an untrained network. Give Imposed the optimizer whose step() the loop calls (of one that steps in "
+                "two halves, the optimizer inside), or no driver for a projection without training; nothing was frozen"
+            )
 
     def residuals(self) -> dict[str, float]:
         """Target name -> the driver's residual now; after the block, what it was at its end."""
@@ -321,34 +314,40 @@ class Imposed:
             return target.violation(weight)
         return self.driver.residual(self.states[name], weight, target)
 
-    @torch.no_grad()
-    def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if (len(args) > 1 and args[1] is not None) or kwargs.get("closure") is not None:
-            raise InputError(
-                "optimizer.step(closure) fills the gradients behind the driver's pull: call backward first, then step()"
-            )
+    def _before(self, scales: Scales, first: bool) -> None:
         for name, weight in self._weights.items():
             if weight.grad is None:
                 continue
-            if name in self._squares:
-                self._squares[name].lerp_(weight.grad.square(), SQUARES_RATE)
+            if first and name in self._squares:
+                squared = weight.grad.square()
+                self._squares[name].lerp_(squared if abs(scales[name]) == 1 else squared / scales[name] ** 2, SQUARES_RATE)
             if self.driver is not None:
-                self.driver.before_step(self.states[name], weight, weight.grad)
+                self.driver.before_step(self.states[name], weight, weight.grad, scales[name])
 
-    @torch.no_grad()
-    def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def _objective(self, scales: Scales) -> Tensor | None:
+        """The penalties of all targets, as they are in the loss whose gradient the optimizer is given."""
+        if self.driver is None:
+            return None
+        found = [(self.driver.penalty(self.states[name], weight), scales[name]) for name, weight in self._weights.items()]
+        parts = [penalty * scale for penalty, scale in found if penalty is not None]
+        return torch.stack([part.to(parts[0]) for part in parts]).sum() if parts else None
+
+    def _after(self) -> None:
         self.step += 1
         driver = self.driver
         if driver is not None:
             for name, weight in self._weights.items():
                 driver.after_step(self.states[name], weight)
-        for name, support in self._support.items():
-            if support is not None:
-                self._weights[name].mul_(support)  # momentum and weight decay cannot regrow what was pruned
+        self._hold_masks()
         if driver is not None and self.step % driver.every == 0:
             self._respread(driver)
             for name, weight in self._weights.items():
                 driver.project(self.states[name], weight, self.targets[name], self._squares.get(name))
+
+    def _hold_masks(self) -> None:
+        for name, support in self._support.items():
+            if support is not None:
+                self._weights[name].mul_(support)  # momentum and weight decay cannot regrow what was pruned
 
     def _respread(self, driver: Driver) -> None:
         """New sizes for the targets that share a total."""
@@ -370,8 +369,3 @@ def freeze(model: nn.Module, name: str, target: Target, squares: Tensor | None =
     """Project parameter `name` onto its set and put the code on it."""
     module, attribute = owner(model, name)
     attach(model, name, target.view, target.encode(getattr(module, attribute), squares))
-
-
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise InputError(message)

@@ -9,8 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from featherweight.drivers import Driver, State, Target
+from featherweight.drivers import Driver, State
 from featherweight.errors import InputError
+from featherweight.targets import Target
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Freezing(Driver):
     def start(self, weight: Tensor, target: Target, squares: Tensor | None) -> State:
         return {"frozen": torch.zeros_like(weight, dtype=torch.bool), "value": weight.clone()}
 
-    def before_step(self, state: State, weight: Tensor, gradient: Tensor) -> None:
+    def before_step(self, state: State, weight: Tensor, gradient: Tensor, scale: float = 1.0) -> None:
         gradient.masked_fill_(state["frozen"], 0.0)
 
     def after_step(self, state: State, weight: Tensor) -> None:

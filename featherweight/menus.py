@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,9 @@ from torch import Tensor
 from featherweight import kmeans
 from featherweight.errors import InputError
 
-SAMPLE = 1 << 16  # entries by which `largest` guesses its bound
+RANKED = 1 << 19  # entries up to which `largest` ranks all
+PIECE = 1 << 22  # entries of a long vector that are looked at together; bounds the memory
+DIGIT = 16  # bits
 
 
 class SetError(InputError):
@@ -20,19 +23,81 @@ class SetError(InputError):
 
 
 @dataclass(frozen=True)
+class Part:
+    """Some steps of a menu: from size `first` on, one for each of the `count`.
+
+    errors   () -> (count + 1,) float64: the squared distance at the sizes first .. first + count
+    whole    () -> that at size 0, (1,)
+    """
+
+    first: int
+    count: int
+    errors: Callable[[], Tensor]
+    whole: Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
 class Menu:
     """The sizes 0 .. most that a set admits for one matrix, and what each costs.
 
-    errors   (most + 1,) float64: the squared distance at each size, non-increasing
+    values   (most,) in any order: what a size adds, the largest first. Squared they are the gains, or as they are where `squared`
+             is False. Held, not copied: a menu takes no memory until it is asked, and reads the values as they are then
     bits     size -> storage in bits
     """
 
-    errors: Tensor
+    values: Tensor
     bits: Callable[[int], int]
+    squared: bool = True
 
     @property
     def most(self) -> int:
-        return self.errors.numel() - 1
+        return self.values.numel()
+
+    @property
+    def errors(self) -> Tensor:
+        """(most + 1,) float64: the squared distance at each size, non-increasing."""
+        parts = list(self.parts(max(self.most, 1)))
+        return parts[0].errors() if parts else torch.zeros(1, dtype=torch.float64)
+
+    def parts(self, piece: int) -> Iterator[Part]:
+        """All steps, last ones first, by `piece`: at most one copy of the values is made, and sorted, where errors are asked."""
+        sums = _Sums(self, piece)
+        for begin in range(0, self.most, piece):
+            end = min(begin + piece, self.most)
+            yield Part(self.most - end, end - begin, functools.partial(sums.errors, begin), sums.whole)
+
+
+class _Sums:
+    """Running sums of the gains of a menu from the smallest on, in float64 and in that order whatever the pieces."""
+
+    def __init__(self, menu: Menu, piece: int) -> None:
+        self.menu, self.piece = menu, piece
+
+    @functools.cached_property
+    def _ascending(self) -> Tensor:
+        values = self.menu.values.detach().reshape(-1)
+        values = values.abs() if self.menu.squared else values.clone()
+        values = values.cpu() if values.dtype in (torch.float32, torch.float64) else values.cpu().float()
+        values.numpy().sort()  # in place, where torch would make two more copies
+        return values
+
+    @functools.cached_property
+    def _before(self) -> list[Tensor]:
+        """The sum before each piece, and that of all; (1,) each."""
+        found = [torch.zeros(1, dtype=torch.float64)]
+        for begin in range(0, self.menu.most, self.piece):
+            found.append(self._from(begin, found[-1])[-1:].clone())
+        return found
+
+    def _from(self, begin: int, before: Tensor) -> Tensor:
+        gains = self._ascending[begin : begin + self.piece].double()
+        return torch.cat([before, gains.square() if self.menu.squared else gains]).cumsum(0)
+
+    def errors(self, begin: int) -> Tensor:
+        return self._from(begin, self._before[begin // self.piece]).flip(0)
+
+    def whole(self) -> Tensor:
+        return self._before[-1]
 
 
 def checked(owner: object, size: int | None, matrix: Tensor, most: int, name: str, least: int = 0) -> int:
@@ -55,24 +120,67 @@ def finite(owner: object, matrix: Tensor) -> Tensor:
     return matrix
 
 
-def largest(magnitudes: Tensor, count: int) -> Tensor:
-    """The indices, ascending, of the `count` largest entries of a vector; of equal ones, any.
+def largest(values: Tensor, count: int) -> Tensor:
+    """The indices, ascending, of the `count` entries of a vector that are largest in magnitude; of equal ones, any.
 
-    Of a long vector only the entries above a bound guessed from a sample are ranked: exact, since a bound that lets too few
-    through is given up, and several times faster than ranking all.
+    Of a long vector the magnitude of the last one is found from counts of its digits, 16 bits at a time: exact, and no copy of
+    the vector is made. Of equal ones there the first are taken.
     """
-    n = magnitudes.numel()
-    if n > SAMPLE * 8 and count < n // 4:
-        sample = magnitudes[:: n // SAMPLE].sort(descending=True).values
-        place = count / n * sample.numel()
-        bound = sample[min(sample.numel() - 1, int(place + 4 * math.sqrt(place) + 8))]
-        candidates = (magnitudes >= bound).nonzero().squeeze(1)
-        if count <= candidates.numel() <= n // 2:
-            best = magnitudes[candidates].topk(count, sorted=False).indices
-            chosen = torch.zeros(candidates.numel(), dtype=torch.bool, device=magnitudes.device)
-            chosen[best] = True
-            return candidates[chosen]
-    return magnitudes.topk(count, sorted=False).indices.sort().values
+    n = values.numel()
+    if n <= RANKED or count == 0:
+        return values.abs().topk(count, sorted=False).indices.sort().values
+    bound, equal = _bound(values, count)
+    chosen = torch.empty(count, dtype=torch.int64, device=values.device)
+    filled = 0
+    for begin in range(0, n, PIECE):
+        keys = _keys(values[begin : begin + PIECE])
+        found = (keys >= bound).nonzero().squeeze(1)
+        ties = keys[found] == bound
+        surplus = int(ties.sum()) - equal
+        if surplus > 0:
+            found = found[~ties | (ties.cumsum(0) <= equal)]
+        equal = max(-surplus, 0)
+        chosen[filled : filled + found.numel()] = found.add_(begin)
+        filled += found.numel()
+    return chosen
+
+
+def _bound(values: Tensor, count: int) -> tuple[int, int]:
+    """The key of the entry that is `count`-th in magnitude, and how many of that key are among the first `count`."""
+    bits = 8 * _keys(values[:1]).element_size()
+    bound, left = 0, count
+    for shift in range(bits - DIGIT, -1, -DIGIT):
+        counts = torch.zeros(1 << DIGIT, dtype=torch.int64, device=values.device)
+        for begin in range(0, values.numel(), PIECE):
+            keys = _keys(values[begin : begin + PIECE])
+            if shift + DIGIT < bits:
+                keys = keys[(keys >> (shift + DIGIT)) == bound]
+            counts += torch.bincount((keys >> shift) & ((1 << DIGIT) - 1), minlength=1 << DIGIT)
+        above = counts.flip(0).cumsum(0)  # of the largest digits
+        place = int((above < left).sum())
+        left -= int(above[place - 1]) if place else 0
+        bound = bound << DIGIT | (1 << DIGIT) - 1 - place
+    return bound, left
+
+
+def _keys(values: Tensor) -> Tensor:
+    """Whole numbers in the order of the magnitudes: the bits of a float that is not negative."""
+    magnitudes = values.abs()
+    if magnitudes.dtype == torch.float64:
+        return magnitudes.view(torch.int64)
+    return magnitudes.float().view(torch.int32)
+
+
+def pieces(matrix: Tensor) -> Iterator[Tensor]:
+    """Views of whole rows, or of parts of long ones, that make up a matrix."""
+    for block in matrix.split(max(1, PIECE // max(matrix.shape[1], 1))):
+        yield from block.split(PIECE, dim=1)
+
+
+def row_squares(matrix: Tensor) -> Tensor:
+    """(rows,) float64: the squared norm of each row."""
+    blocks = matrix.split(max(1, PIECE // max(matrix.shape[1], 1)))
+    return torch.cat([block.double().square().sum(1) for block in blocks])
 
 
 def support(matrix: Tensor) -> Tensor | None:
@@ -94,8 +202,3 @@ def clustering_error(values: Tensor, count: int, whole: Tensor) -> float:
     centers = kmeans.centroids(values.double(), count)
     missed = (values.double() - centers[kmeans.nearest(values.double(), centers)]).square().sum()
     return ratio(missed, whole.double().square().sum())
-
-
-def sorted_menu(squares: Tensor, bits: Callable[[int], int]) -> Menu:
-    """A menu whose error at size k is the sum of all but the k largest `squares`."""
-    return Menu(torch.cat([squares.new_zeros(1), squares.sort().values.cumsum(0)]).flip(0), bits)

@@ -28,6 +28,7 @@ from featherweight.allocate.choices import Infeasible
 from featherweight.coding import coded
 from featherweight.errors import InputError
 from featherweight.gates import find_readers, gated, producers, unit_sums
+from featherweight.optimizers import Scales, Steps
 from featherweight.recipe import Adaptive
 from featherweight.structure import Edit, Graph, ParameterCount, branches, drop, droppable, expressible, prune, trace
 from featherweight.units import Sizes, shifted
@@ -154,11 +155,13 @@ class Proportions:
         enter(gated(self.model, self.readers, self._masks, cast=True))
         handles = [
             self.model.register_forward_pre_hook(self._refresh),
-            self.optimizer.register_step_pre_hook(self._before),
             *(self.model.get_submodule(path).register_forward_hook(self._scaled(name)) for name, path in self.branches.items()),
         ]
         for handle in handles:
             self._inside.callback(handle.remove)
+        steps = Steps(self.optimizer, {}, self._before, lambda: None)
+        steps.open()
+        self._inside.callback(steps.close)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -178,14 +181,13 @@ class Proportions:
 
         return scale
 
-    def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if (len(args) > 1 and args[1] is not None) or kwargs.get("closure") is not None:
-            raise InputError("optimizer.step(closure) makes the gates' gradients too late: call backward first, then step()")
-        with torch.enable_grad():
-            self.penalty().backward()
-        self.adam.step()
+    def _before(self, scales: Scales, first: bool) -> None:
+        if first:  # a closure that is called again within a step says nothing new of the gates
+            with torch.enable_grad():
+                self.penalty().backward()
+            self.adam.step()
+            self.step += 1
         self.adam.zero_grad()
-        self.step += 1
 
     def residuals(self) -> dict[str, float]:
         """Site or block -> the distance of its masks, or its share, from 0 and 1, over their norm."""

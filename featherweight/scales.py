@@ -7,6 +7,7 @@ from torch import Tensor
 
 GRID = 64  # intervals a round splits each surviving interval into
 BATCH = 1 << 21  # assignments (scales times levels) looked at together; bounds the memory
+ROWS = 1 << 22  # entries of rows that are looked at together
 TOLERANCE = 1e-12  # gain, as a share of |x|^2, below which an interval is not worth opening: the rounding of the sums
 
 
@@ -76,3 +77,87 @@ def best_scale(magnitudes: Tensor, levels: Tensor) -> float:
         mixed = (cut[:, 1:] != cut[:, :-1]).any(-1)  # still holds a breakpoint
         waiting.append((left[mixed], right[mixed], bound[mixed]))
     return best
+
+
+def best_scales(magnitudes: Tensor, levels: Tensor, skip_zeros: bool = False) -> Tensor:
+    """`best_scale` of each row of (rows, n) >= 0, all rows together: (rows,) float64.
+
+    `skip_zeros`: zeros are no entries of their row.
+    """
+    rows, n = magnitudes.shape
+    step = max(1, min(ROWS // max(n, 1), BATCH // (GRID * levels.numel())))
+    parts = [_best_scales(part, levels.double(), skip_zeros) for part in magnitudes.split(step)] if rows else []
+    return torch.cat([magnitudes.new_zeros(0, dtype=torch.float64), *parts])
+
+
+def _best_scales(magnitudes: Tensor, levels: Tensor, skip_zeros: bool) -> Tensor:
+    if len(magnitudes) == 1:
+        live = magnitudes[0][magnitudes[0] != 0] if skip_zeros else magnitudes[0]
+        return torch.tensor([best_scale(live, levels)], dtype=torch.float64, device=magnitudes.device)
+    x = magnitudes.double().contiguous().sort(1).values
+    best = x.new_zeros(len(x))
+    if x.shape[1] == 0:
+        return best
+    sums = torch.cat([x.new_zeros(len(x), 1), x.cumsum(1)], 1)
+    start = (x == 0).sum(1) if skip_zeros else torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    rows = (x[:, -1] > 0).nonzero().squeeze(1)
+    middles = (levels[1:] + levels[:-1]) / 2
+    if middles.numel() == 0:
+        first, second = (sums[:, -1] - sums.gather(1, start[:, None])[:, 0]) * levels, (x.shape[1] - start) * levels**2
+        best[rows] = (first / second)[rows]
+        return best
+    smallest = x.gather(1, torch.searchsorted(x, TOLERANCE * x[:, -1:], right=True).clamp_max(x.shape[1] - 1))
+    low, high = smallest / middles[-1] * 0.5, x[:, -1:] / middles[0] * 2.0
+    whole = (x * x).sum(1)
+    least, bound, waiting = whole.clone(), torch.zeros_like(low), torch.ones_like(low, dtype=torch.bool)
+    low, high, bound, waiting = low[rows], high[rows], bound[rows], waiting[rows]
+    while rows.numel():
+        waiting = waiting & (bound < (least - TOLERANCE * whole)[rows, None])
+        number = waiting.sum(1)
+        for row in rows[number > BATCH // (GRID * levels.numel())].tolist():  # more than are opened at once: by itself
+            best[row] = best_scale(x[row, int(start[row]) :], levels)
+        going = (number > 0) & (number <= BATCH // (GRID * levels.numel()))
+        if not bool(going.any()):
+            break
+        rows, low, high, waiting = rows[going], low[going], high[going], waiting[going]
+        width = int(number[going].max())
+        order = waiting.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :width]
+        low, high, waiting = low.gather(1, order), high.gather(1, order), waiting.gather(1, order)
+        opened = []
+        for at in torch.arange(len(rows), device=x.device).split(max(1, BATCH // (width * GRID * levels.numel()))):
+            own = rows[at]
+            found = _open(x[own], sums[own], start[own], whole[own], low[at], high[at], waiting[at], levels, middles)
+            better = found[0] < least[own]
+            least[own], best[own] = torch.where(better, found[0], least[own]), torch.where(better, found[1], best[own])
+            opened.append(found[2:])
+        low, high, bound, waiting = (torch.cat(column) for column in zip(*opened, strict=True))
+    return best
+
+
+def _open(
+    x: Tensor, sums: Tensor, start: Tensor, whole: Tensor,
+    low: Tensor, high: Tensor, waiting: Tensor, levels: Tensor, middles: Tensor,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """One round of `best_scale` for some rows: (least error, its scale) of each, and low ends, high ends, bounds of the pieces
+    of its (rows, intervals), and which of them are still to be opened."""
+    share = torch.linspace(0, 1, GRID + 1, dtype=torch.float64, device=x.device)
+    scale = low[..., None] * (high / low)[..., None] ** share
+    inner = torch.searchsorted(x, (scale[..., None] * middles).flatten(1)).view(*scale.shape, -1)
+    begin = start[:, None, None, None].expand(*scale.shape, 1)
+    cut = torch.cat([begin, inner, torch.full_like(begin, x.shape[1])], -1)
+    at = sums.gather(1, cut.flatten(1)).view(cut.shape)
+    first = ((at[..., 1:] - at[..., :-1]) * levels).sum(-1)
+    second = ((cut[..., 1:] - cut[..., :-1]) * levels**2).sum(-1)
+    whole = whole[:, None, None]
+    fitted = torch.where(waiting[..., None], whole - first**2 / second.clamp_min(1), torch.inf).flatten(1)
+    top = fitted.argmin(1, keepdim=True)
+    best = first.flatten(1).gather(1, top) / second.flatten(1).gather(1, top).clamp_min(1)
+    error = whole - 2 * scale * first + scale**2 * second
+    left, right = scale[..., :-1], scale[..., 1:]
+    width = right - left
+    fall = 2 * (left * second[..., 1:] - first[..., :-1]).clamp_max(0)
+    rise = 2 * (right * second[..., :-1] - first[..., 1:]).clamp_min(0)
+    meet = (error[..., 1:] - error[..., :-1] - rise * width) / (fall - rise).clamp_max(-1e-300)
+    bound = error[..., :-1] + fall * torch.minimum(meet.clamp_min(0), width)
+    mixed = (cut[..., 1:, :] != cut[..., :-1, :]).any(-1) & waiting[..., None]
+    return fitted.gather(1, top)[:, 0], best[:, 0], left.flatten(1), right.flatten(1), bound.flatten(1), mixed.flatten(1)

@@ -9,9 +9,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from featherweight import codes, kmeans
-from featherweight.menus import Menu, SetError, checked, clustering_error, finite, largest, ratio, sorted_menu, support
-from featherweight.scales import best_scale
+from featherweight import codes, kmeans, menus
+from featherweight.menus import Menu, SetError, checked, clustering_error, finite, largest, pieces, ratio, support
+from featherweight.scales import best_scales
 from featherweight.svd import squared_values, truncated
 
 
@@ -91,7 +91,7 @@ class TopK(Set):
 
     def encode(self, matrix: Tensor) -> codes.Sparse:
         count = checked(self, self.count, matrix, matrix.numel(), "count")
-        return codes.Sparse(matrix.shape[0], matrix.shape[1], largest(matrix.reshape(-1).abs(), count))
+        return codes.Sparse(matrix.shape[0], matrix.shape[1], largest(matrix.reshape(-1), count))
 
     def violation(self, matrix: Tensor) -> float:
         count = checked(self, self.count, matrix, matrix.numel(), "count")
@@ -102,10 +102,8 @@ class TopK(Set):
         return matrix.sign()
 
     def menu(self, matrix: Tensor) -> Menu:
-        return sorted_menu(
-            finite(self, matrix).reshape(-1).double().square(),
-            lambda k: codes.Sparse.blank(matrix.shape[0], matrix.shape[1], k).bits(),
-        )
+        rows, cols = finite(self, matrix).shape
+        return Menu(matrix.reshape(-1), lambda k: codes.Sparse.blank(rows, cols, k).bits())
 
     def sized(self, size: int) -> TopK:
         return replace(self, count=size)
@@ -152,9 +150,8 @@ class TopRows(Set):
         return torch.where(norm > 0, matrix / norm, 0.0)
 
     def menu(self, matrix: Tensor) -> Menu:
-        return sorted_menu(
-            finite(self, matrix).double().square().sum(1), lambda k: codes.Rows.blank(matrix.shape[0], matrix.shape[1], k).bits()
-        )
+        rows, cols = finite(self, matrix).shape
+        return Menu(menus.row_squares(matrix), lambda k: codes.Rows.blank(rows, cols, k).bits(), squared=False)
 
     def sized(self, size: int) -> TopRows:
         return replace(self, count=size)
@@ -187,7 +184,7 @@ class LowRank(Set):
             raise SetError(f"LowRank energy is the dropped share of the squared norm, in [0, 1), given {self.energy}")
 
     def check(self, matrix: Tensor) -> None:
-        self.rank_of(matrix)
+        _ = finite(self, matrix) if self.energy is not None else self.rank_of(matrix)
 
     def complete(self) -> bool:
         return self.rank is not None or self.energy is not None
@@ -217,7 +214,8 @@ class LowRank(Set):
 
     def menu(self, matrix: Tensor) -> Menu:
         squares = squared_values(finite(self, matrix))
-        return sorted_menu(squares, lambda k: codes.Factors.blank(matrix.shape[0], matrix.shape[1], k).bits())
+        rows, cols = matrix.shape
+        return Menu(squares, lambda k: codes.Factors.blank(rows, cols, k).bits(), squared=False)
 
     def sized(self, size: int) -> LowRank:
         return LowRank(rank=size)
@@ -267,9 +265,10 @@ class Levels(Set):
         finite(self, matrix)
         positive = self.positive().to(matrix.device)
         levels = torch.cat([-positive[positive > 0].flip(0), positive])  # ascending, so an index is a rank
-        scale = torch.tensor([best_scale(self._live(row), positive) for row in matrix], dtype=torch.float64, device=matrix.device)
-        scaled = matrix.double() / scale.clamp_min(torch.finfo(torch.float64).tiny)[:, None]
-        index = kmeans.nearest(scaled, levels)
+        scale = best_scales(matrix.abs(), positive, self.sparse).clamp_min(torch.finfo(torch.float64).tiny)[:, None]
+        index = torch.empty(matrix.shape, dtype=torch.uint8, device=matrix.device)  # there are 256 levels at most
+        for part, of, into in zip(*(pieces(whole) for whole in (matrix, scale.expand_as(matrix), index)), strict=True):
+            into.copy_(kmeans.nearest(part.double() / of, levels))
         position = support(matrix) if self.sparse else None
         if position is None:
             return codes.Scaled(index, levels.to(matrix.dtype))
@@ -278,19 +277,19 @@ class Levels(Set):
     def violation(self, matrix: Tensor) -> float:
         finite(self, matrix)
         positive = self.positive().to(matrix.device)
-        rows = [self._live(row).double() for row in matrix]
-        missed = [(live[:, None] - best_scale(live, positive) * positive).square().amin(1).sum() for live in rows]
-        return ratio(torch.stack(missed).sum(), matrix.double().square().sum())
+        scale, missed = best_scales(matrix.abs(), positive, self.sparse)[:, None].expand_as(matrix), matrix.new_zeros(()).double()
+        for part, of in zip(pieces(matrix), pieces(scale), strict=True):
+            magnitudes = part.double().abs()
+            near = positive[kmeans.nearest(magnitudes / of.clamp_min(torch.finfo(torch.float64).tiny), positive)] * of
+            squares = (magnitudes - near).square()
+            missed += squares[part != 0].sum() if self.sparse else squares.sum()
+        return ratio(missed, matrix.double().square().sum())
 
     def pull(self, matrix: Tensor) -> Tensor:
         return matrix - self.project(matrix)
 
     def masked(self) -> Levels:
         return replace(self, sparse=True)
-
-    def _live(self, row: Tensor) -> Tensor:
-        """The magnitudes that must lie at levels."""
-        return row[row != 0].abs() if self.sparse else row.abs()
 
 
 @dataclass(frozen=True)
@@ -363,12 +362,11 @@ class SparseCodebook(Set):
 
     def encode(self, matrix: Tensor) -> codes.SparseShared:
         count = checked(self, self.count, matrix, matrix.numel(), "count")
-        return _clustered(matrix, largest(matrix.reshape(-1).abs(), count), self.shared)
+        return _clustered(matrix, largest(matrix.reshape(-1), count), self.shared)
 
     def violation(self, matrix: Tensor) -> float:
         count = checked(self, self.count, matrix, matrix.numel(), "count")
-        flat = matrix.reshape(-1).double()
-        ordered = flat[flat.abs().argsort()]
+        ordered = (flat := matrix.reshape(-1).double())[flat.abs().argsort()]
         dropped, kept = ordered[: flat.numel() - count], ordered[flat.numel() - count :]
         inner = clustering_error(kept, self.shared, kept) if count else 0.0
         return ratio(dropped.square().sum() + inner**2 * kept.square().sum(), flat.square().sum())
@@ -377,8 +375,8 @@ class SparseCodebook(Set):
         return matrix - self.project(matrix)
 
     def menu(self, matrix: Tensor) -> Menu:
-        squares = finite(self, matrix).reshape(-1).double().square()
-        return sorted_menu(squares, lambda k: codes.SparseShared.blank(matrix.shape[0], matrix.shape[1], k, self.shared).bits())
+        rows, cols = finite(self, matrix).shape
+        return Menu(matrix.reshape(-1), lambda k: codes.SparseShared.blank(rows, cols, k, self.shared).bits())
 
     def sized(self, size: int) -> SparseCodebook:
         return replace(self, count=size)

@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from torch import nn
-from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from featherweight import generators, structure
+from featherweight import generators, optimizers, structure
 from featherweight.auxiliary import new_heads, with_auxiliary
 from featherweight.budgets import Spent
 from featherweight.coding import coded, detach, layouts_kept
@@ -113,7 +112,8 @@ class StageRun:
         )
 
     def _optimizer(self) -> Optimizer:
-        return self.task.optimizer(_ordered(self.network) + [p for head in self.heads.values() for p in head.parameters()])
+        heads = [p for head in self.heads.values() for p in head.parameters()]
+        return optimizers.build(self.task.optimizer, self.network, heads)
 
     def _auxiliary_heads(self) -> dict[str, nn.Module]:
         """Those that train along, at the pivots and in the state of the interrupted run if there was one."""
@@ -174,8 +174,3 @@ def _left(network: nn.Module, original: nn.Module) -> dict[str, tuple[int, int]]
     """Coded parameter -> (its non-zero weights, its weights in the original network)."""
     now, before = decoded(network), decoded(original)
     return {name: (int(now[name].count_nonzero()), before[name].numel()) for name in sorted(coded(network))}
-
-
-def _ordered(network: nn.Module) -> list[Parameter]:
-    """The parameters by name: coding and decoding a weight moves it in the module's own order, which a resumed run would see."""
-    return [parameter for _, parameter in sorted(network.named_parameters())]

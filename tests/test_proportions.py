@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 from pathlib import Path
@@ -300,12 +299,30 @@ def test_the_least_budget_that_is_named_is_met() -> None:
     assert held(network) <= 1.01 * least * held(residual())
 
 
-def test_a_closure_is_refused_and_the_hooks_go_with_an_error() -> None:
-    network = residual()
-    learned = proportions(network, 0.5)
-    before = copy.deepcopy(network.state_dict())
-    with pytest.raises(InputError, match="closure"), learned:
-        learned.optimizer.step(lambda: network(EXAMPLE[0]).sum())
+def test_a_closure_is_a_step_and_the_hooks_go_with_an_error() -> None:
+    found = []
+    for closed in (False, True):
+        network = residual()
+        learned = proportions(network, 0.5)
+
+        def closure(network: nn.Module = network) -> torch.Tensor:
+            loss = network(EXAMPLE[0]).square().mean()
+            loss.backward()
+            return loss
+
+        with learned:
+            for _ in range(3):
+                learned.optimizer.zero_grad()
+                if closed:
+                    learned.optimizer.step(closure)
+                else:
+                    closure()
+                    learned.optimizer.step()
+        assert learned.step == 3
+        found.append(learned.gates.detach().clone())
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0, equal_nan=True)
+    with pytest.raises(InputError, match="stop"), learned:
+        raise InputError("stop")
     learned.optimizer.step()
-    assert learned.step == 0 and not network._forward_pre_hooks
-    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert learned.step == 3
+    assert not network._forward_pre_hooks

@@ -31,7 +31,17 @@ ORDER = (  # each may import only what stands before it; `structure` and `recipe
         "copies",
         "coding",
     ),  # weights
-    *("menus", "sets", "allocate", "drivers", "freezing", "bits"),  # what must hold of them, and how it is imposed
+    *(
+        "optimizers",
+        "distributed",
+        "menus",
+        "sets",
+        "allocate",
+        "targets",
+        "drivers",
+        "freezing",
+        "bits",
+    ),  # what must hold of them, and how it is imposed
     *(
         "structure",
         "measure",

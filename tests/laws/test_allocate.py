@@ -12,7 +12,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from featherweight.allocate import Allocator, lamp, magnitude, uniform
+from featherweight.allocate import Allocator, counts, lamp, magnitude, uniform
 from featherweight.errors import InputError
 from featherweight.sets import LowRank, Menu, TopK, TopRows
 
@@ -145,3 +145,84 @@ def test_menus_of_other_sets_are_spread_over_too(allocate: Allocator) -> None:
     sizes = allocate(prices, 20)
     assert sum(sizes.values()) == 20
     assert all(1 <= sizes[name] <= menu.most for name, menu in prices.items())
+
+
+# --- many weights: without ranking them all --------------------------------------------------------------------------------
+
+
+def ranked(allocate: str, layers: dict[str, torch.Tensor], total: int) -> dict[str, int]:
+    """All steps of all layers scored, held together and ranked."""
+    scores = []
+    for weight in layers.values():
+        squares = weight.reshape(-1).double().square().sort().values
+        errors = torch.cat([squares.new_zeros(1), squares.cumsum(0)]).flip(0)
+        gains = errors[:-1] - errors[1:]
+        tiny = torch.finfo(torch.float64).tiny
+        score = {
+            "magnitude": gains,
+            "lamp": gains / (errors[0] - errors[1:]).clamp_min(tiny),
+            "uniform": len(gains) / (torch.arange(len(gains), dtype=torch.float64) + 0.5),
+        }[allocate]
+        scores.append(score[1:])
+    owner = torch.cat([torch.full((score.numel(),), i) for i, score in enumerate(scores)])
+    chosen = torch.cat(scores).topk(total - len(layers), sorted=False).indices
+    return dict(zip(layers, (torch.bincount(owner[chosen], minlength=len(layers)) + 1).tolist(), strict=True))
+
+
+def some_layers(seed: int, tied: bool) -> tuple[dict[str, torch.Tensor], int]:
+    generator = torch.Generator().manual_seed(seed)
+    sizes = torch.randint(1, 60, (int(torch.randint(1, 6, (1,), generator=generator)),), generator=generator).tolist()
+    layers = {str(i): torch.randn(1, size, generator=generator) / (i + 1) for i, size in enumerate(sizes)}
+    layers = {name: (2 * weight).round() for name, weight in layers.items()} if tied else layers
+    return layers, int(torch.randint(len(sizes), sum(sizes) + 1, (1,), generator=generator))
+
+
+@pytest.mark.parametrize("name", table.ALLOCATORS)
+@pytest.mark.parametrize("tied", [False, True])
+def test_few_weights_are_spread_as_by_ranking_all_ties_included(name: str, tied: bool) -> None:
+    for seed in range(60):
+        layers, total = some_layers(seed, tied)
+        found = table.ALLOCATORS[name]({n: TopK().menu(weight) for n, weight in layers.items()}, total)
+        assert found == ranked(name, layers, total), seed
+
+
+@pytest.mark.parametrize("name", ["magnitude", "lamp"])
+@pytest.mark.parametrize(("block", "piece"), [(1, 1), (4, 12), (5, 7), (64, 1000)])
+def test_many_weights_are_spread_as_by_ranking_all(name: str, block: int, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for attribute, value in (("RANKED", 0), ("BLOCK", block), ("PIECE", piece)):
+        monkeypatch.setattr(counts, attribute, value)
+    for seed in range(60):
+        layers, total = some_layers(seed, tied=False)
+        found = table.ALLOCATORS[name]({n: TopK().menu(weight) for n, weight in layers.items()}, total)
+        assert found == ranked(name, layers, total), seed
+
+
+@EVERY
+def test_of_equal_scores_among_many_as_good_ones_are_taken(allocate: Allocator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which of equal ones go is nobody's promise; that none goes for a worse one is."""
+    for seed in range(60):
+        layers, total = some_layers(seed, tied=True)
+        prices = {n: TopK().menu(weight) for n, weight in layers.items()}
+        few = allocate(prices, total)
+        with monkeypatch.context() as patched:
+            for attribute, value in (("RANKED", 0), ("BLOCK", 4), ("PIECE", 8)):
+                patched.setattr(counts, attribute, value)
+            many = allocate(prices, total)
+        assert sum(many.values()) == total
+        assert all(1 <= many[n] <= weight.numel() for n, weight in layers.items())
+        if allocate is magnitude:
+            errors = [sum(float(prices[n].errors[size]) for n, size in sizes.items()) for sizes in (few, many)]
+            assert errors[0] == pytest.approx(errors[1])
+
+
+@pytest.mark.parametrize("piece", [1, 3, 7, 48, 100])
+def test_errors_in_parts_are_the_errors_bit_by_bit(piece: int) -> None:
+    for one, matrix in ((TopK(), table.matrix(dtype=torch.float32)), (TopRows(), table.matrix()), (TopK(), table.tied_matrix())):
+        menu = one.menu(matrix)
+        parts = sorted(menu.parts(piece), key=lambda part: part.first)
+        ends = [0, *(part.first + part.count for part in parts)]
+        assert [part.first for part in parts] == ends[:-1]
+        assert ends[-1] == menu.most
+        joined = torch.cat([part.errors()[:-1] for part in parts] + [parts[-1].errors()[-1:]])
+        assert torch.equal(joined, menu.errors)
+        assert all(torch.equal(part.whole(), menu.errors[:1]) for part in parts)

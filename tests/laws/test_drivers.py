@@ -532,3 +532,72 @@ def test_sizes_that_were_spread_anew_come_back() -> None:
     _, _, second = imposed()
     second.load_state_dict(saved)
     assert {name: second.targets[name].set.count for name in spread.names} == sizes
+
+
+# --- found before any training -------------------------------------------------------------------------------------------
+
+
+def refused(model: nn.Module, targets: dict[str, Target], match: str, **given: Any) -> None:
+    stepper = SGD(model.parameters(), lr=0.1)
+    with pytest.raises(InputError, match=match):
+        Imposed(given.pop("driver", ADMM(0.1, 3)), model, stepper, targets, **given)
+
+
+def test_a_weight_that_no_set_can_be_imposed_on_is_named() -> None:
+    one = {"0.weight": Target(TopK(9))}
+    model = network()
+    freeze(model, "0.weight", Target(LowRank(2), MATRIX))
+    refused(model, one, r"'0.weight' already carries a code \(factors\)")
+    refused(model, {"0.parametrizations.weight.original0": Target(TopK(3))}, "the free part of a parametrization")
+    model = network()
+    nn.utils.parametrizations.weight_norm(model[0])
+    refused(model, one, r"'0.weight' is computed by a parametrization \(_WeightNorm\)")
+    model = network()
+    model[0].weight.requires_grad_(False)
+    refused(model, one, r"'0.weight' is frozen")
+    Imposed(None, model, SGD(model.parameters(), 0.1), one)  # a projection without training needs no gradient
+    model = network()
+    with torch.no_grad():
+        model[0].weight[1, 2] = torch.nan
+    refused(model, one, r"parameter '0.weight': .*NaN")
+    refused(network(), {"0.weight": Target(TopK(49))}, r"parameter '0.weight': TopK count must be from 0 to 48")
+    refused(network().to(torch.complex64), one, r"'0.weight' holds torch.complex64")
+
+
+@pytest.mark.parametrize("bad", [torch.full((6, 8), torch.nan), torch.ones(8, 6), torch.full((6, 8), torch.inf)], ids=str)
+def test_squared_gradients_that_are_none_are_named(bad: torch.Tensor) -> None:
+    refused(
+        network(), {"0.weight": Target(TopK(9), fisher=0.5)}, r"squares\['0.weight'\] must be finite", squares={"0.weight": bad}
+    )
+
+
+@EVERY_DRIVER
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+def test_sparse_gradients_are_refused_by_name(driver: Driver | None, kind: type[nn.Module]) -> None:
+    refused(
+        nn.Sequential(kind(9, 4, sparse=True)), {"0.weight": Target(TopK(9))}, "'0.weight' gets sparse gradients", driver=driver
+    )
+    model = nn.Sequential(kind(9, 4))
+    stepper = SGD(model.parameters(), lr=0.1)
+    with (
+        pytest.raises(InputError, match=r"'0.weight' gets sparse gradients"),
+        Imposed(driver, model, stepper, {"0.weight": Target(TopK(9))}),
+    ):
+        nn.functional.embedding(torch.tensor([1, 2]), model[0].weight, sparse=True).sum().backward()
+        stepper.step()
+
+
+def test_two_constraints_on_one_weight_are_refused_and_on_two_they_stand() -> None:
+    model = network()
+    stepper = SGD(model.parameters(), lr=0.1)
+    with Imposed(ADMM(0.1, 3), model, stepper, {"0.weight": Target(TopK(9))}):
+        with pytest.raises(InputError, match=r"'0.weight' is the target of another Imposed"):
+            Imposed(None, model, stepper, {"0.weight": Target(LowRank(2), MATRIX)}).__enter__()
+        with Imposed(Periodic(2), model, stepper, {"2.weight": Target(TopK(5))}):
+            train(model, stepper, 4)
+    assert int(model[0].weight.count_nonzero()) == 9
+    assert int(model[2].weight.count_nonzero()) == 5
+    other = network()  # what has been left is in nobody's way
+    with Imposed(None, other, SGD(other.parameters(), lr=0.1), {"0.weight": Target(TopK(9))}):
+        pass
+    assert coded(other).keys() == {"0.weight"}

@@ -121,7 +121,7 @@ def test_a_target_that_is_frozen_already_is_not_imposed_on_by_its_old_optimizer(
     stepper = SGD(layer.parameters(), lr=0.1)
     with Imposed(None, layer, stepper, {"weight": Target(LowRank(2), MATRIX)}):
         pass
-    with pytest.raises(InputError, match="no parameter is named 'weight'"):
+    with pytest.raises(InputError, match=r"parameter 'weight' already carries a code .factors."):
         Imposed(None, layer, stepper, {"weight": Target(TopK(5))})
 
 
