@@ -35,7 +35,7 @@ EPILOG = (
     "5 training cannot go on, such as a loss that is NaN. 6 files cannot be written. 130 interrupted; the same command goes on."
 )
 DEMO = {"ratios": "4,10,22", "dense_epochs": "12", "epochs": "6", "retrain_epochs": "9", "every": "5", "rho": "0.02"}
-DEMO |= {"growth": "1.2", "rho_max": "1", "distill": "0.5"}  # tried on held-out training images, not on the test part
+DEMO |= {"growth": "1.2", "rho_max": "1", "distill": "1"}  # tried on held-out training images, not on the test part
 DEMO_RATIO, DEMO_POINTS = 20.0, 1.0
 
 

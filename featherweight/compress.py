@@ -9,6 +9,7 @@ from torch import nn
 
 from featherweight import artifact
 from featherweight.coding import plain
+from featherweight.contract import check_distillation, check_task, check_trained, held_by_optimizer
 from featherweight.edits import Snapshot
 from featherweight.factor import materialise
 from featherweight.plan import resolve
@@ -16,7 +17,7 @@ from featherweight.recipe import Recipe
 from featherweight.report import Row
 from featherweight.run import Memory, Monitor, silent
 from featherweight.stage import StageRun
-from featherweight.training import Task
+from featherweight.task import Task
 from featherweight.version import __version__
 
 
@@ -56,11 +57,13 @@ def compress(
 
     With `workdir`, a checkpoint is written there every `checkpoint_seconds` and after each stage; the same call takes it up
     again and ends with bit-identical weights. `monitor` is told of every step; a KeyboardInterrupt it raises is saved first.
-    Raises RecipeError before anything runs if a rule does not fit the network.
+    Raises InputError before anything is trained if the task or a rule does not fit the network.
     """
     original = plain(model)
+    check_distillation(recipe, task, original, check_task(task, original))
+    trained = held_by_optimizer(task, original)
     for stage in recipe.stages:
-        resolve(stage, original, example=task.example)
+        check_trained(resolve(stage, original, example=task.example).targets, trained, stage)
     memory = Memory.open(Path(workdir) if workdir else None, recipe, Snapshot.of(original, []), checkpoint_seconds)
     while memory.stage < len(recipe.stages):
         stage = recipe.stages[memory.stage]

@@ -41,7 +41,7 @@ def measure(model: nn.Module, example: tuple[Tensor, ...], score: Callable[[nn.M
     bits = sum(codes[name].code.bits() if name in codes else FLOAT_BITS * weight.numel() for name, weight in weights.items())
     macs, uncounted = count_macs(model, example)
     return Measurement(
-        score=score(model),
+        score=float(score(model)),
         parameters=sum(weight.numel() for weight in weights.values()),
         nonzeros=sum(int(weight.count_nonzero()) for weight in weights.values()),
         bits=bits,

@@ -23,6 +23,7 @@ class Row:
     loss: float | None  # mean training loss of the last epoch, if there was one
     residuals: dict[str, float]  # primal residual of each target when it was frozen
     spent: Spent | None = None  # of a stage that cut units: its budget, and what was made of it
+    said: tuple[str, ...] = ()  # what was left out of the stage, and what was decided in it, in sentences
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -32,7 +33,8 @@ class Row:
         targets = {name: (left, whole) for name, (left, whole) in data["targets"].items()}
         measured = Measurement(**data["measured"] | {"uncounted": tuple(data["measured"]["uncounted"])})
         spent = Spent(**data["spent"]) if data.get("spent") else None
-        return cls(**data | {"targets": targets, "measured": measured, "spent": spent})
+        said = tuple(data.get("said", ()))
+        return cls(**data | {"targets": targets, "measured": measured, "spent": spent, "said": said})
 
     @property
     def kept(self) -> float | None:
@@ -82,6 +84,11 @@ def notes(rows: Sequence[Row], health: float = 0.1) -> list[str]:
     if uncounted:
         found.append(f"* MACs are not, or not all, counted: {'; '.join(uncounted)}")
     found += [f"stage {row.stage!r}: {row.spent}" for row in rows if row.spent and (row.spent.note or row.asked is None)]
+    sentences: dict[str, list[str]] = {}
+    for row in rows:
+        for sentence in row.said:
+            sentences.setdefault(sentence, []).append(repr(row.stage))
+    found += [f"stage {', '.join(stages)}: {sentence}" for sentence, stages in sentences.items()]
     for row in rows:
         if row.spent and row.spent.gaps:
             site, worst = max(row.spent.gaps.items(), key=lambda gap: gap[1])

@@ -17,7 +17,7 @@ from torch.optim import SGD, Adam, Optimizer
 from featherweight import data
 from featherweight.data import Dataset
 from featherweight.modes import evaluating
-from featherweight.training import Task
+from featherweight.task import Task, itself
 
 LabelledImages = tuple[Tensor, Tensor]  # float32 (batch, channels, height, width), int64 (batch,)
 
@@ -79,7 +79,7 @@ def _task(
         return accuracy(network, dataset.test_inputs, dataset.test_labels, test_view)
 
     # An image of the training set, and not zeros, so that every path through the network carries numbers.
-    return Task((test_view(dataset.train_inputs[:1]),), batches, loss, score, optimizer)
+    return Task((test_view(dataset.train_inputs[:1]),), batches, loss, score, optimizer, logits=itself)
 
 
 # --- losses and scores ---------------------------------------------------------------------------------------------------

@@ -27,9 +27,9 @@ ORDER = (  # each may import only what stands before it; `structure` and `recipe
         "edits",
         "checkpoint",
     ),  # structure, and what was done as data
-    *("recipe", "recipes", "plan"),  # what to do
-    *("data", "zoo", "packed", "artifact", "report", "training", "export", "latency", "pace", "tasks"),
-    *("gates", "patches", "stats", "auxiliary", "criteria"),  # which units go
+    *("recipe", "recipes", "targets", "plan"),  # what to do
+    *("data", "zoo", "packed", "artifact", "report", "task", "distillation", "training", "contract", "export", "latency", "pace",
+    "tasks"), *("gates", "patches", "stats", "auxiliary", "criteria"),  # which units go
     *("cutting", "proportions", "run", "stage", "compress", "__init__"),  # the program
     *("outline", "given", "console", "job", "subject", "checkout", "cli", "__main__"),  # its command line
 )
