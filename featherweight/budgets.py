@@ -25,6 +25,7 @@ class Spent:
     spread         latency_ms: the larger interquartile range of the two networks' times and of their ratio, over its median
     gaps           of units certified: site -> the share of its damage that another choice of as many could save at most
     note           why `after` is not within 1 % of `asked`, in words; "" where it is
+    said           what was left out or done otherwise on the way, in sentences
     """
 
     what: What
@@ -35,6 +36,7 @@ class Spent:
     spread: float | None = None
     note: str = ""
     gaps: dict[str, float] = field(default_factory=dict)
+    said: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         because = f": {self.note}" if self.note else ""

@@ -9,7 +9,7 @@ from torch import nn
 
 from featherweight import artifact
 from featherweight.coding import plain
-from featherweight.contract import check_distillation, check_task, check_trained, held_by_optimizer
+from featherweight.contract import check_distillation, check_task, check_trained
 from featherweight.edits import Snapshot
 from featherweight.factor import materialise
 from featherweight.plan import resolve
@@ -60,10 +60,10 @@ def compress(
     Raises InputError before anything is trained if the task or a rule does not fit the network.
     """
     original = plain(model)
-    check_distillation(recipe, task, original, check_task(task, original))
-    trained = held_by_optimizer(task, original)
+    checked = check_task(task, original)
+    check_distillation(recipe, task, original, checked.batch)
     for stage in recipe.stages:
-        check_trained(resolve(stage, original, example=task.example).targets, trained, stage)
+        check_trained(resolve(stage, original, example=task.example).targets, checked.trained, stage)
     memory = Memory.open(Path(workdir) if workdir else None, recipe, Snapshot.of(original, []), checkpoint_seconds)
     while memory.stage < len(recipe.stages):
         stage = recipe.stages[memory.stage]

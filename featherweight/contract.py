@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from featherweight.distillation import distilled
+from featherweight import distillation
 from featherweight.errors import InputError, RecipeError
 from featherweight.modes import evaluating
 from featherweight.recipe import Recipe, Stage
@@ -18,8 +19,16 @@ from featherweight.task import Batch, Task, steps_of
 from featherweight.training import rehearsing
 
 
-def check_task(task: Task, model: nn.Module) -> Batch:
-    """Raises InputError where the task cannot be trained or scored with `model`; a batch, for checks of a recipe's own.
+@dataclass(frozen=True)
+class Checked:
+    """What the check met. `batch`: the first one; `trained`: the parameters that the task's optimizer holds."""
+
+    batch: Batch
+    trained: frozenset[str]
+
+
+def check_task(task: Task, model: nn.Module) -> Checked:
+    """Raises InputError where the task cannot be trained or scored with `model`.
 
     One batch is run in training mode, the score is asked once, one optimizer is built. `model` and the global generator are what
     they were afterwards.
@@ -32,8 +41,7 @@ def check_task(task: Task, model: nn.Module) -> Batch:
             _check_loss(task, model, batch)
         with rehearsing(model), evaluating(model):
             _check_score(task.score(model))
-        held_by_optimizer(task, model)
-    return batch
+        return Checked(batch, _held_by_optimizer(task, model))
 
 
 def check_distillation(recipe: Recipe, task: Task, model: nn.Module, batch: Batch) -> None:
@@ -42,10 +50,10 @@ def check_distillation(recipe: Recipe, task: Task, model: nn.Module, batch: Batc
     asked = {stage.distill for stage in recipe.stages if stage.distill and stage.epochs and not stage.distill.auto}
     with torch.random.fork_rng(devices=[]), rehearsing(model):
         for distill in sorted(asked, key=repr):
-            distilled(task, model, batch, model, distill)
+            distillation.check(distill, task, model, batch)
 
 
-def held_by_optimizer(task: Task, model: nn.Module) -> set[str]:
+def _held_by_optimizer(task: Task, model: nn.Module) -> frozenset[str]:
     """The parameters that the task's optimizer trains. Raises InputError where it is none of the parameters that it was given."""
     parameters = dict(model.named_parameters())
     optimizer = task.optimizer([parameter for _, parameter in sorted(parameters.items())])
@@ -56,7 +64,7 @@ def held_by_optimizer(task: Task, model: nn.Module) -> set[str]:
             "optimizer=lambda parameters: torch.optim.Adam(parameters, 1e-3)"
         )
     held = {id(parameter) for group in groups for parameter in group["params"]}
-    found = {name for name, parameter in parameters.items() if id(parameter) in held}
+    found = frozenset(name for name, parameter in parameters.items() if id(parameter) in held)
     if not found:
         raise InputError(
             "the task's `optimizer` holds none of the parameters that it was given: it was built over another network's. Build "

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.utils._pytree import tree_leaves
 
 from featherweight.allocate.amc import Place, Search, search
 from featherweight.auxiliary import new_heads, with_auxiliary
@@ -20,12 +21,12 @@ from featherweight.budgets import Spent, cost_of, counted
 from featherweight.coding import coded, layouts_kept
 from featherweight.criteria import CRITERIA, NEEDS, Ordered, Quadratic, Ranking, refit
 from featherweight.errors import InputError
-from featherweight.gates import find_readers, producers
+from featherweight.gates import producers
 from featherweight.modes import evaluating
 from featherweight.pace import within
 from featherweight.plan import matches
 from featherweight.recipe import Units
-from featherweight.stats import Stats, collect
+from featherweight.stats import Stats, collect, unwatchable
 from featherweight.structure import Edit, Graph, expressible, prune, trace
 from featherweight.training import Batch, Task
 from featherweight.units import Sizes, Stopping, allot, offered
@@ -52,7 +53,7 @@ def cut_units(network: nn.Module, task: Task, asked: Units, epoch: int, auxiliar
     graph = trace(network, task.example)
     statistics = {*NEEDS[asked.criterion], *(("gram",) if asked.refit else ())}
     possible = [name for name in graph.sites if matches(asked.sites, name)]
-    out = find_readers(network, graph, possible).unobservable if statistics else {}
+    out = unwatchable(network, graph, possible, statistics) if statistics else {}
     sites = expressible(network, graph, [name for name in possible if name not in out])
     if not sites:
         raise InputError(
@@ -60,15 +61,39 @@ def cut_units(network: nn.Module, task: Task, asked: Units, epoch: int, auxiliar
             f"in the network's own class, or not be watched{''.join(f'; {name}: {why}' for name, why in out.items())}"
         )
     watched = with_auxiliary(task, new_heads(network, task, epoch), most=1.0) if auxiliary else task
-    stats = collect(
-        network, graph, watched, statistics, sites=sites, samples=asked.samples, epoch=epoch, curvature=asked.curvature
-    )
+    samples, said = asked.samples, [f"left out: site {name}: {why}" for name, why in out.items()]
+    if statistics:
+        samples = _samples(task, epoch, asked)
+        if samples < asked.samples:
+            said.append(
+                f"{asked.criterion} looked at {samples} training samples: {asked.samples} were asked for, and there are too few"
+            )
+            asked = replace(asked, samples=samples)
+    stats = collect(network, graph, watched, statistics, sites=sites, samples=samples, epoch=epoch, curvature=asked.curvature)
     stats = replace(stats, task=task)
     ranked = Ranked(network, graph, stats, CRITERIA[asked.criterion](network, graph, stats), asked.refit)
     sizes, spent = _sizes(ranked, asked)
     if asked.certify:
         spent = replace(spent, gaps=ranked.gaps(sizes))
-    return Cutting(ranked.cut(network, sizes), spent)
+    return Cutting(ranked.cut(network, sizes), replace(spent, said=tuple(said)))
+
+
+def _samples(task: Task, epoch: int, asked: Units) -> int:
+    """How many training samples the criterion can look at: those asked for, or what there is. A search needs as many others."""
+    share = 2 if isinstance(asked.allot, Search) else 1
+    wanted, held = share * asked.samples, 0
+    with torch.random.fork_rng(devices=[]):
+        batches = task.batches(epoch)
+        for batch in batches:
+            held += _length(batch)
+            if held >= wanted or (held == _length(batch) and held * (len(batches) - 1) >= wanted):  # of equal batches, one tells
+                return asked.samples
+    return max(1, held // share) if held < wanted else asked.samples
+
+
+def _length(batch: Batch) -> int:
+    """Samples in a batch: the length of the first tensor in it."""
+    return next((len(part) for part in tree_leaves(batch) if isinstance(part, Tensor) and part.ndim), 1)
 
 
 @dataclass(frozen=True)
@@ -158,8 +183,7 @@ def _reward(ranked: Ranked, samples: int) -> Callable[[Sizes], float]:
     seen = 0
     for batch in itertools.islice(iter(task.batches(ranked.stats.epoch)), count, None):
         held.append(batch)
-        parts = batch if isinstance(batch, (tuple, list)) else [batch]
-        seen += next((len(part) for part in parts if isinstance(part, Tensor)), 1)
+        seen += _length(batch)
         if seen >= samples:
             break
     if not held:

@@ -16,6 +16,7 @@ from featherweight.recipe import Distillation
 from featherweight.task import Batch, Task
 
 SAID = "say so in the task: Task(..., logits=lambda output: ..., classes=1), the output's logits and the dimension of the classes"
+NOT_CALLED = "distillation reads the outputs of the network when the task's loss calls it, and it never does: give distill=0"
 FITTED = 0.1  # share by which outputs must fit their own samples better than others' for a network to count as trained
 LOOKS = 4  # batches on which that is seen
 
@@ -39,8 +40,25 @@ def distilled(task: Task, model: nn.Module, batch: Batch, teacher: nn.Module, di
     finally:
         handle.remove()
     if not distances:
-        raise InputError("distillation reads the outputs of the network, which the task's loss never calls; or give distill=0")
+        raise InputError(NOT_CALLED)
     return distill.loss * loss + distill.weight * torch.stack(distances).mean()
+
+
+def check(distill: Distillation, task: Task, model: nn.Module, batch: Batch) -> None:
+    """Raises InputError where outputs of `model`, as it is and in eval mode, cannot be matched as `distill` asks."""
+    calls: list[tuple[tuple[Any, ...], dict[str, Any], Any]] = []
+    handle = model.register_forward_hook(
+        lambda module, args, kwargs, output: calls.append((args, kwargs, output)), with_kwargs=True
+    )
+    try:
+        task.loss(model, batch)
+    finally:
+        handle.remove()
+    if not calls:
+        raise InputError(NOT_CALLED)
+    with evaluating(model), torch.no_grad():
+        for args, kwargs, output in calls:
+            _distance(task, output, model(*args, **kwargs), distill)
 
 
 def _distance(task: Task, output: Any, expected: Any, distill: Distillation) -> Tensor:

@@ -112,7 +112,7 @@ Taught = float | Literal["auto"] | Distillation  # how a recipe function is told
 
 
 def taught(distill: Taught, temperature: float) -> Distillation | None:
-    """The distillation that a recipe's arguments ask for: added to the loss with a weight, 0 for none, or `auto` with weight 1."""
+    """The distillation that a recipe's arguments ask for: added to the loss with a weight, 0 for none; auto: with weight 1."""
     if isinstance(distill, Distillation):
         return distill
     if distill == "auto":

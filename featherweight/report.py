@@ -32,7 +32,7 @@ class Row:
     def from_dict(cls, data: dict[str, Any]) -> Row:
         targets = {name: (left, whole) for name, (left, whole) in data["targets"].items()}
         measured = Measurement(**data["measured"] | {"uncounted": tuple(data["measured"]["uncounted"])})
-        spent = Spent(**data["spent"]) if data.get("spent") else None
+        spent = Spent(**data["spent"] | {"said": tuple(data["spent"].get("said", ()))}) if data.get("spent") else None
         said = tuple(data.get("said", ()))
         return cls(**data | {"targets": targets, "measured": measured, "spent": spent, "said": said})
 
@@ -86,7 +86,7 @@ def notes(rows: Sequence[Row], health: float = 0.1) -> list[str]:
     found += [f"stage {row.stage!r}: {row.spent}" for row in rows if row.spent and (row.spent.note or row.asked is None)]
     sentences: dict[str, list[str]] = {}
     for row in rows:
-        for sentence in row.said:
+        for sentence in (*row.said, *(row.spent.said if row.spent else ())):
             sentences.setdefault(sentence, []).append(repr(row.stage))
     found += [f"stage {', '.join(stages)}: {sentence}" for sentence, stages in sentences.items()]
     for row in rows:

@@ -199,6 +199,11 @@ def _watched(model: nn.Module, graph: Graph, sites: Iterable[str] | None, statis
     return found.without(reasons)
 
 
+def unwatchable(model: nn.Module, graph: Graph, sites: Iterable[str] | None, statistics: Iterable[str]) -> dict[str, str]:
+    """Site -> why these statistics cannot be taken of it."""
+    return dict(_watched(model, graph, sites, statistics).unobservable)
+
+
 def last_layer(model: nn.Module, graph: Graph) -> Reader:
     """The last convolution or linear layer that the network runs. Raises Unobservable where no module does the last product."""
     path = graph.walk.counts[-1].module if graph.walk.counts else ""

@@ -217,4 +217,5 @@ def rehearsing(model: nn.Module) -> Iterator[set[nn.Module]]:
             yield spared
         finally:
             for parameter, gradient in gradients:
-                parameter.grad = gradient
+                fits = gradient is None or gradient.shape == parameter.shape  # not of before the parameter was coded
+                parameter.grad = gradient if fits else None

@@ -236,7 +236,8 @@ def test_settings_are_typed_by_the_recipe() -> None:
 
 def test_settings_reach_into_a_file(place: Path) -> None:
     built = given.recipe(
-        "mine.yaml", ["stages.1.rules.0.targets=*.weight", "stages.1.driver.rho=1e-3", "stages.1.distill.weight=1"]
+        "mine.yaml",
+        ["stages.1.rules.0.targets=*.weight", "stages.1.driver.rho=1e-3", "stages.1.distill.weight=1", "stages.1.distill.loss=1"],
     )
     assert built.stages[1].rules[0].targets == "*.weight"
     assert built.stages[1].driver.rho == 1e-3  # type: ignore[union-attr]

@@ -175,7 +175,9 @@ def test_the_heads_of_a_stage_learn_with_it(monkeypatch: pytest.MonkeyPatch) -> 
     for on in (False, True):
         stage = Stage("tuned", train=Training(1), auxiliary=on)
         lost.append(compress(network(), Recipe("r", (stage,)), task).rows[0].loss)
-    assert given[1][0] - given[0][0] == 2 * 4  # two heads: a batch norm's two vectors, a matrix and a bias each
+    assert (
+        given[3][0] - given[1][0] == 2 * 4
+    )  # each run builds one to look at; two heads: a batch norm's two vectors, a matrix and a bias each
     assert lost[1] > lost[0] * 1.1
 
 
@@ -230,7 +232,7 @@ def test_a_search_cuts_within_the_budget_never_asks_the_score_and_repeats() -> N
         made = network()
         torch.manual_seed(seed)
         results.append(compress(made, Recipe("r", (Stage("cut", units=units),)), task))
-    assert len(asked) == 3, "once a run, for its row"
+    assert len(asked) == 6, "twice a run, to see that it is a number, and for its row"
     for result in results:
         macs, spent = result.rows[0].measured.macs, result.rows[0].spent
         assert macs is not None and spent is not None and macs == spent.after <= 0.5 * spent.before
@@ -254,6 +256,24 @@ def test_a_search_is_rewarded_for_right_answers_on_batches_not_seen() -> None:
 
 
 @pytest.mark.parametrize(
+    ("units", "looked_at"),
+    [
+        (Units("taylor", macs=0.5, samples=1000), 128),
+        (Units("thinet", macs=0.5, samples=129, refit=True), 128),
+        (Units("l1", macs=0.5, samples=65, refit=True, allot=Search(2, 1)), 64),  # and as many others for its reward
+        (Units("taylor", macs=0.5, samples=128), None),
+        (Units("l1", macs=0.5, samples=1000), None),
+    ],
+)
+def test_a_criterion_takes_the_samples_there_are_and_says_so(units: Units, looked_at: int | None) -> None:
+    """The task has four batches of 32."""
+    row = compress(network(), Recipe("r", (Stage("cut", units=units),)), TASK).rows[0]
+    said = f"{units.criterion} looked at {looked_at} training samples: {units.samples} were asked for, and there are too few"
+    assert row.spent is not None and row.spent.said == (() if looked_at is None else (said,))
+    assert looked_at is None or f"stage 'cut': {said}" in notes([row])
+
+
+@pytest.mark.parametrize(
     ("make", "says"),
     [
         (lambda: Units("l1"), "one budget"),
@@ -262,14 +282,12 @@ def test_a_search_is_rewarded_for_right_answers_on_batches_not_seen() -> None:
         (lambda: Stage("s", (Rule("*", TopK(3)),), train=Training(1), auxiliary=True, sweep=True), "part them"),
         (lambda: Stopping(0.0), "tolerance"),
         (lambda: Units("l1", latency_ms=1.0, allot=Search()), "along a path"),
-        (lambda: run(Units("l1", macs=0.5, samples=128, refit=True, allot=Search(2, 1))), "fewer samples"),
         (lambda: run(Units("l1", macs=0.01, allot=Search(2, 1))), "keeps 20% of every site"),
         (lambda: Units("l1", macs=1.5), r"in \(0, 1\]"),
         (lambda: Units("l1", macs=0.5, samples=0), "samples"),
         (lambda: Stage("s", (Rule("*", TopK()),), keep=0.5, units=Units("l1", macs=0.5)), "two stages"),
         (lambda: run(Units("l1", macs=0.001)), "Ask for"),
         (lambda: run(Units("l1", macs=0.5, sites="conv9")), "no units can go"),
-        (lambda: run(Units("taylor", macs=0.5, samples=1000)), "holds 128 samples"),
         (lambda: run(Units("l1", macs=0.5), Stage("s", (Rule("stem.weight", TopK(5)),))), "before weights are coded"),
     ],
 )

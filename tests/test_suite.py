@@ -28,8 +28,22 @@ ORDER = (  # each may import only what stands before it; `structure` and `recipe
         "checkpoint",
     ),  # structure, and what was done as data
     *("recipe", "recipes", "targets", "plan"),  # what to do
-    *("data", "zoo", "packed", "artifact", "report", "task", "distillation", "training", "contract", "export", "latency", "pace",
-    "tasks"), *("gates", "patches", "stats", "auxiliary", "criteria"),  # which units go
+    *(
+        "data",
+        "zoo",
+        "packed",
+        "artifact",
+        "report",
+        "task",
+        "distillation",
+        "training",
+        "contract",
+        "export",
+        "latency",
+        "pace",
+        "tasks",
+    ),
+    *("gates", "patches", "stats", "auxiliary", "criteria"),  # which units go
     *("cutting", "proportions", "run", "stage", "compress", "__init__"),  # the program
     *("outline", "given", "console", "job", "subject", "checkout", "cli", "__main__"),  # its command line
 )

@@ -27,8 +27,8 @@ from featherweight.errors import ArtifactError, FeatherweightError, InputError, 
 from featherweight.recipe import Distillation, Recipe, Rule, Stage, Training
 from featherweight.run import CHECKPOINT, Progress
 from featherweight.sets import Codebook, LowRank, TopK
+from featherweight.task import Task, itself
 from featherweight.tasks import digits
-from featherweight.training import Task
 from featherweight.views import View
 from featherweight.zoo import lenet_300_100
 
@@ -183,7 +183,7 @@ def small_task(batches: Callable[[int], Any] = shuffled) -> Task:
         with torch.no_grad():
             return 100 * float((network(INPUTS).argmax(1) == LABELS).float().mean())
 
-    return Task((INPUTS[:1],), batches, loss, score, lambda parameters: Adam(parameters, lr=0.01))
+    return Task((INPUTS[:1],), batches, loss, score, lambda parameters: Adam(parameters, lr=0.01), logits=itself)
 
 
 MATRIX = View("o i -> o i")
