@@ -104,7 +104,13 @@ def resolve(
                     sizes[name] = (0, largest)
                     whole += largest
             except InputError as error:
-                mistakes.append(f"{where}: parameter {name!r}: {error}")
+                if rule.targets == WEIGHTS:  # nobody asked for this one by name
+                    found.pop(name, None)
+                    left_out[name] = str(error)
+                else:
+                    mistakes.append(f"{where}: parameter {name!r}: {error}")
+        if not set(meant.names) & found.keys() and not any(where in mistake for mistake in mistakes):
+            mistakes.append(f"{where}: no parameter can be a target: {listed(left_out)}")
     mistakes += _no_low_rank(stage, found, unsized)
     if menus and stage.keep is None:
         mistakes.append(f"stage {stage.name!r} has no `keep`, and no size or `keep` is given for {', '.join(menus)}")
