@@ -17,8 +17,8 @@ from featherweight.task import Batch, Task
 
 SAID = "say so in the task: Task(..., logits=lambda output: ..., classes=1), the output's logits and the dimension of the classes"
 NOT_CALLED = "distillation reads the outputs of the network when the task's loss calls it, and it never does: give distill=0"
-FITTED = 0.1  # share by which outputs must fit their own samples better than others' for a network to count as trained
-LOOKS = 4  # batches on which that is seen
+FITTED = 0.25  # share by which outputs must fit their own samples better than others' for a network to count as trained
+LOOKS = 8  # batches on which that is seen
 
 
 def distilled(task: Task, model: nn.Module, batch: Batch, teacher: nn.Module, distill: Distillation) -> Tensor:

@@ -97,8 +97,8 @@ class Distillation:
 
 
 def _not_of_before(given: Any) -> Any:
-    """Without `loss` the same words meant a mixture in earlier versions: refused, and not read as a sum."""
-    if isinstance(given, dict) and "weight" in given and "loss" not in given:
+    """What an earlier version wrote has no `loss`, and meant a mixture: refused, and not read as a sum."""
+    if isinstance(given, dict) and {"weight", "temperature"} == given.keys():
         weight = given["weight"]
         raise InputError(
             "say `loss` beside the weight, which multiplies the task's own loss: 1 adds the distillation to it; "

@@ -112,7 +112,7 @@ def fit(
     per_epoch = steps_of(task, first_epoch)
     total = training.epochs * per_epoch
     base = [group.setdefault("initial_lr", group["lr"]) for group in optimizer.param_groups]
-    losses = Losses(training, total, 0)
+    losses = Losses(training, total, 0, earlier)  # of a run that was interrupted after its last step
     with modes.training(model):
         if random is not None:
             torch.set_rng_state(random)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import random
@@ -495,8 +496,7 @@ def test_one_candidate_is_a_straight_line() -> None:
 
 
 def test_sgd_with_momentum_resumes_too(tmp_path: Path) -> None:
-    base = small_task()
-    task = Task(base.example, base.batches, base.loss, base.score, lambda p: SGD(p, lr=0.05, momentum=0.9, weight_decay=1e-3))
+    task = dataclasses.replace(small_task(), optimizer=lambda p: SGD(p, lr=0.05, momentum=0.9, weight_decay=1e-3))
     _, expected = count_steps(SMALL, task, small())
     for steps in (4, 13, 19, 27, 35):
         assert same(killed_and_resumed(steps, tmp_path / str(steps), SMALL, task, small(), every=0.0), expected)
