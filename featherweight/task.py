@@ -36,7 +36,8 @@ class Task:
     batches    epoch -> the batches of that epoch; order and augmentation are functions of the epoch, so a run can resume
     loss       (network, batch) -> scalar tensor, differentiable. It calls the network as it likes, positionally or by keyword
     score      network -> float on held-out data, higher is better (the built-in tasks: accuracy in percent)
-    optimizer  parameters -> a fresh optimizer at its base learning rate
+    optimizer  parameters -> a fresh optimizer at its base learning rate; called anew in each phase of a stage, and once to be
+               looked at before. Where weights have become codes it gets what of them is trained, such as the values left
     logits     output of the network -> its logits, such as `lambda output: output["logits"]` or `itself`; in training mode and in
                eval mode. None: no output is logits, as in regression
     classes    the dimension of the classes in them: 1 for (batch, classes, ...), -1 for (batch, time, classes)

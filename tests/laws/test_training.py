@@ -109,7 +109,7 @@ def test_every_call_of_the_network_counts() -> None:
 def test_left_open_it_is_on_where_outputs_are_logits_and_the_network_is_trained(name: str) -> None:
     ordinary, asked = ORDINARY[name], Distillation(auto=True)
     generator = torch.get_rng_state()
-    on, why = settled(asked, task_of(ordinary), trained(name).eval(), 0)
+    on, why = settled(asked, task_of(ordinary), trained(name, 200).eval(), 0)
     off, why_not = settled(asked, task_of(ordinary), ordinary.make().eval(), 0)
     assert off is None and ("is not trained" if ordinary.logits else "does not say which output is logits") in why_not
     if ordinary.logits is None:
