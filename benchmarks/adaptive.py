@@ -17,6 +17,7 @@ from rows import Line, Rows, parser, wanted
 from torch import nn
 
 from featherweight import compress, tasks
+from featherweight.recipe import Distillation
 from featherweight.recipes import adaptive
 
 HERE = Path(__file__).parent
@@ -29,6 +30,7 @@ EPOCHS = 3  # of learning
 FINE_TUNING = 3
 RATE = 0.3  # of the base rate 0.1, falling to 0, in both
 DISTILL = 0.9
+MIXED = Distillation(DISTILL, loss=1 - DISTILL)
 
 INTRODUCTION = """# Channels and blocks cut adaptively: ResNet-20 on CIFAR-10
 
@@ -52,7 +54,7 @@ def rows() -> dict[str, int]:
 def run(name: str, seed: int, dense: nn.Module) -> Line:
     """Learn, cut, measure, fine-tune, measure."""
     torch.manual_seed(seed)
-    recipe = adaptive(PARAMETERS, epochs=EPOCHS, rate=RATE, fine_tune_epochs=FINE_TUNING, fine_tune_rate=RATE, distill=DISTILL)
+    recipe = adaptive(PARAMETERS, epochs=EPOCHS, rate=RATE, fine_tune_epochs=FINE_TUNING, fine_tune_rate=RATE, distill=MIXED)
     work = WORK / name.replace(" ", "-")
     result = compress(cifar.channels_last(dense), recipe, tasks.cifar10(seed), workdir=work, checkpoint_seconds=60)
     result.save(work / "artifact", model="resnet20_projection", data="cifar10")

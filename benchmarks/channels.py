@@ -31,12 +31,14 @@ from rows import Line, Rows, parser, wanted
 from torch import nn
 
 from featherweight import compress, latency, structure, tasks
+from featherweight.distillation import distilled
 from featherweight.export import require
 from featherweight.measure import count_macs, measure
 from featherweight.plan import matches
 from featherweight.recipe import Recipe, Stage, Training
 from featherweight.recipes import RECIPES
-from featherweight.training import Task, distilled, recalibrate
+from featherweight.task import Task
+from featherweight.training import recalibrate
 
 HERE = Path(__file__).parent
 ROWS = Rows(__file__)

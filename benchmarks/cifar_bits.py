@@ -23,7 +23,7 @@ from rows import Line, Rows, parser, wanted
 from torch import Tensor, nn
 
 from featherweight import compress, packed, tasks, zoo
-from featherweight.recipe import Recipe, Stage, Training
+from featherweight.recipe import Distillation, Recipe, Stage, Training
 from featherweight.recipes import admm_binarization, admm_quantization
 
 HERE = Path(__file__).parent
@@ -34,6 +34,7 @@ SEED = 0
 VGG_EPOCHS = 3
 SMALL = 8  # pixels a side up to which VGG-16's convolutions are matrix products
 RHO, RHO_MAX = 0.03, 1.65  # as in lenet5_storage.py
+TARGETS = "*.weight"  # the rows were measured with the scales of batch norms among them, one value for each entry's row
 
 INTRODUCTION = """# CIFAR-10 in few bits
 
@@ -87,14 +88,15 @@ def schedule(epochs: int, retrain_epochs: int) -> dict[str, Any]:
         "per": "row", "epochs": epochs, "retrain_epochs": retrain_epochs, "rate": 0.3, "retrain_rate": 0.1,
         "every": math.ceil(50_000 / 128) // 2, "rho": RHO, "rho_max": RHO_MAX,
         "growth": (RHO_MAX / RHO) ** (1 / (0.8 * 2 * epochs)),
+        "distill": Distillation(1.0, loss=0.0),  # the dense network's outputs alone; the labels are not asked
     }  # fmt: skip
 
 
 def plans() -> dict[str, Plan]:
     return {
-        "ResNet-20, 3 bits": Plan("resnet20_projection", resnet20, admm_quantization((3,), **schedule(4, 2))),
-        "ResNet-20, binary": Plan("resnet20_projection", resnet20, admm_binarization(**schedule(4, 2))),
-        "VGG-16, binary": Plan("vgg16_cifar10", vgg16, admm_binarization(**schedule(2, 1))),
+        "ResNet-20, 3 bits": Plan("resnet20_projection", resnet20, admm_quantization((3,), targets=TARGETS, **schedule(4, 2))),
+        "ResNet-20, binary": Plan("resnet20_projection", resnet20, admm_binarization((TARGETS,), **schedule(4, 2))),
+        "VGG-16, binary": Plan("vgg16_cifar10", vgg16, admm_binarization((TARGETS,), **schedule(2, 1))),
     }
 
 

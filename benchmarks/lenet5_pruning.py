@@ -19,7 +19,7 @@ import torch
 from rows import Line, Rows, parser, wanted
 
 from featherweight import Compressed, compress, tasks, zoo
-from featherweight.recipe import Recipe, Stage, Training
+from featherweight.recipe import Distillation, Recipe, Stage, Training
 from featherweight.recipes import progressive_admm
 from featherweight.report import Row
 
@@ -93,6 +93,8 @@ def recipe(run: Run) -> Recipe:
             "narrow": 0.31 if first else None,
             "narrow_targets": HIDDEN,
             "narrow_epochs": 3,
+            "targets": "*.weight",
+            "distill": Distillation(1.0, loss=0.0),  # the dense network's outputs alone; the labels are not asked
         }
         part = progressive_admm(**arguments | run.changes).stages[0 if first else 1 :]
         stages += [*part[:-1], *(falling(part[-1], before, ratio, epochs) if run.gradual else part[-1:])]

@@ -27,7 +27,7 @@ from featherweight import artifact, compress, data, packed, tasks, zoo
 from featherweight.codes import SparseShared
 from featherweight.coding import attach, plain
 from featherweight.edits import Snapshot
-from featherweight.recipe import Recipe, Training
+from featherweight.recipe import Distillation, Recipe, Training
 from featherweight.recipes import admm_binarization, admm_clustering, progressive_admm
 from featherweight.report import Row
 from featherweight.tasks import EpochBatches, LabelledImages
@@ -152,7 +152,7 @@ def recipe(run: Run, whole: int) -> Recipe:
     def growth(epochs: int) -> float:
         return (RHO_MAX / RHO) ** (1 / (0.8 * 2 * epochs))  # RHO_MAX after four fifths of the projections, two an epoch
 
-    shared: dict[str, Any] = {"every": half_an_epoch, "rho": RHO, "rho_max": RHO_MAX, "distill": 0.0}
+    shared: dict[str, Any] = {"every": half_an_epoch, "rho": RHO, "rho_max": RHO_MAX, "distill": 0.0, "targets": "*.weight"}
     pruned = progressive_admm(
         tuple(whole / weights for weights in run.weights) or (1.0,), epochs=run.prune[0], retrain_epochs=run.prune[1],
         rate=10.0, retrain_rate=4.0, growth=growth(run.prune[0]), **shared,
@@ -221,7 +221,7 @@ def binarise(name: str, run: Binary, held_out: int) -> tuple[Snapshot, list[Row]
     growth = (RHO_MAX / RHO) ** (1 / (0.8 * 2 * epochs))
     binary = admm_binarization(
         epochs=epochs, retrain_epochs=retrain_epochs, rate=2.0, retrain_rate=1.0, every=every, rho=RHO, rho_max=RHO_MAX,
-        growth=growth,
+        growth=growth, targets=("*.weight",), distill=Distillation(1.0, loss=0.0),
     )  # fmt: skip
     result = compress(dense.model, binary, task, workdir=WORK / file_name(name, held_out), checkpoint_seconds=60)
     return result.snapshot, [*dense.rows, *result.rows[1:]]

@@ -24,10 +24,10 @@ from torch import nn
 
 from featherweight import artifact, compress, latency, tasks, zoo
 from featherweight.ranks import allocate, convolutions
-from featherweight.recipe import Recipe, Stage, Training
+from featherweight.recipe import Distillation, Recipe, Stage, Training
 from featherweight.recipes import trained_rank_pruning
 from featherweight.recipes.decompose import decompose, low_rank_from_scratch
-from featherweight.recipes.trained_rank_pruning import VIEWS
+from featherweight.recipes.trained_rank_pruning import TARGETS, VIEWS
 from featherweight.report import Row
 
 HERE = Path(__file__).parent
@@ -41,6 +41,7 @@ EPOCHS = 8  # of trained rank pruning, of fine-tuning and from scratch: the same
 RATE = 0.3  # of the base rate 0.1, falling to 0
 PATIENT_EPOCHS = 16  # of the rows with distillation
 PATIENT_RATE = 0.5
+MIXED = Distillation(0.9, loss=1 - 0.9)
 TIMES = "times"  # a row of its own: they depend on the ranks alone, which are the same for every row of a view
 ROUNDS = 200  # of the times, all networks in turns
 
@@ -89,15 +90,17 @@ def plans(ranks: dict[View, dict[str, int]]) -> dict[str, Plan]:
     views: tuple[View, ...] = ("spatial", "channel")
     for view in views:
         macs = MACS[view]
-        rows[f"decomposed, {view}"] = Plan(decompose(view, macs=macs))
+        rows[f"decomposed, {view}"] = Plan(decompose(view, macs=macs, targets=TARGETS))
     for view in views:
         macs = MACS[view]
-        pruning = partial(trained_rank_pruning, view, macs=macs, epochs=EPOCHS, rate=RATE)
+        pruning = partial(trained_rank_pruning, view, macs=macs, epochs=EPOCHS, rate=RATE, targets=TARGETS)
         rows[f"TRP + nuclear, {view}"] = Plan(pruning())
-        rows[f"decomposed and fine-tuned, {view}"] = Plan(decompose(view, macs=macs, fine_tune_epochs=EPOCHS, rate=RATE))
+        rows[f"decomposed and fine-tuned, {view}"] = Plan(
+            decompose(view, macs=macs, fine_tune_epochs=EPOCHS, rate=RATE, targets=TARGETS)
+        )
         rows[f"TRP, {view}"] = Plan(pruning(shrink=0.0))
-        rows[f"TRP + nuclear + distillation, {view}"] = Plan(pruning(epochs=PATIENT_EPOCHS, rate=PATIENT_RATE, distill=0.9))
-        patient = decompose(view, macs=macs, fine_tune_epochs=PATIENT_EPOCHS, rate=PATIENT_RATE, distill=0.9)
+        rows[f"TRP + nuclear + distillation, {view}"] = Plan(pruning(epochs=PATIENT_EPOCHS, rate=PATIENT_RATE, distill=MIXED))
+        patient = decompose(view, macs=macs, fine_tune_epochs=PATIENT_EPOCHS, rate=PATIENT_RATE, targets=TARGETS, distill=MIXED)
         rows[f"decomposed and fine-tuned with distillation, {view}"] = Plan(patient)
         rows[f"from scratch, {view}"] = Plan(low_rank_from_scratch(ranks[view], view, EPOCHS), scratch=True)
     return rows

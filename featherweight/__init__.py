@@ -7,7 +7,7 @@ from featherweight.drivers import ADMM, Imposed, Periodic, Target
 from featherweight.errors import FeatherweightError
 from featherweight.recipe import Distillation, Recipe, Rule, Stage, Training
 from featherweight.sets import Codebook, Levels, LowRank, SparseCodebook, TopK, TopRows
-from featherweight.training import Task
+from featherweight.task import Steps, Task
 from featherweight.version import __version__
 from featherweight.views import View
 
@@ -25,6 +25,7 @@ __all__ = [
     "Rule",
     "SparseCodebook",
     "Stage",
+    "Steps",
     "Target",
     "Task",
     "TopK",

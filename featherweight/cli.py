@@ -30,7 +30,7 @@ EPILOG = (
     f"{failures.DEBUG}=1 before a command shows the traceback of an error."
 )
 DEMO = {"ratios": "4,10,22", "dense_epochs": "12", "epochs": "6", "retrain_epochs": "9", "every": "5", "rho": "0.02"}
-DEMO |= {"growth": "1.2", "rho_max": "1", "distill": "0.5"}  # tried on held-out training images, not on the test part
+DEMO |= {"growth": "1.2", "rho_max": "1", "distill": "1"}  # tried on held-out training images, not on the test part
 DEMO_RATIO, DEMO_POINTS = 20.0, 1.0
 
 

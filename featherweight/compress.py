@@ -12,17 +12,17 @@ from torch import nn
 
 from featherweight import artifact, generators, storage
 from featherweight.coding import plain
+from featherweight.contract import check_distillation, check_task, check_trained
 from featherweight.edits import Snapshot
 from featherweight.factor import materialise
 from featherweight.fingerprint import of_task
-from featherweight.optimizers import require_held
 from featherweight.plan import resolve
 from featherweight.recipe import Recipe
 from featherweight.report import Row
 from featherweight.run import Memory, Monitor, Partial, silent
 from featherweight.stage import StageRun
-from featherweight.targets import Target, weights_of
-from featherweight.training import Task
+from featherweight.targets import weights_of
+from featherweight.task import Task
 from featherweight.version import __version__
 
 
@@ -67,16 +67,18 @@ def compress(
     be the same, too. One run at a time works in a folder. `monitor` is told of every step; a KeyboardInterrupt it raises is saved
     first. Global random generators stand afterwards where they stood before.
 
-    Raises RecipeError before anything runs if a rule does not fit the network; InputError if `workdir` holds the run of something
-    else, if another run is going on there, or if the task's optimizer leaves a target out; ArtifactError for a checkpoint that is damaged or of another version.
+    Raises InputError before anything is trained if the task or a rule does not fit the network, if `workdir` holds the run of
+    something else, or if another run is going on there; ArtifactError for a checkpoint that is damaged or of another version.
     """
     place = Path(workdir) if workdir is not None else None
     with generators.kept(), storage.claimed(place) if place else contextlib.nullcontext():
         original = plain(model)
-        targets = dict[str, Target]()
+        checked = check_task(task, original)
+        check_distillation(recipe, task, original, checked.batch)
         for stage in recipe.stages:
-            targets |= resolve(stage, original, example=task.example).targets
-        require_held(task.optimizer(list(original.parameters())), weights_of(original, targets))
+            targets = resolve(stage, original, example=task.example).targets
+            weights_of(original, targets)
+            check_trained(targets, checked.trained, stage)
         about = of_task(task, original) | {"run": dict(identity or {})} if place else None
         memory = Memory.open(place, recipe, Snapshot.of(original, []), checkpoint_seconds, about)
         if not memory.proven:

@@ -16,6 +16,7 @@ from torch.nn.modules.conv import _ConvNd
 from featherweight.allocate.amc import Place, Search, search
 from featherweight.auxiliary import new_heads, with_auxiliary
 from featherweight.budgets import Spent, cost_of, counted
+from featherweight.calls import tensors_in
 from featherweight.coding import coded, layouts_kept
 from featherweight.copies import copied
 from featherweight.criteria import CRITERIA, NEEDS, Ordered, Quadratic, Ranking, refit, unfitted
@@ -193,8 +194,7 @@ def _reward(ranked: Ranked, samples: int) -> Callable[[Sizes], float]:
     seen = 0
     for batch in itertools.islice(iter(task.batches(ranked.stats.epoch)), count, None):
         held.append(batch)
-        parts = batch if isinstance(batch, (tuple, list)) else [batch]
-        seen += next((len(part) for part in parts if isinstance(part, Tensor)), 1)
+        seen += next((len(part) for part in tensors_in(batch) if part.ndim), 1)
         if seen >= samples:
             break
     if not held:

@@ -19,11 +19,11 @@ from featherweight.coding import coded
 from featherweight.compress import Compressed, compress
 from featherweight.errors import InputError, StorageError
 from featherweight.measure import decoded
-from featherweight.plan import matches, resolve
+from featherweight.plan import resolve
 from featherweight.recipe import Recipe
 from featherweight.run import CHECKPOINT
+from featherweight.task import Task, steps_of
 from featherweight.tasks import BATCHES, TASKS
-from featherweight.training import Task
 from featherweight.zoo import NETWORKS
 
 RUN = "run.json"  # in a workdir of an earlier version
@@ -135,7 +135,7 @@ def _remove(place: Path) -> None:
 
 def plan(job: Job, recipe: Recipe) -> list[dict[str, Any]]:
     """Every stage as plain data. A size that an allocator will choose on weights, or gradients, still to come is None."""
-    steps = BATCHES[job.data] if job.data in BATCHES else len(job.task.batches(0))
+    steps = BATCHES[job.data] if job.data in BATCHES else steps_of(job.task, 0)
     stages = []
     changed = False  # will the weights be others than now when the stage starts?
     for stage in recipe.stages:
@@ -143,7 +143,7 @@ def plan(job: Job, recipe: Recipe) -> list[dict[str, Any]]:
         targets = []
         budget = {"size": 0, "of": 0}
         for name, target in resolved.targets.items():
-            rule = next(rule for rule in stage.rules if matches(rule.targets, name))
+            rule = resolved.rules[name]
             size, of = resolved.sizes.get(name, (None, None))
             allocated = rule.keep is None and not rule.set.complete()
             if allocated and size is not None and of is not None:

@@ -48,7 +48,7 @@ def measure(model: nn.Module, example: tuple[Tensor, ...], score: Callable[[nn.M
         raise UnsupportedNetwork(f"{empty[0]!r} is on the meta device and has no values to measure: load weights first")
     macs, uncounted = count_macs(network, example)
     return Measurement(
-        score=score(model),
+        score=float(score(model)),
         parameters=sum(weight.numel() for weight in weights.values()),
         nonzeros=sum(_nonzeros(weight) for weight in weights.values()),
         bits=sum(bits_of(network).values()),

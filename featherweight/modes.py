@@ -1,14 +1,18 @@
-"""Eval mode for a while; and whether training mode is anything else to a network."""
+"""Modes and buffers for a while: evaluation, training, and forward passes that leave no trace; and whether training mode is
+anything else to a network.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import cache
 from types import CodeType, FunctionType
 from typing import Any
 
+import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 
 @contextmanager
@@ -53,3 +57,66 @@ def _mentions(value: Any, seen: set[CodeType]) -> bool:
 def _names(code: CodeType) -> set[str]:
     inner: Callable[[CodeType], set[str]] = _names
     return set(code.co_names).union(*(inner(part) for part in code.co_consts if isinstance(part, CodeType)), ("",))
+
+
+@contextmanager
+def training(model: nn.Module) -> Iterator[None]:
+    """Inside, the network trains, but for what its owner keeps in eval mode (see `kept_in_eval`). Every module's own mode is
+    restored on exit, also after an error."""
+    modes = [(module, module.training) for module in model.modules()]
+    kept = kept_in_eval(model)
+    model.train()  # not `training = True` by hand: a class may override it to freeze what it wants
+    for module in kept:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def kept_in_eval(model: nn.Module) -> list[nn.Module]:
+    """The modules that training must leave in eval mode.
+
+    Of a network in training mode, all that are in eval mode nevertheless: somebody put them there. A network that is in eval mode
+    as a whole, as scoring leaves it, does not tell; then they are the norms whose own parameters are all frozen.
+    """
+    if model.training:
+        return [module for module in model.modules() if not module.training]
+    return [module for module in model.modules() if isinstance(module, _NormBase) and _frozen(module)]
+
+
+def _frozen(module: nn.Module) -> bool:
+    own = list(module.parameters(recurse=False))
+    return bool(own) and not any(parameter.requires_grad for parameter in own)
+
+
+@contextmanager
+def buffers_kept(model: nn.Module, besides: Collection[nn.Module] = ()) -> Iterator[set[nn.Module]]:
+    """Inside, forward passes may move buffers, such as running statistics; on exit every buffer is what it was before.
+
+    besides  modules that no pass changes, whose buffers are not copied
+    Modules that are put into the set that is given keep what has become of their buffers, unless an error ends the block.
+    """
+    skipped = set(besides)
+    earlier = [
+        (module, name, buffer, None if buffer is None else buffer.clone())
+        for module in model.modules()
+        if module not in skipped
+        for name, buffer in module._buffers.items()
+    ]
+    spared: set[nn.Module] = set()
+    try:
+        yield spared
+    except BaseException:
+        spared.clear()
+        raise
+    finally:
+        with torch.no_grad():
+            for module, name, buffer, value in earlier:
+                if module in spared:
+                    continue
+                if buffer is not None and value is not None:
+                    module._buffers[name] = buffer.copy_(value) if buffer.shape == value.shape else value
+                else:
+                    module._buffers[name] = buffer

@@ -248,9 +248,10 @@ class Proportions:
     def _require_feasible(self) -> None:
         least, whole = self._cost(dict.fromkeys(self.sites, 1), list(self.blocks)), self.graph.parameters()
         if least > self.limit:
+            blocks = f"{len(self.blocks)} of the {len(self.graph.blocks)} blocks, those that can go in its own class,"
             raise Infeasible(
                 f"{100 * self.asked.parameters:g} % of the network's {whole:,} parameters cannot be met: with one unit a site "
-                f"and without its {len(self.blocks)} blocks it has {least:,}. Ask for {100 * least / whole:.3g} % or more"
+                f"and without {blocks} it has {least:,}. Ask for {100 * least / whole:.3g} % or more"
             )
 
 

@@ -166,8 +166,12 @@ def choices(model: nn.Module, example: tuple[Tensor, ...], targets: Mapping[str,
     for name in targets:
         if name not in weights:
             raise FactorError(f"no parameter is named {name!r}.{did_you_mean(name, weights)}")
-        if not isinstance(model.get_submodule(name.rpartition(".")[0]), Conv | nn.Linear):
-            raise FactorError(f"{name!r} is not of a convolution or linear layer: only their MACs are counted; leave it out")
+        layer, attribute = model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
+        if not isinstance(layer, Conv | nn.Linear) and not (isinstance(layer, nn.RNNBase) and attribute == "weight_ih_l0"):
+            raise FactorError(
+                f"{name!r} is no weight of a convolution or linear layer, and not the first input matrix of a recurrent one: "
+                "only their MACs are counted; leave it out"
+            )
     layers = {name: model.get_submodule(name.rpartition(".")[0]) for name in targets}
     found = {}
     for name, view in targets.items():

@@ -8,10 +8,10 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
 
 from featherweight import notation
 from featherweight.allocate import ALLOCATORS
@@ -27,7 +27,13 @@ from featherweight.views import WHOLE, View
 AnySet = Annotated[TopK | TopRows | LowRank | Levels | Codebook | SparseCodebook, Field(discriminator="kind")]
 AnyDriver = Annotated[ADMM | Periodic | Freezing, Field(discriminator="kind")]
 AnyAllotment = Allotment | Annotated[Stopping | Search, Field(discriminator="kind")]
-AnyView = Annotated[View, BeforeValidator(lambda given: {"pattern": given} if isinstance(given, str) else given)]
+Seen = Literal["rows", "channel", "spatial"]  # a view that each layer's kind decides, see `selection.view_of`
+AnyView = Annotated[
+    Annotated[View, Tag("view")] | Annotated[Seen, Tag("word")],
+    Discriminator(lambda given: "word" if given in get_args(Seen) else "view"),
+    BeforeValidator(lambda given: {"pattern": given} if isinstance(given, str) and given not in get_args(Seen) else given),
+]
+WEIGHTS = "weights"  # of a rule: all weights of linear, convolution, recurrent and attention layers
 
 
 MOST_EPOCHS = 1_000_000
@@ -84,24 +90,63 @@ class Training:
 
 @dataclass(frozen=True)
 class Distillation:
-    """loss <- (1 - weight) loss + weight T^2 KL(dense network | this network), both softened by T (Hinton et al. 2015)."""
+    """loss <- loss + weight T^2 KL(dense network | this network), both softened by T (Hinton et al. 2015).
 
-    weight: float = 0.5
+    weight       of the distance from the dense network's outputs
+    temperature  T
+    loss         multiplies the task's own loss. 0 leaves it out, so that the labels are not asked; `1 - weight` gives
+                 the mixture that earlier versions made
+    distance     kl, of the softmax over the task's classes; or mse, of the task's logits, else of all floating outputs
+    auto         only where the task says which output is logits, and the dense network is trained: see `distillation.settled`
+    """
+
+    weight: float = 1.0
     temperature: float = 4.0
+    loss: float = 1.0
+    distance: Literal["kl", "mse"] = "kl"
+    auto: bool = False
 
     def __post_init__(self) -> None:
         _require(
             (0 < self.weight <= 1, f"distillation weight must be in (0, 1], given {self.weight}"),
             (0 < self.temperature < math.inf, f"distillation temperature must be above 0, given {self.temperature}"),
+            (0 <= self.loss < math.inf, f"the loss beside a distillation is multiplied by 0 or more, given {self.loss}"),
         )
+
+
+def _not_of_before(given: Any) -> Any:
+    """What an earlier version wrote has no `loss`, and meant a mixture: refused, and not read as a sum."""
+    if isinstance(given, dict) and {"weight", "temperature"} == given.keys():
+        weight = given["weight"]
+        raise InputError(
+            "say `loss` beside the weight, which multiplies the task's own loss: 1 adds the distillation to it; "
+            f"1 - {weight} is the mixture that `weight: {weight}` alone meant in earlier versions"
+        )
+    return given
+
+
+AnyDistillation = Annotated[Distillation, BeforeValidator(_not_of_before)]
+Taught = float | Literal["auto"] | Distillation  # how a recipe function is told of its distillation
+
+
+def taught(distill: Taught, temperature: float) -> Distillation | None:
+    """The distillation that a recipe's arguments ask for: added to the loss with a weight, 0 for none; auto: with weight 1."""
+    if isinstance(distill, Distillation):
+        return distill
+    if distill == "auto":
+        return Distillation(1.0, temperature, auto=True)
+    return Distillation(distill, temperature) if distill else None
 
 
 @dataclass(frozen=True)
 class Rule:
     """Parameters whose names match `targets` must lie in `set`, seen through `view`.
 
-    `targets`: a glob such as `"*.weight"`, or `"re:"` and a regular expression. `keep`: the set's size as a share, in (0, 1],
-    of its largest size in the network as it was given; without it, and without a size in the set, the stage's budget decides.
+    `targets`: `"weights"`, all weights of linear, convolution, recurrent and attention layers (see `targets`); a glob such as
+    `"*.weight"`, or `"re:"` and a regular expression, which mean what they match. Frozen and tied parameters are left out.
+    `view`: a pattern, or `"rows"` (a row an output: filter, neuron, recurrent unit), `"channel"`, `"spatial"`, for which each
+    layer's kind has its own. `keep`: the set's size as a share, in (0, 1], of its largest size in the network as it was given;
+    without it, and without a size in the set, the stage's budget decides.
     """
 
     targets: str
@@ -248,7 +293,7 @@ class Stage:
     fisher: float = 0.0
     respread: bool = False
     sweep: bool = False
-    distill: Distillation | None = None
+    distill: AnyDistillation | None = None
     units: Units | None = None
     auxiliary: bool = False
     adaptive: Adaptive | None = None

@@ -24,6 +24,7 @@ class Row:
     loss: float | None  # mean training loss of the last epoch, if there was one
     residuals: dict[str, float]  # primal residual of each target when it was frozen
     spent: Spent | None = None  # of a stage that cut units: its budget, and what was made of it
+    said: tuple[str, ...] = ()  # what was left out of the stage, and what was decided in it, in sentences
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -34,7 +35,8 @@ class Row:
         listed = {name: tuple(data["measured"].get(name, ())) for name in ("uncounted", "notes")}
         measured = Measurement(**data["measured"] | listed)
         spent = Spent(**data["spent"]) if data.get("spent") else None
-        return cls(**data | {"targets": targets, "measured": measured, "spent": spent})
+        said = tuple(data.get("said", ()))
+        return cls(**data | {"targets": targets, "measured": measured, "spent": spent, "said": said})
 
     @property
     def kept(self) -> float | None:
@@ -96,6 +98,11 @@ def notes(rows: Sequence[Row], health: float = 0.1) -> list[str]:
         found.append(f"* MACs are not, or not all, counted: {'; '.join(uncounted)}")
     found += sorted({f"sizes: {note}" for row in rows for note in row.measured.notes})
     found += [f"stage {row.stage!r}: {row.spent}" for row in rows if row.spent and (row.spent.note or row.asked is None)]
+    sentences: dict[str, list[str]] = {}
+    for row in rows:
+        for sentence in row.said:
+            sentences.setdefault(sentence, []).append(repr(row.stage))
+    found += [f"stage {', '.join(stages)}: {sentence}" for sentence, stages in sentences.items()]
     for row in rows:
         if row.spent:
             found += [f"stage {row.stage!r}: {remark}" for remark in row.spent.remarks()]

@@ -250,6 +250,8 @@ class Watch:
                 self.residuals, self.looked = imposed.residuals(), now
             if self.memory.path and now - self.saved >= self.memory.every:
                 save(step)
+            if self.monitor is silent:  # to tell the loss would wait for the device at every step
+                return
             score = self.start.rows[-1]["measured"]["score"] if self.start.rows else None
             progress = Progress(
                 self.stage.name, phase, step.done, step.total, step.loss, score, self.residuals, self._left(phase, step)

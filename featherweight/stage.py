@@ -14,17 +14,20 @@ from featherweight.auxiliary import new_heads, with_auxiliary
 from featherweight.budgets import Spent
 from featherweight.coding import coded, detach, layouts_kept
 from featherweight.cutting import cut_units
+from featherweight.distillation import settled
 from featherweight.drivers import Imposed, Target, freeze
 from featherweight.edits import Edit, Snapshot, structure_edit
 from featherweight.factor import materialise
 from featherweight.measure import decoded, measure
-from featherweight.plan import matches, resolve
+from featherweight.plan import chosen, resolve
 from featherweight.proportions import Proportions
 from featherweight.recipe import Stage
 from featherweight.report import Row
 from featherweight.run import Guide, Memory, Monitor, Partial, Watch
+from featherweight.selection import said
 from featherweight.sets import TopRows
-from featherweight.training import Task, fit, recalibrate, squared_gradients
+from featherweight.task import Task, steps_of
+from featherweight.training import fit, recalibrate, squared_gradients
 
 
 class StageRun:
@@ -36,7 +39,7 @@ class StageRun:
         self.work = memory.work
         self.network, self.structural = start.snapshot.build(original), start.snapshot.structural()
         self.spent: Spent | None = None
-        for name in _matched(stage, self.network) & coded(self.network).keys():
+        for name in _meant(stage, self.network, task) & coded(self.network).keys():
             detach(self.network, name)
         if stage.units and self.work is None:
             done = cut_units(self.network, task, stage.units, memory.epochs, stage.auxiliary)
@@ -49,8 +52,11 @@ class StageRun:
             self.network, self.structural = self.work.snapshot.build(original), self.work.snapshot.structural()
             self.spent = Spent(**self.work.spent) if self.work.spent else None
         self.heads = self._auxiliary_heads()
-        self.teacher = memory.baseline.build(original).eval() if stage.distill else None
-        self.watch = Watch(memory, monitor, stage, start, len(task.batches(memory.epochs)), self.spent, self.heads)
+        self.teacher = memory.baseline.build(original).eval() if stage.distill and stage.epochs else None
+        self.distill, self.distilled = None, ""
+        if self.teacher is not None:
+            self.distill, self.distilled = settled(stage.distill, task, self.teacher, memory.epochs)
+        self.watch = Watch(memory, monitor, stage, start, steps_of(task, memory.epochs), self.spent, self.heads)
 
     def finish(self) -> Partial:
         """Run what is left of the stage; the network that comes of it, with its row."""
@@ -107,7 +113,7 @@ class StageRun:
             random=random,
             began=began,
             teacher=self.teacher,
-            distill=self.stage.distill,
+            distill=self.distill,
             after_step=self.watch.over(phase, self.network, self.structural, optimizer, guide),
         )
 
@@ -144,6 +150,7 @@ class StageRun:
             loss if math.isfinite(loss) else None,
             self.watch.residuals,
             self.spent,
+            (*said(self.plan.left_out), *([self.distilled] if self.distilled else [])),
         )
 
 
@@ -165,9 +172,9 @@ def _sweep(network: nn.Module, task: Task, targets: Mapping[str, Target]) -> lis
     return [structure_edit(result.edit) for result in results if result.edit is not None]
 
 
-def _matched(stage: Stage, network: nn.Module) -> set[str]:
+def _meant(stage: Stage, network: nn.Module, task: Task) -> set[str]:
     """The parameters that the stage's rules name."""
-    return {name for name in decoded(network) for rule in stage.rules if matches(rule.targets, name)}
+    return {name for rule in stage.rules for name in chosen(rule, network, task.example).names}
 
 
 def _left(network: nn.Module, original: nn.Module) -> dict[str, tuple[int, int]]:

@@ -19,7 +19,7 @@ from featherweight import data
 from featherweight.data import Dataset
 from featherweight.errors import InputError
 from featherweight.modes import evaluating
-from featherweight.training import Task
+from featherweight.task import Task, itself
 
 LabelledImages = tuple[Tensor, Tensor]  # float32 (batch, channels, height, width), int64 (batch,)
 
@@ -90,7 +90,7 @@ def _task(
     def score(network: nn.Module) -> float:
         return accuracy(network, dataset().test_inputs, dataset().test_labels, test_view)
 
-    return Task((test_view(pixels),), batches, loss, score, optimizer)
+    return Task((test_view(pixels),), batches, loss, score, optimizer, logits=itself)
 
 
 def _pixels(channels: int, side: int) -> Tensor:

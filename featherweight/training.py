@@ -1,60 +1,88 @@
-"""Training: the user's problem as five values (`Task`) and the one loop that every stage runs (`fit`)."""
+"""Training: the one loop that every stage runs (`fit`), and the passes over training data that are no training."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import overload
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn import Parameter
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
-from featherweight import generators
-from featherweight.errors import InputError, TrainingError
+from featherweight import generators, modes
+from featherweight.coding import coded
+from featherweight.distillation import distilled
+from featherweight.errors import TrainingError
+from featherweight.modes import buffers_kept
 from featherweight.recipe import Distillation, Training
+from featherweight.task import Batch as Batch
+from featherweight.task import Batches as Batches
+from featherweight.task import Task as Task
+from featherweight.task import steps_of
 
-Batch = Any
-
-
-class Batches(Protocol):
-    """A sized iterable of batches, such as a `DataLoader`."""
-
-    def __len__(self) -> int: ...
-    def __iter__(self) -> Any: ...
+LOOK_EVERY = 16  # steps between looks at the losses on an accelerator, which each look makes wait
 
 
-@dataclass(frozen=True)
-class Task:
-    """The user's problem: an example input and four callables.
+class Losses(Sequence[float]):
+    """The training losses of an epoch so far. They stay on the device until one is read, and are then checked to be finite.
 
-    example    the positional inputs of the network, batch size 1
-    batches    epoch -> the batches of that epoch; order and augmentation are functions of the epoch, so a run can resume
-    loss       (network, batch) -> scalar tensor, differentiable
-    score      network -> float on held-out data, higher is better (the built-in tasks: accuracy in percent)
-    optimizer  parameters -> a fresh optimizer at its base learning rate
+    Reading raises TrainingError, naming the first step whose loss is not.
     """
 
-    example: tuple[Tensor, ...]
-    batches: Callable[[int], Batches]
-    loss: Callable[[nn.Module, Batch], Tensor]
-    score: Callable[[nn.Module], float]
-    optimizer: Callable[[Iterable[Parameter]], Optimizer]
+    def __init__(self, training: Training, total: int, first: int, earlier: Iterable[float] = ()) -> None:
+        self._training, self._total, self._first = training, total, first  # `first`: steps done when the epoch began
+        self._read = list(earlier)
+        self._waiting: list[Tensor] = []
+
+    def add(self, loss: Tensor) -> None:
+        """One more. On the CPU it is read at once, which costs nothing there; on an accelerator after a few others."""
+        self._waiting.append(loss.detach())
+        if loss.device.type == "cpu" or len(self._waiting) >= LOOK_EVERY:
+            self.read()
+
+    def read(self) -> list[float]:
+        """All of them."""
+        waiting, self._waiting = self._waiting, []
+        for loss in waiting:
+            value = float(loss)
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"the loss is {value} at step {self._first + len(self._read) + 1} of {self._total}: the rate is too high for "
+                    f"this network, or a batch holds NaN. Lower the stage's rate ({self._training.rate} now) or look at the "
+                    "data; earlier checkpoints are intact"
+                )
+            self._read.append(value)
+        return self._read
+
+    def __len__(self) -> int:
+        return len(self._read) + len(self._waiting)
+
+    @overload
+    def __getitem__(self, index: int) -> float: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[float]: ...
+    def __getitem__(self, index: int | slice) -> float | list[float]:
+        return self.read()[index]
 
 
 @dataclass(frozen=True)
 class Step:
-    """What `fit` tells after each optimizer step. `loss` is that batch's training loss, distillation included."""
+    """What `fit` tells after each optimizer step. `losses`: the training losses of this epoch so far, distillation included."""
 
     done: int
     total: int
-    loss: float
     losses: Sequence[float]  # of this epoch so far
     began: generators.States  # where the generators stood when the epoch's batches were made
+
+    @property
+    def loss(self) -> float:
+        """That batch's. On an accelerator, reading it waits for the step to end."""
+        return self.losses[-1]
 
 
 def fit(
@@ -75,101 +103,124 @@ def fit(
     """Train `model` in place for `training.epochs` of `task.batches(first_epoch + i)`; the mean loss of the last epoch, infinite
     where there is none.
 
+    Modules that are kept in eval mode (see `modes.kept_in_eval`) stay in it, and every module has its own mode again at the end.
     `start`: steps already done, for a resumed run; the same batches are passed over and the same rates follow. `earlier`,
     `random` and `began`: the losses of that epoch so far, and the states of the global generators then and when the epoch began.
-    With `distill`, the outputs of `teacher` on the same inputs are matched. Raises TrainingError at a loss that is not finite.
+    With `distill`, the outputs of `teacher` on the same inputs are matched. Raises TrainingError at a loss that is not finite, a
+    few steps later on an accelerator, and where an epoch has other batches than its length says.
     """
-    per_epoch = len(task.batches(first_epoch))
+    if not training.epochs:
+        return math.inf
+    per_epoch = steps_of(task, first_epoch)
     total = training.epochs * per_epoch
     base = [group.setdefault("initial_lr", group["lr"]) for group in optimizer.param_groups]
-    model.train()
-    losses = list(earlier)
-    if random is not None:
-        generators.restore(random)
-    for epoch in range(start // per_epoch, training.epochs):
-        passed = start - epoch * per_epoch if epoch == start // per_epoch else 0
-        losses = losses if passed else []
-        if passed and began is not None:
-            generators.restore(began)  # so that the batches are the same where making them draws, as shuffling does
-        began = generators.states()
-        batches = iter(task.batches(first_epoch + epoch))
-        for _ in range(passed):
-            next(batches)
-        if passed and random is not None:
-            generators.restore(random)  # making the batches again has drawn from the generator, as a DataLoader does
-        for index, batch in enumerate(batches):
-            done = epoch * per_epoch + passed + index
-            for group, rate in zip(optimizer.param_groups, base, strict=True):
-                group["lr"] = rate * training.factor(done / total)
-            optimizer.zero_grad()
-            loss = (
-                task.loss(model, batch) if distill is None or teacher is None else distilled(task, model, batch, teacher, distill)
-            )
-            loss.backward()
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                raise TrainingError(
-                    f"the loss is {value} at step {done + 1} of {total}: the rate is too high for this network, or a batch holds "
-                    f"NaN. Lower the stage's rate ({training.rate} now) or look at the data; earlier checkpoints are intact"
-                )
-            optimizer.step()
-            losses.append(value)
-            after_step(Step(done + 1, total, value, losses, began))
+    losses = Losses(training, total, 0, earlier)  # of a run that was interrupted after its last step
+    with modes.training(model):
+        if random is not None:
+            generators.restore(random)
+        for epoch in range(start // per_epoch, training.epochs):
+            passed = start - epoch * per_epoch if epoch == start // per_epoch else 0
+            losses = Losses(training, total, epoch * per_epoch, earlier if passed else ())
+            if passed and began is not None:
+                generators.restore(began)  # so that the batches are the same where making them draws, as shuffling does
+            began = generators.states()
+            batches = iter(task.batches(first_epoch + epoch))
+            for _ in range(passed):
+                next(batches, None)
+            if passed and random is not None:
+                generators.restore(random)  # making the batches again has drawn from the generator, as a DataLoader does
+            for batch in _counted(batches, passed, per_epoch, first_epoch + epoch):
+                done = epoch * per_epoch + len(losses)
+                for group, rate in zip(optimizer.param_groups, base, strict=True):
+                    group["lr"] = rate * training.factor(done / total)
+                optimizer.zero_grad()
+                if distill is None or teacher is None:
+                    loss = task.loss(model, batch)
+                else:
+                    loss = distilled(task, model, batch, teacher, distill)
+                loss.backward()
+                losses.add(loss)
+                optimizer.step()
+                after_step(Step(done + 1, total, losses, began))
+            losses.read()
     return sum(losses) / len(losses) if losses else math.inf
 
 
-def distilled(task: Task, model: nn.Module, batch: Batch, teacher: nn.Module, distill: Distillation) -> Tensor:
-    """The task's loss of a batch mixed with the distance from what `teacher` (in eval mode) puts out, both one tensor of logits
-    (batch, classes). `model`'s are read by a hook, so that any loss function serves. Raises InputError for other outputs."""
-    matched: list[Tensor] = []
-
-    def match(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        if not isinstance(output, Tensor) or output.ndim < 2:
-            raise InputError(
-                f"distillation needs a network whose output is one tensor of logits (batch, classes), it gave {type(output)}"
-            )
-        with torch.no_grad():
-            expected = F.log_softmax(teacher(*inputs).float() / distill.temperature, dim=1)
-        logits = F.log_softmax(output.float() / distill.temperature, dim=1)
-        divergence = F.kl_div(logits, expected, reduction="none", log_target=True).sum(1).mean()
-        matched.append(distill.temperature**2 * divergence)
-
-    handle = model.register_forward_hook(match)
-    try:
-        loss = task.loss(model, batch)
-    finally:
-        handle.remove()
-    return (1 - distill.weight) * loss + distill.weight * torch.stack(matched).mean()
+def _counted(batches: Iterator[Batch], passed: int, count: int, epoch: int) -> Iterator[Batch]:
+    """The batches after the first `passed` of an epoch that has to have `count`."""
+    given = passed
+    for batch in batches:
+        given += 1
+        if given > count:
+            break
+        yield batch
+    if given != count:
+        amount = "more" if given > count else f"only {given}"
+        raise TrainingError(
+            f"batches({epoch}) of the task gives {amount} where the run counts on {count} an epoch, the length of the first: "
+            "give as many in every epoch, such as featherweight.Steps(loader, count)"
+        )
 
 
-@torch.no_grad()
 def recalibrate(model: nn.Module, task: Task, epoch: int, batches: int = 50) -> None:
-    """Recompute the running statistics of batch norms, which belong to the weights before projection."""
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    if not norms:
-        return
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a cumulative average
-    model.train()
-    for batch in itertools.islice(iter(task.batches(epoch)), batches):
-        task.loss(model, batch)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
+    """Recompute the running statistics of batch norms, which belong to the weights before projection.
+
+    That is of the norms that train (see `modes.kept_in_eval`) and that the passes reach. All else is what it was on exit: the
+    statistics of other norms, other buffers, gradients, momenta and modes; after an error the statistics of all norms, too.
+    """
+    with rehearsing(model) as refilled:
+        norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and _can_refill(module)]
+        if not norms:
+            return
+        momenta = [norm.momentum for norm in norms]
+        try:
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # a cumulative average
+            for batch in itertools.islice(iter(task.batches(epoch)), batches):
+                task.loss(model, batch)  # with gradients: a loss may differentiate inside
+            refilled.update(norm for norm in norms if norm.num_batches_tracked)
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
+
+
+def _can_refill(norm: _BatchNorm) -> bool:
+    """Does training move its statistics? Without the counter there is no cumulative average."""
+    return norm.training and norm.track_running_stats and norm.running_mean is not None and norm.num_batches_tracked is not None
 
 
 def squared_gradients(model: nn.Module, task: Task, epoch: int, batches: int = 50) -> dict[str, Tensor]:
-    """Parameter name -> mean over `batches` of the squared batch gradient: the diagonal Fisher information up to scale."""
-    model.train()
+    """Parameter name -> mean over `batches` of the squared batch gradient: the diagonal Fisher information up to scale.
+
+    The network is what it was on exit, buffers and gradients included.
+    """
     squares = {name: torch.zeros_like(parameter) for name, parameter in model.named_parameters()}
     count = 0
-    for batch in itertools.islice(iter(task.batches(epoch)), batches):
-        model.zero_grad()
-        task.loss(model, batch).backward()
-        count += 1
-        for name, parameter in model.named_parameters():
-            if parameter.grad is not None:
-                squares[name].addcmul_(parameter.grad, parameter.grad)
-    model.zero_grad()
+    with rehearsing(model):
+        for batch in itertools.islice(iter(task.batches(epoch)), batches):
+            model.zero_grad()
+            task.loss(model, batch).backward()
+            count += 1
+            for name, parameter in model.named_parameters():
+                if parameter.grad is not None:
+                    squares[name].addcmul_(parameter.grad, parameter.grad)
     return {name: square / max(count, 1) for name, square in squares.items()}
+
+
+@contextmanager
+def rehearsing(model: nn.Module) -> Iterator[set[nn.Module]]:
+    """Inside, the network runs as in training, and parameters start without gradients; on exit modes, gradients and buffers are
+    what they were. Modules put into the set that is given keep what has become of their buffers, unless an error ends the block.
+    """
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+    codes = {module for viewed in coded(model).values() for module in viewed.modules()}  # no pass changes their large buffers
+    with modes.training(model), buffers_kept(model, codes) as spared:
+        for parameter, _ in gradients:
+            parameter.grad = None
+        try:
+            yield spared
+        finally:
+            for parameter, gradient in gradients:
+                fits = gradient is None or gradient.shape == parameter.shape  # not of before the parameter was coded
+                parameter.grad = gradient if fits else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from featherweight.training import Task
+from featherweight.task import Task, itself
 
 
 class Block(nn.Module):
@@ -69,4 +69,4 @@ def toy_task(count: int, lift: float) -> Task:
         with torch.no_grad():
             return sum(float((network(x).argmax(1) == y).float().mean()) for x, y in batches(99)) * 100 / count
 
-    return Task(EXAMPLE, batches, loss, score, lambda parameters: torch.optim.SGD(parameters, 0.1, momentum=0.9))
+    return Task(EXAMPLE, batches, loss, score, lambda parameters: torch.optim.SGD(parameters, 0.1, momentum=0.9), logits=itself)

@@ -230,13 +230,14 @@ def test_recipes_lists_all_and_shows_one_as_a_file(place: Path) -> None:
 def test_settings_are_typed_by_the_recipe() -> None:
     set_ = ["ratios=3,1.5e1", "rho=1e-2", "rho_max=0.5", "dense_epochs=2", "targets=*.weight"]
     built = given.recipe("progressive_admm", set_)
-    assert built == RECIPES["progressive_admm"](ratios=(3.0, 15.0), rho=0.01, rho_max=0.5, dense_epochs=2)
+    assert built == RECIPES["progressive_admm"](ratios=(3.0, 15.0), rho=0.01, rho_max=0.5, dense_epochs=2, targets="*.weight")
     assert [stage.name for stage in built.stages][-2:] == ["3x", "15x"]
 
 
 def test_settings_reach_into_a_file(place: Path) -> None:
     built = given.recipe(
-        "mine.yaml", ["stages.1.rules.0.targets=*.weight", "stages.1.driver.rho=1e-3", "stages.1.distill.weight=1"]
+        "mine.yaml",
+        ["stages.1.rules.0.targets=*.weight", "stages.1.driver.rho=1e-3", "stages.1.distill.weight=1"],
     )
     assert built.stages[1].rules[0].targets == "*.weight"
     assert built.stages[1].driver.rho == 1e-3  # type: ignore[union-attr]

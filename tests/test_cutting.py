@@ -175,7 +175,9 @@ def test_the_heads_of_a_stage_learn_with_it(monkeypatch: pytest.MonkeyPatch) -> 
     for on in (False, True):
         stage = Stage("tuned", train=Training(1), auxiliary=on)
         lost.append(compress(network(), Recipe("r", (stage,)), task).rows[0].loss)
-    assert given[1][0] - given[0][0] == 2 * 4  # two heads: a batch norm's two vectors, a matrix and a bias each
+    assert (
+        given[3][0] - given[1][0] == 2 * 4
+    )  # each run builds one to look at; two heads: a batch norm's two vectors, a matrix and a bias each
     assert lost[1] > lost[0] * 1.1
 
 
@@ -230,7 +232,7 @@ def test_a_search_cuts_within_the_budget_never_asks_the_score_and_repeats() -> N
         made = network()
         torch.manual_seed(seed)
         results.append(compress(made, Recipe("r", (Stage("cut", units=units),)), task))
-    assert len(asked) == 3, "once a run, for its row"
+    assert len(asked) == 6, "twice a run, to see that it is a number, and for its row"
     for result in results:
         macs, spent = result.rows[0].measured.macs, result.rows[0].spent
         assert macs is not None and spent is not None and macs == spent.after <= 0.5 * spent.before
@@ -251,6 +253,24 @@ def test_a_search_is_rewarded_for_right_answers_on_batches_not_seen() -> None:
     assert cutting._reward(ranked, 20)(sizes) == pytest.approx(right[0])
     place = cutting._place(ranked, "conv1", (6, 12))
     assert (place.inputs, place.height, place.width, place.stride, place.kernel) == (8, 6, 6, 1, 3)
+
+
+@pytest.mark.parametrize(
+    ("units", "looked_at"),
+    [
+        (Units("taylor", macs=0.5, samples=1000), 128),
+        (Units("thinet", macs=0.5, samples=129, refit=True), 128),
+        (Units("l1", macs=0.5, samples=65, refit=True, allot=Search(2, 1)), 64),  # and as many others for its reward
+        (Units("taylor", macs=0.5, samples=128), None),
+        (Units("l1", macs=0.5, samples=1000), None),
+    ],
+)
+def test_a_criterion_takes_the_samples_there_are_and_says_so(units: Units, looked_at: int | None) -> None:
+    """The task has four batches of 32."""
+    row = compress(network(), Recipe("r", (Stage("cut", units=units),)), TASK).rows[0]
+    said = f"{units.criterion} looked at {looked_at} training samples: {units.samples} were asked for, and there are too few"
+    assert row.spent is not None and row.spent.said == (() if looked_at is None else (said,))
+    assert looked_at is None or f"stage 'cut': {said}" in notes([row])
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ ORDER = (  # each may import only what stands before it; `structure` and `recipe
         "edits",
         "checkpoint",
     ),  # structure, and what was done as data
-    *("notation", "patterns", "recipe", "recipes", "plan"),  # what to do
+    *("notation", "patterns", "recipe", "recipes", "selection", "plan"),  # what to do
     *(
         "fetch",
         "data",
@@ -61,7 +61,10 @@ ORDER = (  # each may import only what stands before it; `structure` and `recipe
         "description",
         "artifact",
         "report",
+        "task",
+        "distillation",
         "training",
+        "contract",
         "fingerprint",
         "export",
         "latency",

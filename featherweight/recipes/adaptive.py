@@ -6,7 +6,7 @@ Published: half of the parameters removed at an accuracy not lower than the base
 
 from __future__ import annotations
 
-from featherweight.recipe import Adaptive, Distillation, Recipe, Stage, Training
+from featherweight.recipe import Adaptive, Recipe, Stage, Taught, Training, taught
 
 
 def adaptive(
@@ -17,7 +17,7 @@ def adaptive(
     rate: float = 0.1,
     fine_tune_epochs: int = 12,
     fine_tune_rate: float = 0.1,
-    distill: float = 0.0,
+    distill: Taught = 0.0,
     temperature: float = 4.0,
 ) -> Recipe:
     """Learn how many channels each layer keeps and which residual blocks stay, cut all at once, then fine-tune.
@@ -25,9 +25,8 @@ def adaptive(
     parameters   share of the parameters to keep
     weight       of the excess of parameters in the loss; gate_rate: Adam's rate of the gates
     epochs       of learning, at `rate` times the task's base rate
-    distill      weight in the loss of the distillation from the dense network while fine-tuning, 0 for none
+    distill      weight of the distillation from the dense network while fine-tuning, added to the loss; 0 for none
     """
     learned = Stage("learned", train=Training(epochs, rate), adaptive=Adaptive(parameters, weight, gate_rate))
-    taught = Distillation(distill, temperature) if distill else None
-    tuned = Stage("tuned", train=Training(fine_tune_epochs, fine_tune_rate), distill=taught)
+    tuned = Stage("tuned", train=Training(fine_tune_epochs, fine_tune_rate), distill=taught(distill, temperature))
     return Recipe("adaptive", (Stage("dense"), learned, tuned), "channel and layer pruning with learned proportions")

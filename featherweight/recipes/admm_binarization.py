@@ -8,14 +8,14 @@ from __future__ import annotations
 from typing import Literal
 
 from featherweight.errors import InputError
-from featherweight.recipe import Recipe, Rule
+from featherweight.recipe import WEIGHTS, Recipe, Rule, Taught
 from featherweight.recipes.admm_quantization import SCALES
 from featherweight.recipes.rounds import Round
 from featherweight.sets import Levels
 
 
 def admm_binarization(
-    targets: tuple[str, ...] = ("*.weight",),
+    targets: tuple[str, ...] = (WEIGHTS,),
     levels: Literal["binary", "ternary"] = "binary",
     per: Literal["layer", "row"] = "layer",
     dense_epochs: int = 0,
@@ -28,7 +28,7 @@ def admm_binarization(
     growth: float = 1.1,
     rho_max: float = 1.65,
     coupling: Literal["gradient", "proximal"] = "proximal",
-    distill: float = 1.0,
+    distill: Taught = "auto",
     temperature: float = 4.0,
 ) -> Recipe:
     """Every weight of the targets becomes +a or -a (binary), or one of -a, 0, +a (ternary), one `a` a layer or row.
@@ -41,7 +41,7 @@ def admm_binarization(
     if per not in SCALES:
         raise InputError(f"per must be one of {', '.join(SCALES)}, given {per!r}")
     if not targets:
-        raise InputError('targets names no stage: give a pattern of names for each, such as ("*.weight",)')
+        raise InputError('targets names no stage: give a pattern of names for each, such as ("weights",)')
     names = [levels] if len(targets) == 1 else [f"{levels} {pattern}" for pattern in targets]
     rules = [(Rule(pattern, Levels(levels), SCALES[per]),) for pattern in targets]
     rounds = Round(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from featherweight.errors import InputError
-from featherweight.recipe import Recipe, Rule
+from featherweight.recipe import WEIGHTS, Recipe, Rule, Taught
 from featherweight.recipes.rounds import Round, Step
 from featherweight.sets import Codebook
 
@@ -14,7 +14,7 @@ from featherweight.sets import Codebook
 def admm_clustering(
     counts: tuple[int, ...] = (16, 8),
     counts_of: Mapping[str, int] | None = None,
-    targets: str = "*.weight",
+    targets: str = WEIGHTS,
     dense_epochs: int = 0,
     epochs: int = 4,
     retrain_epochs: int = 2,
@@ -25,7 +25,7 @@ def admm_clustering(
     growth: float = 1.3,
     rho_max: float = 1.65,
     coupling: Literal["gradient", "proximal"] = "proximal",
-    distill: float = 1.0,
+    distill: Taught = "auto",
     temperature: float = 4.0,
 ) -> Recipe:
     """Stages of ever fewer shared values a layer, each ADMM with a k-means of W + U at every projection (clusters and centroids

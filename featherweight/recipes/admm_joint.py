@@ -11,7 +11,7 @@ from typing import Literal
 
 from featherweight.errors import InputError
 from featherweight.freezing import Freezing
-from featherweight.recipe import Recipe, Stage
+from featherweight.recipe import WEIGHTS, Recipe, Stage, Taught
 from featherweight.recipes.admm_clustering import admm_clustering
 from featherweight.recipes.admm_quantization import admm_quantization
 from featherweight.recipes.progressive_admm import progressive_admm
@@ -26,7 +26,7 @@ def admm_joint(
     sizes_of: Mapping[str, int] | None = None,
     freezing: float | None = None,
     freezing_epochs: int = 4,
-    targets: str = "*.weight",
+    targets: str = WEIGHTS,
     dense_epochs: int = 0,
     epochs: int = 4,
     retrain_epochs: int = 4,
@@ -38,10 +38,10 @@ def admm_joint(
     rho: float = 0.03,
     growth: float = 1.3,
     rho_max: float = 1.65,
-    distill: float = 1.0,
+    distill: Taught = "auto",
     sweep: bool = True,
     narrow: float | None = None,
-    narrow_targets: str = "*.weight",
+    narrow_targets: str = WEIGHTS,
 ) -> Recipe:
     """The stages of `progressive_admm`, then those of `admm_clustering` or `admm_quantization` under the mask that is left.
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from featherweight.errors import InputError
-from featherweight.recipe import Recipe, Rule
+from featherweight.recipe import WEIGHTS, Recipe, Rule, Taught
 from featherweight.recipes.rounds import Round, Step
 from featherweight.sets import Levels
 from featherweight.views import WHOLE, View
@@ -23,7 +23,7 @@ def admm_quantization(
     levels: Literal["uniform", "power_of_two"] = "uniform",
     per: Literal["layer", "row"] = "layer",
     bits_of: Mapping[str, int] | None = None,
-    targets: str = "*.weight",
+    targets: str = WEIGHTS,
     dense_epochs: int = 0,
     epochs: int = 4,
     retrain_epochs: int = 2,
@@ -34,7 +34,7 @@ def admm_quantization(
     growth: float = 1.3,
     rho_max: float = 1.65,
     coupling: Literal["gradient", "proximal"] = "proximal",
-    distill: float = 1.0,
+    distill: Taught = "auto",
     temperature: float = 4.0,
 ) -> Recipe:
     """Stages of falling precision, each ADMM towards the levels and retraining of the scales (and of all that has none).

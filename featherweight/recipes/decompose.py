@@ -9,26 +9,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from featherweight.recipe import Distillation, Recipe, Stage, Training
+from featherweight.recipe import WEIGHTS, Recipe, Stage, Taught, Training, taught
 from featherweight.recipes.trained_rank_pruning import TARGETS, low_rank_rules
 
 
 def decompose(
     view: Literal["channel", "spatial"] = "spatial",
     energy: float = 0.1,
-    targets: str = TARGETS,
+    targets: str = WEIGHTS,
     ranks: Mapping[str, int] | None = None,
     macs: float | None = None,
     fine_tune_epochs: int = 0,
     rate: float = 0.1,
-    distill: float = 0.0,
+    distill: Taught = 0.0,
     temperature: float = 4.0,
 ) -> Recipe:
     """Decompose a trained network at an energy, at `ranks` or at a share `macs` of its multiply-accumulates, then train the
     factors for `fine_tune_epochs`.
 
     Batch norm's statistics are computed anew in either case, as after every stage.
-    `distill`: weight in the loss of fine-tuning of the distillation from the network before, 0 for none, as in the papers.
+    `targets`: by default every weight that can be two layers (see `factor`), each through the view of its kind.
+    `distill`: weight of the distillation from the network before, added to the loss of fine-tuning; 0 for none, as in the papers.
     """
     stage = Stage(
         f"{view}-wise",
@@ -36,7 +37,7 @@ def decompose(
         macs=macs,
         retrain=Training(fine_tune_epochs, rate),
         masked=False,
-        distill=Distillation(distill, temperature) if distill else None,
+        distill=taught(distill, temperature),
     )
     return Recipe("decompose", (Stage("dense"), stage), "arXiv 1505.06798, 1405.3866")
 

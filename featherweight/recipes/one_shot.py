@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from featherweight.allocate.amc import Search
-from featherweight.recipe import Criterion, Distillation, Recipe, Stage, Training, Units
+from featherweight.recipe import Criterion, Recipe, Stage, Taught, Training, Units, taught
 from featherweight.units import Allotment, Stopping
 
 PARAMETERS = """
@@ -21,7 +21,7 @@ macs      share of the multiply-accumulates to keep, a half without a budget; or
 sites     name pattern of what may be cut
 samples   training samples that the criterion looks at, where it looks at any
 epochs    of fine-tuning, at `rate` times the task's base rate
-distill   weight in the loss of the distillation from the dense network, 0 for none
+distill   weight of the distillation from the dense network, which is added to the loss; 0 for none
 """
 
 
@@ -41,7 +41,7 @@ def _one_shot(
         samples: int = 1024,
         epochs: int = 20,
         rate: float = 0.1,
-        distill: float = 0.0,
+        distill: Taught = 0.0,
         temperature: float = 4.0,
     ) -> Recipe:
         macs = 0.5 if {macs, parameters, bytes, latency_ms} == {None} else macs
@@ -56,11 +56,11 @@ def _one_shot(
 
 
 def _cut_once(
-    name: str, source: str, units: Units, epochs: int, rate: float, distill: float, temperature: float, auxiliary: bool = False
+    name: str, source: str, units: Units, epochs: int, rate: float, distill: Taught, temperature: float, auxiliary: bool = False
 ) -> Recipe:
     """A row each for the dense network, the cut one and the tuned one: what tuning gives is seen."""
-    taught = Distillation(distill, temperature) if distill else None
-    tuned = Stage("tuned", train=Training(epochs, rate), distill=taught, auxiliary=auxiliary and epochs > 0)
+    distilled = taught(distill, temperature)
+    tuned = Stage("tuned", train=Training(epochs, rate), distill=distilled, auxiliary=auxiliary and epochs > 0)
     return Recipe(name, (Stage("dense"), Stage("cut", units=units, auxiliary=auxiliary), tuned), source)
 
 
@@ -128,7 +128,7 @@ def discriminative_adapt(
     samples: int = 1024,
     epochs: int = 20,
     rate: float = 0.1,
-    distill: float = 0.0,
+    distill: Taught = 0.0,
     temperature: float = 4.0,
 ) -> Recipe:
     """`discriminative`, each site as small as its own losses say, then fine-tune (DCP-Adapt, Zhuang et al., NeurIPS 2018).
@@ -139,7 +139,7 @@ def discriminative_adapt(
     sites      name pattern of what may be cut
     samples    training samples that the criterion looks at
     epochs     of fine-tuning, at `rate` times the task's base rate
-    distill    weight in the loss of the distillation from the dense network, 0 for none
+    distill    weight of the distillation from the dense network, which is added to the loss; 0 for none
     """
     units = Units("discriminative", macs, allot=Stopping(tolerance), sites=sites, samples=samples)
     return _cut_once("discriminative_adapt", "arXiv 1810.11809", units, epochs, rate, distill, temperature)
@@ -154,7 +154,7 @@ def amc(
     samples: int = 1024,
     epochs: int = 20,
     rate: float = 0.1,
-    distill: float = 0.0,
+    distill: Taught = 0.0,
     temperature: float = 4.0,
 ) -> Recipe:
     """Sizes that an agent finds, the largest sums of |w|, readers fitted anew, then fine-tune (AMC, He et al., ECCV 2018).
@@ -165,7 +165,7 @@ def amc(
     sites      name pattern of what may be cut
     samples    training samples to fit on, and as many others that the agent is rewarded by
     epochs     of fine-tuning, at `rate` times the task's base rate
-    distill    weight in the loss of the distillation from the dense network, 0 for none
+    distill    weight of the distillation from the dense network, which is added to the loss; 0 for none
     """
     how = Search(episodes, warm_up)
     units = Units("l1", macs, allot=how, sites=sites, samples=samples, refit=True, multiple=multiple)

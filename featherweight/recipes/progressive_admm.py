@@ -6,15 +6,14 @@ from dataclasses import replace
 from typing import Literal
 
 from featherweight.errors import InputError
-from featherweight.recipe import Recipe, Rule, Stage, Training
+from featherweight.recipe import WEIGHTS, Recipe, Rule, Stage, Taught, Training
 from featherweight.recipes.rounds import Round
 from featherweight.sets import TopK, TopRows
-from featherweight.views import View
 
 
 def progressive_admm(
     ratios: tuple[float, ...] = (5, 10, 20),
-    targets: str = "*.weight",
+    targets: str = WEIGHTS,
     dense_epochs: int = 0,
     epochs: int = 4,
     retrain_epochs: int = 4,
@@ -29,22 +28,23 @@ def progressive_admm(
     fisher: float = 0.25,
     respread: bool = True,
     sweep: bool = True,
-    distill: float = 1.0,
+    distill: Taught = "auto",
     temperature: float = 4.0,
     narrow: float | None = None,
-    narrow_targets: str = "*.weight",
+    narrow_targets: str = WEIGHTS,
     narrow_epochs: int = 4,
     candidates: int = 1,
 ) -> Recipe:
     """Stages of falling density, each ADMM pruning and masked retraining with a cosine rate; what is zero stays zero.
 
     ratios         weights of the targets in the original network over those left, a stage each
-    targets        name pattern of the parameters to prune; one global count is spread over them by `allocate`
+    targets        what to prune, see `recipe.Rule`; one global count is spread over it by `allocate`
     dense_epochs   of plain training first, for a network that is not trained yet
     epochs, retrain_epochs   of each stage; rate, retrain_rate: multiples of the task's base rate
     every          optimizer steps between projections; rho, growth, rho_max, coupling: see `drivers.ADMM`
     fisher, respread, sweep  see `recipe.Stage`; 0, False and False are the papers' method
-    distill        weight of the distillation from the dense network in the loss, 0 for none
+    distill        weight of the distillation from the dense network, added to the loss; 0 for none, auto for 1 where the task
+                   says which output is logits and the dense network is trained
     narrow         share of the rows (filters, neurons) of `narrow_targets` to keep in a structured stage before the others,
                    by which dense training gets fast early (the rows go physically)
     candidates     1, or 3 for the papers' schedule of three partial networks
@@ -68,7 +68,7 @@ def progressive_admm(
         for ratio in ratios
     ]
     if narrow is not None:
-        rows = Rule(narrow_targets, TopRows(), View("o ... -> o (...)"))
+        rows = Rule(narrow_targets, TopRows(), "rows")
         first = replace(stages[0], name="narrow", rules=(rows,), keep=narrow, allocate="magnitude", fisher=0.5, sweep=True)
         training = replace(first.train, epochs=narrow_epochs, warmup=0.5 / max(narrow_epochs, 1))
         stages.insert(0, replace(first, train=training, retrain=replace(training, floor=0.0)))

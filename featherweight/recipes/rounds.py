@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from featherweight.drivers import ADMM
-from featherweight.recipe import Distillation, Rule, Stage, Training
+from featherweight.recipe import Rule, Stage, Taught, Training, taught
 
 Step = tuple[str, tuple[Rule, ...]]  # the name of a stage, and what it imposes
 
@@ -25,7 +25,7 @@ class Round:
     growth: float
     rho_max: float
     coupling: Literal["gradient", "proximal"]
-    distill: float
+    distill: Taught
     temperature: float
 
     def stage(self, name: str, rules: tuple[Rule, ...], *, masked: bool = True) -> Stage:
@@ -37,7 +37,7 @@ class Round:
             train=Training(self.epochs, self.rate, floor=0.3, warmup=0.5 / max(self.epochs, 1)),
             retrain=Training(self.retrain_epochs, self.retrain_rate, warmup=0.3 / max(self.retrain_epochs, 1)),
             masked=masked,
-            distill=Distillation(self.distill, self.temperature) if self.distill else None,
+            distill=taught(self.distill, self.temperature),
         )
 
     def after_dense(self, dense_epochs: int, steps: Iterable[Step], *, masked: bool = True) -> tuple[Stage, ...]:

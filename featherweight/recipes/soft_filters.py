@@ -6,11 +6,8 @@ Published, CIFAR-10 ResNet-56 (base 93.59): 0.24 lost at 52.6 % fewer MACs by th
 from __future__ import annotations
 
 from featherweight.drivers import Periodic
-from featherweight.recipe import Distillation, Recipe, Rule, Stage, Training
+from featherweight.recipe import WEIGHTS, Recipe, Rule, Stage, Taught, Training, taught
 from featherweight.sets import TopRows
-from featherweight.views import View
-
-FILTERS = View("o i h w -> o (i h w)")
 
 
 def macs_by_formula(blocks: int, keep: float = 1.0) -> float:
@@ -32,12 +29,12 @@ def macs_by_formula(blocks: int, keep: float = 1.0) -> float:
 
 def soft_filters(
     keep: float = 0.6,
-    targets: str = "*conv*.weight",
+    targets: str = WEIGHTS,
     every: int = 391,
     epochs: int = 20,
     rate: float = 0.1,
     retrain_epochs: int = 0,
-    distill: float = 0.0,
+    distill: Taught = 0.0,
     temperature: float = 4.0,
 ) -> Recipe:
     """Zero the filters of the smallest norm every so often while all of them train on; at the end those that are zero are cut,
@@ -50,9 +47,9 @@ def soft_filters(
     every     steps between, 391 for an epoch of CIFAR-10 in batches of 128
     keep      share of the filters of each layer; which MACs that saves is counted on what can really go: on a residual stream
               a filter goes only where all layers that add to it have dropped it
-    targets   name pattern of the convolutions
+    targets   what loses rows, see `recipe.Rule`: by default every weight whose rows can go, so none that makes outputs
     """
-    rule = Rule(targets, TopRows(), FILTERS, keep=keep)
+    rule = Rule(targets, TopRows(), "rows", keep=keep)
     stage = Stage(
         "soft",
         rules=(rule,),
@@ -61,6 +58,6 @@ def soft_filters(
         retrain=Training(retrain_epochs, rate),
         masked=False,
         sweep=True,
-        distill=Distillation(distill, temperature) if distill else None,
+        distill=taught(distill, temperature),
     )
     return Recipe("soft_filters", (Stage("dense"), stage), "arXiv 1808.06866")

@@ -7,12 +7,12 @@ spatial-wise with nuclear norm 90.62 at 2.84x. From scratch: 164 epochs, batch 1
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, cast
 
 from featherweight.drivers import Periodic
 from featherweight.errors import InputError
 from featherweight.ranks import CHANNEL, SPATIAL
-from featherweight.recipe import Distillation, Recipe, Rule, Stage, Training
+from featherweight.recipe import WEIGHTS, Recipe, Rule, Seen, Stage, Taught, Training, taught
 from featherweight.sets import LowRank
 from featherweight.views import View
 
@@ -25,14 +25,14 @@ def trained_rank_pruning(
     energy: float = 0.02,
     every: int = 20,
     shrink: float = 3e-4,
-    targets: str = TARGETS,
+    targets: str = WEIGHTS,
     ranks: Mapping[str, int] | None = None,
     macs: float | None = None,
     dense_epochs: int = 0,
     epochs: int = 20,
     rate: float = 1.0,
     retrain_epochs: int = 0,
-    distill: float = 0.0,
+    distill: Taught = 0.0,
     temperature: float = 4.0,
 ) -> Recipe:
     """Low-rank projection every `every` steps and a pull towards small nuclear norm between, ending on a projection.
@@ -42,7 +42,9 @@ def trained_rank_pruning(
     starts, and `energy` is not used.
     From scratch: an untrained network, rate 1. From a trained one: rate 0.1 or less, or `dense_epochs` of training before.
     `shrink` 0 leaves the nuclear norm out. `retrain_epochs` train on through the factors; the paper's results have none.
-    `distill`: weight in the loss of the distillation from the network that the stage started from, 0 for none, as in the paper.
+    `targets`: by default every weight that can be two layers (see `factor`), each through the view of its kind; the paper's are
+    `TARGETS`. `distill`: weight of the distillation from the network that the stage started from, added to the loss; 0 for none,
+    as in the paper.
     """
     low = Stage(
         f"{view}-wise",
@@ -52,7 +54,7 @@ def trained_rank_pruning(
         train=Training(epochs, rate),
         retrain=Training(retrain_epochs, rate),
         masked=False,
-        distill=Distillation(distill, temperature) if distill else None,
+        distill=taught(distill, temperature),
     )
     return Recipe("trained_rank_pruning", (Stage("dense", train=Training(dense_epochs)), low), "arXiv 1910.04576, 2004.14566")
 
@@ -67,9 +69,9 @@ def low_rank_rules(
     if view not in VIEWS:
         raise InputError(f"view must be one of {', '.join(VIEWS)}, given {view!r}")
     if ranks is None:
-        return (Rule(targets, LowRank(energy=energy if macs is None else None), VIEWS[view]),)
+        return (Rule(targets, LowRank(energy=energy if macs is None else None), cast(Seen, view)),)
     if macs is not None:
         raise InputError("give ranks or macs, not both: macs decides the ranks")
     if not ranks:
         raise InputError("ranks names no parameter: give parameter -> rank, or leave it out for the energy rule")
-    return tuple(Rule(name, LowRank(rank=rank), VIEWS[view]) for name, rank in ranks.items())
+    return tuple(Rule(name, LowRank(rank=rank), cast(Seen, view)) for name, rank in ranks.items())

@@ -47,13 +47,23 @@ a_set = st.one_of(
     st.builds(SparseCodebook, count=maybe_size, shared=st.integers(1, 300)),
 )
 a_view = st.sampled_from([View(seen.pattern, seen.given) for seen in table.VIEWS.values()])
-a_rule = st.builds(Rule, targets=word, set=a_set, view=a_view, keep=st.none() | share)
+a_rule = st.builds(
+    Rule, targets=word, set=a_set, view=a_view | st.sampled_from(["rows", "channel", "spatial"]), keep=st.none() | share
+)
 a_driver = st.one_of(
     st.builds(Periodic, every=st.integers(1, 1000), shrink=st.floats(0, 10)),
     st.builds(Freezing, every=st.integers(1, 1000), share=share),
     st.builds(
         ADMM, rho=st.floats(1e-6, 1), every=st.integers(1, 1000), growth=st.floats(1, 5), rho_max=st.none() | st.floats(1, 9)
     ),
+)
+a_distillation = st.builds(
+    Distillation,
+    weight=share,
+    temperature=positive,
+    loss=st.floats(0, 2),
+    distance=st.sampled_from(["kl", "mse"]),
+    auto=st.booleans(),
 )
 a_training = st.builds(
     Training,
@@ -76,7 +86,7 @@ a_stage = st.builds(
     masked=st.booleans(),
     fisher=st.floats(0, 2),
     sweep=st.booleans(),
-    distill=st.none() | st.builds(Distillation, weight=share, temperature=positive),
+    distill=st.none() | a_distillation,
 )
 units = st.builds(
     lambda budget, amount, allot, criterion, certify, **others: Units(
@@ -143,7 +153,7 @@ def test_every_field_survives() -> None:
     """Hypothesis draws them; this asserts that no field of a description is left out of the drawing."""
     for kind, named in (
         (Training, {"epochs", "rate", "shape", "floor", "warmup"}),
-        (Distillation, {"weight", "temperature"}),
+        (Distillation, {"weight", "temperature", "loss", "distance", "auto"}),
         (Rule, {"targets", "set", "view", "keep"}),
         (Units, {"criterion", *BUDGETS, "allot", "sites", "samples", "refit", "curvature", "multiple", "certify"}),
         (Adaptive, {"parameters", "weight", "rate"}),
@@ -248,6 +258,7 @@ def test_an_unknown_key_is_refused_at_every_depth(place: str) -> None:
         lambda: Distillation(0.0),
         lambda: Distillation(1.5),
         lambda: Distillation(0.5, 0.0),
+        lambda: Distillation(0.5, loss=-1.0),
         lambda: Rule("*", TopK(), keep=0.0),
         lambda: Rule("*", TopK(), keep=1.01),
         lambda: Rule("*", TopK(), keep=float("nan")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import random
@@ -27,8 +28,8 @@ from featherweight.errors import ArtifactError, FeatherweightError, InputError, 
 from featherweight.recipe import Distillation, Recipe, Rule, Stage, Training
 from featherweight.run import CHECKPOINT, Progress
 from featherweight.sets import Codebook, LowRank, TopK
+from featherweight.task import Task, itself
 from featherweight.tasks import digits
-from featherweight.training import Task
 from featherweight.views import View
 from featherweight.zoo import lenet_300_100
 
@@ -183,7 +184,7 @@ def small_task(batches: Callable[[int], Any] = shuffled) -> Task:
         with torch.no_grad():
             return 100 * float((network(INPUTS).argmax(1) == LABELS).float().mean())
 
-    return Task((INPUTS[:1],), batches, loss, score, lambda parameters: Adam(parameters, lr=0.01))
+    return Task((INPUTS[:1],), batches, loss, score, lambda parameters: Adam(parameters, lr=0.01), logits=itself)
 
 
 MATRIX = View("o i -> o i")
@@ -495,8 +496,7 @@ def test_one_candidate_is_a_straight_line() -> None:
 
 
 def test_sgd_with_momentum_resumes_too(tmp_path: Path) -> None:
-    base = small_task()
-    task = Task(base.example, base.batches, base.loss, base.score, lambda p: SGD(p, lr=0.05, momentum=0.9, weight_decay=1e-3))
+    task = dataclasses.replace(small_task(), optimizer=lambda p: SGD(p, lr=0.05, momentum=0.9, weight_decay=1e-3))
     _, expected = count_steps(SMALL, task, small())
     for steps in (4, 13, 19, 27, 35):
         assert same(killed_and_resumed(steps, tmp_path / str(steps), SMALL, task, small(), every=0.0), expected)

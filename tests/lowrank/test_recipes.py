@@ -18,7 +18,7 @@ from featherweight.compress import compress
 from featherweight.errors import FeatherweightError
 from featherweight.plan import matches, resolve
 from featherweight.ranks import SPATIAL, allocate, convolutions
-from featherweight.recipe import Recipe, Rule, Stage, Training, from_dict
+from featherweight.recipe import Distillation, Recipe, Rule, Stage, Training, from_dict
 from featherweight.recipes.decompose import decompose, low_rank_from_scratch
 from featherweight.recipes.trained_rank_pruning import TARGETS, trained_rank_pruning
 from featherweight.sets import LowRank, TopK
@@ -50,7 +50,7 @@ def test_trained_rank_pruning_end_to_end(task: Task, trained: nn.Module, view: s
     torch.manual_seed(0)
     model = zoo.lenet5() if start == "scratch" else copy.deepcopy(trained)
     rate = 1.0 if start == "scratch" else 0.3
-    recipe = trained_rank_pruning(view, energy=0.05, every=5, epochs=3, rate=rate)  # type: ignore[arg-type]
+    recipe = trained_rank_pruning(view, energy=0.05, every=5, epochs=3, rate=rate, targets=TARGETS)  # type: ignore[arg-type]
     result = compress(model, recipe, task)
     network = result.model
     factors = [edit for edit in result.snapshot.edits if edit["edit"] == "factor"]
@@ -82,8 +82,8 @@ def test_the_budget_is_asked_once_and_both_baselines_meet_it(task: Task, trained
         "decomposed": decompose(ranks=found.ranks),
         "fine-tuned": decompose(ranks=found.ranks, fine_tune_epochs=1),
         "pruned": trained_rank_pruning(ranks=found.ranks, every=5, epochs=1, rate=0.3),
-        "pruned by macs": trained_rank_pruning(macs=0.6, every=5, epochs=1, rate=0.3),
-        "decomposed by macs": decompose(macs=0.6),
+        "pruned by macs": trained_rank_pruning(macs=0.6, every=5, epochs=1, rate=0.3, targets=TARGETS),
+        "decomposed by macs": decompose(macs=0.6, targets=TARGETS),
     }.items():
         result = compress(trained, recipe, task)
         assert result.rows[0].measured.score == task.score(trained)  # the report holds its own baseline
@@ -114,7 +114,7 @@ def test_recipes_are_data(recipe: Recipe) -> None:
     assert from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
 
 
-def test_the_default_targets_are_the_paper_s_layers_of_every_network() -> None:
+def test_the_paper_s_targets_are_these_layers_of_every_network() -> None:
     for name, build in zoo.NETWORKS.items():
         model = build()
         matched = {parameter for parameter, _ in model.named_parameters() if matches(TARGETS, parameter)}
@@ -168,9 +168,9 @@ def test_distillation_is_from_the_network_as_given_where_no_stage_trains_it(task
     assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
 
 
-@pytest.mark.parametrize("weight", [0.0, 1.0])
-def test_fine_tuning_by_distillation_alone_does_not_ask_the_labels(task: Task, trained: nn.Module, weight: float) -> None:
-    recipe = decompose(macs=0.4, fine_tune_epochs=1, distill=weight)
+@pytest.mark.parametrize("loss", [0.0, 1.0])
+def test_fine_tuning_by_distillation_alone_does_not_ask_the_labels(task: Task, trained: nn.Module, loss: float) -> None:
+    recipe = decompose(macs=0.4, fine_tune_epochs=1, distill=Distillation(1.0, loss=loss))
     other = dataclasses.replace(task, loss=lambda network, batch: 3 * task.loss(network, batch))
     one, two = (compress(trained, recipe, one_task).model.state_dict() for one_task in (task, other))
-    assert all(torch.equal(one[name], two[name]) for name in one) == (weight == 1.0)
+    assert all(torch.equal(one[name], two[name]) for name in one) == (loss == 0.0)
