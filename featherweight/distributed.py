@@ -43,10 +43,14 @@ class Wrappers:
             self._found.add(active)
 
 
+class StaleWrapper(TrainingError, RuntimeError):
+    """A wrapper for several processes that does not know the parameters its network has now."""
+
+
 def _refuse(wrapper: nn.Module, inputs: Any) -> None:
     if torch.is_grad_enabled():  # to evaluate, no gradients are averaged
-        raise TrainingError(
-            "this DistributedDataParallel was made before its network's parameters were replaced by codes, and would not average "
-            "their gradients: wrap the network (ddp.module) anew, and build the optimizer from it, too. To evaluate, use "
+        raise StaleWrapper(
+            "wrap the network (ddp.module) anew, and build the optimizer from it: this DistributedDataParallel was made before "
+            "the network's parameters were replaced by codes, and would not average their gradients. To evaluate, use "
             "torch.no_grad()"
         )

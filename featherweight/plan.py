@@ -160,6 +160,8 @@ def chosen(rule: Rule, model: nn.Module, example: tuple[Tensor, ...] | None = No
     weights = decoded(model)
     if rule.targets == WEIGHTS:
         found = selection.weights_of(model, weights)
+        if hidden := {name: why for name, why in found.left_out.items() if name in found.computed}:
+            raise InputError(f"these weights would stay as they are: {listed(hidden)}. Or name the targets that you mean")
         if isinstance(rule.set, LowRank):
             found = selection.of_two_layers(rule.view, model, found, example)
         elif isinstance(rule.set, TopRows) and example is not None:

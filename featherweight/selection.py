@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
-from torch.nn.utils import parametrize
 
-from featherweight.coding import coded, owner
+from featherweight.coding import coded, computed, owner
 from featherweight.errors import InputError
 from featherweight.factor import why_not
 from featherweight.measure import decoded
@@ -31,10 +30,12 @@ ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"
 
 @dataclass
 class Chosen:
-    """The parameters that a rule means. `left_out`: parameter -> why it is no target though it might seem one."""
+    """The parameters that a rule means. `left_out`: parameter -> why it is no target though it might seem one. `computed`: those
+    of them that are weights of layers, which something else computes."""
 
     names: list[str] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
+    computed: set[str] = field(default_factory=set)
 
 
 def weights_of(model: nn.Module, weights: Mapping[str, Tensor] | None = None) -> Chosen:
@@ -51,14 +52,13 @@ def weights_of(model: nn.Module, weights: Mapping[str, Tensor] | None = None) ->
                 continue
             if name in weights:
                 found.names.append(name)
-            elif getattr(layer, attribute, None) is not None:
-                found.left_out[name] = _computed(layer, attribute)
     for name, weight in weights.items():
         if weight.ndim > 1 and name not in seen and name not in found.left_out:
             kind = kind_of(owner(model, name)[0]).__name__
             found.left_out[name] = f"it is of a {kind}, no linear, convolution, recurrent or attention layer: name it to take it"
     found.left_out = {name: why for name, why in found.left_out.items() if name in seen or weights[name].ndim > 1}
     found.names.sort()
+    found.computed = seen & computed(model).keys()
     return found
 
 
@@ -89,7 +89,7 @@ def view_of(view: View | str, model: nn.Module, name: str, weight: Tensor) -> Vi
 
 
 def untouchable(model: nn.Module) -> dict[str, str]:
-    """Parameter -> why it cannot be a target: it is frozen, or tied."""
+    """Parameter -> why it cannot be a target: it is frozen, tied, computed from others, or what another is computed from."""
     owners: dict[int, list[str]] = {}
     trained: dict[str, bool] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -100,23 +100,15 @@ def untouchable(model: nn.Module) -> dict[str, str]:
         layer, attribute = owner(model, name)
         trained[name] = any(free.requires_grad for free in layer.get_submodule(f"parametrizations.{attribute}").parameters())
     reasons = {name: "it is frozen (requires_grad=False)" for name, on in trained.items() if not on}
+    for name, how in computed(model).items():
+        reasons[name] = f"{how.by} computes it; to take it, make it an ordinary parameter first: {how.remove}"
+        reasons |= dict.fromkeys(how.stored, f"{name} is computed from it by {how.by}")
     for tied in owners.values():
         if len(tied) > 1:
             reasons |= {
                 one: f"it is tied: one tensor with {', '.join(n for n in tied if n != one)}; untie them first" for one in tied
             }
     return reasons
-
-
-def _computed(layer: nn.Module, attribute: str) -> str:
-    """Why a layer that has a weight has no parameter of that name."""
-    if parametrize.is_parametrized(layer, attribute):
-        kinds = ", ".join(type(part).__name__.lstrip("_") for part in layer.parametrizations[attribute])  # type: ignore[index]
-        return f"the parametrization {kinds} computes it: fold it (torch.nn.utils.parametrize.remove_parametrizations) to take it"
-    parts = [name for name in (*layer._parameters, *layer._buffers) if name.startswith(f"{attribute}_")]
-    return (
-        f"a hook computes it from {', '.join(parts) or 'others'}: fold it (such as remove_weight_norm or prune.remove) to take it"
-    )
 
 
 def of_two_layers(view: View | str, model: nn.Module, found: Chosen, example: tuple[Tensor, ...] | None) -> Chosen:

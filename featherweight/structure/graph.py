@@ -60,12 +60,19 @@ class Site:
         return self._graph.slices_of(int(self.labels[number]))
 
 
+class Reasons(dict[str, str]):
+    """Parameter -> why nothing of it can go; "" for one of which something can."""
+
+    def __missing__(self, name: str) -> str:
+        return ""
+
+
 class Graph:
     """What can be removed from a network. Made by `trace`; describes the network as it was then.
 
     sites      name -> Site
     blocks     name -> Block
-    frozen     parameter -> why nothing of it can go
+    frozen     parameter -> why nothing of it can go (see `Reasons`)
     uncounted  operation without a rule -> how often it occurs; these are in no MACs
     """
 
@@ -86,7 +93,7 @@ class Graph:
         self._index()
         self.sites: dict[str, Site] = self._make_sites()
         self._site_numbers = {name: i for i, name in enumerate(self.sites)}
-        self.frozen: dict[str, str] = self._reasons(names)
+        self.frozen: Reasons = self._reasons(names)
         self._count()
 
     # ---- units
@@ -195,12 +202,12 @@ class Graph:
                     result.setdefault(int(label), reason)
         return result
 
-    def _reasons(self, names: Iterable[str]) -> dict[str, str]:
+    def _reasons(self, names: Iterable[str]) -> Reasons:
         """Every parameter that is in no site, with why."""
         walks = [self.walk] + ([self.walk.training] if self.walk.training is not None else [])
         read = {name for walk in walks for node, name in walk.owner.items() if node.users}
         live = {tensor for site in self.sites.values() for tensor, _ in site.parameters}
-        frozen: dict[str, str] = {}
+        frozen = Reasons()
         for name in names:
             first = self.captured.tied.get(name, name)
             if first in live:
