@@ -33,7 +33,7 @@ def read(path: Path) -> Any | None:
     if not path.exists():
         return None
     try:
-        return torch.load(path, weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)  # what goes on may have no GPU
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
         raise ArtifactError(f"the checkpoint {path} is damaged ({error}); delete it to start over") from error
 

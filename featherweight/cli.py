@@ -84,6 +84,7 @@ Weights = Annotated[Path | None, typer.Option(metavar="FILE", help="A .safetenso
 Workdir = Annotated[Path | None, typer.Option(metavar="W", help="Folder for checkpoints. Default: DIR.work, removed at the end.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seeds torch and the task.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads of torch. Default: torch's own choice.")]
+Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="Where networks run: cpu, cuda, cuda:1 ..")]
 Target = Annotated[str, typer.Argument(metavar="TARGET", help="An artifact, a packed file (.fwz), or a MODEL.")]
 TargetModel = Annotated[str | None, typer.Option("--model", help="The network; default: the one that the artifact names.")]
 TargetData = Annotated[str | None, typer.Option("--data", help="The task; default: the one that the artifact names.")]
@@ -112,12 +113,13 @@ def compress_command(
     workdir: Workdir = None,
     seed: Seed = 0,
     threads: Threads = None,
+    device: Device = "cpu",
     as_json: AsJson = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
 ) -> None:
     """Compress MODEL on the data by the recipe, and write the artifact to DIR. Ctrl-C saves; the same command goes on."""
     chosen = given.recipe(recipe, settings or ())
-    made = Job.load(model, data, weights, seed, threads)
+    made = Job.load(model, data, weights, seed, threads, device)
     if dry_run:
         _show_plan(made, chosen, as_json)
         return
@@ -136,6 +138,7 @@ def plan_command(
     settings: Settings = None,
     weights: Weights = None,
     seed: Seed = 0,
+    device: Device = "cpu",
     as_json: AsJson = False,
     budget: Annotated[
         str | None,
@@ -145,14 +148,14 @@ def plan_command(
     """Show what `compress` would do, with exact names and sizes, or which units a budget would cut; and run nothing."""
     if budget is not None:
         what, amount = outline.budget_of(budget)
-        made = Job.load(model, data, weights, seed)
+        made = Job.load(model, data, weights, seed, device=device)
         found = outline.cuts(made.network, made.task, what, amount)
         console.json_object(found) if as_json else console.cuts(found)
         return
     if recipe is None:
         raise InputError("plan needs --recipe NAME, or --budget macs=50% for units alone")
     chosen = given.recipe(recipe, settings or ())
-    _show_plan(Job.load(model, data, weights, seed), chosen, as_json)
+    _show_plan(Job.load(model, data, weights, seed, device=device), chosen, as_json)
 
 
 @app.command("inspect", epilog=EPILOG)
@@ -162,13 +165,14 @@ def inspect_command(
     data: TargetData = None,
     seed: Annotated[int, typer.Option(min=0, help="For a task whose score depends on its seed.")] = 0,
     threads: Threads = None,
+    device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
     """Measure an artifact or packed file anew, from its files alone; or show a MODEL's structure: what can go, and why not.
 
     Exits with 4 where an artifact's files disagree with its report.
     """
-    held = subject.load(target, model, data, seed, threads)
+    held = subject.load(target, model, data, seed, threads, device=device)
     if subject.is_model(target):
         found = outline.outline(trace(held.network, held.task.example))
         console.json_object(found) if as_json else console.outline(target, found)
@@ -254,6 +258,9 @@ def bench_command(
     runtime: Annotated[list[str] | None, typer.Option(help="eager or onnx; may be repeated. Default: both.")] = None,
     threads: Annotated[list[int] | None, typer.Option(help="Of the processor; may be repeated. Default: 1.")] = None,
     batch: Annotated[list[int] | None, typer.Option(help="Batch size; may be repeated. Default: 1.")] = None,
+    device: Annotated[
+        list[str] | None, typer.Option(help="cpu or cuda; may be repeated. Default: the processor, and a GPU if there is one.")
+    ] = None,
     rounds: Annotated[int, typer.Option(help="Times that each is measured, in turns.")] = 30,
     as_json: AsJson = False,
 ) -> None:
@@ -268,6 +275,7 @@ def bench_command(
         runtimes=runtime or latency.RUNTIMES,  # type: ignore[arg-type]
         threads=threads or (1,),
         batches=batch or (1,),
+        devices=device,
         rounds=rounds,
     )
     console.json_object(found.to_dict()) if as_json else typer.echo(latency.text(found))

@@ -46,6 +46,8 @@ def attach(model: nn.Module, name: str, view: View, code: Code, *, blank: bool =
     """
     module, attribute = owner(model, name)
     weight = getattr(module, attribute)
+    if weight.device.type != "meta":
+        code.to(weight.device)  # one that is still to be loaded was made on the CPU
     viewed = Viewed(view, tuple(weight.shape), code, is_channels_last(weight), blank)
     parametrize.register_parametrization(module, attribute, viewed, unsafe=blank)  # unsafe: without decoding for a look
 

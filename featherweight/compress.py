@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from featherweight import artifact
 from featherweight.coding import plain
+from featherweight.devices import chosen, placed
 from featherweight.edits import Snapshot
 from featherweight.factor import materialise
 from featherweight.plan import resolve
@@ -51,14 +53,21 @@ def compress(
     workdir: str | Path | None = None,
     monitor: Monitor = silent,
     checkpoint_seconds: float = 30.0,
+    device: torch.device | str | None = None,
 ) -> Compressed:
-    """Run every stage of `recipe` on a copy of `model`.
+    """Run every stage of `recipe` on a copy of `model`, where `model` is, or on `device`.
+
+    The example of the task goes to `device` too; its batches, loss and score move their own tensors, as the built-in ones do that
+    are made with `device=`. A checkpoint goes on on any device, then with the bits of that one.
 
     With `workdir`, a checkpoint is written there every `checkpoint_seconds` and after each stage; the same call takes it up
     again and ends with bit-identical weights. `monitor` is told of every step; a KeyboardInterrupt it raises is saved first.
     Raises RecipeError before anything runs if a rule does not fit the network.
     """
     original = plain(model)
+    if device is not None:
+        place = chosen(device)
+        original, task = original.to(place), replace(task, example=placed(task.example, place))
     for stage in recipe.stages:
         resolve(stage, original, example=task.example)
     memory = Memory.open(Path(workdir) if workdir else None, recipe, Snapshot.of(original, []), checkpoint_seconds)

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from featherweight.coding import coded, detach
+from featherweight.devices import device_of, placed
 from featherweight.errors import FeatherweightError, InputError, StorageError
 from featherweight.factor import materialise
 
@@ -81,7 +82,7 @@ def export(
 ) -> Exported:
     """Write `model` to `path` in eval mode, run the file, and compare it with PyTorch. `model` itself is not changed.
 
-    `example`: the inputs of the network, batch first. With `dynamic_batch` the file takes any batch size. ONNX weights above 2 GB
+    `example`: the inputs of the network, batch first. The file is for the CPU, wherever the network is. With `dynamic_batch` the file takes any batch size. ONNX weights above 2 GB
     go into `path` + ".data" beside it. The file appears only when it computes what the network computes, to `tolerance` of its
     largest output. Raises RuntimeMissing, ExportError, StorageError, and InputError for options out of range.
     """
@@ -90,7 +91,7 @@ def export(
         raise InputError(f"format must be one of {', '.join(FORMATS)}, given {format!r}")
     if opset < LEAST_OPSET:
         raise InputError(f"opset must be at least {LEAST_OPSET}, given {opset}")
-    network = shippable(model, example)
+    network, example = shippable(model, example).cpu(), placed(example, "cpu")
     write, run = (_onnx_writer(opset), onnx_runner) if format == "onnx" else (_write_pt2, _pt2_runner)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -127,7 +128,7 @@ def shippable(model: nn.Module, example: tuple[Tensor, ...] | None = None) -> nn
                 module.to(next(module.parameters()).device)
     network = copy.deepcopy(model).eval()
     if coded(network):
-        materialise(network, example=example)
+        materialise(network, example=placed(example, device_of(network)))
     for name in coded(network):
         detach(network, name)
     return network
@@ -183,6 +184,8 @@ def onnx_runner(path: Path, threads: int = 1, providers: tuple[str, ...] = ("CPU
     options = runtime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
     session = runtime.InferenceSession(str(path), options, providers=list(providers))
+    if providers[0] not in session.get_providers():  # it falls back to the processor without a word
+        raise RuntimeMissing(f"ONNX Runtime could not start its {providers[0]} and would run on the processor: {INSTALL}")
     names = [entry.name for entry in session.get_inputs()]
 
     def run(inputs: tuple[Tensor, ...]) -> list[Tensor]:

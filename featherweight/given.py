@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.util
 import inspect
@@ -21,6 +22,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from featherweight import recipe as recipes_as_data
+from featherweight.devices import CPU, placed
 from featherweight.errors import ArtifactError, DataError, InputError, RecipeError, did_you_mean
 from featherweight.modes import evaluating
 from featherweight.recipe import Recipe
@@ -51,20 +53,20 @@ def network(text: str, weights: Path | None = None) -> nn.Module:
     return model
 
 
-def task(text: str, seed: int) -> Task:
-    """A built-in task, or the Task that `file.py:name` is, or gives for `seed`. Raises InputError, DataError."""
+def task(text: str, seed: int, device: torch.device = CPU) -> Task:
+    """A built-in task, or the Task that `file.py:name` is, or gives for `seed`, with its example on `device`, where built-in ones put
+    their batches too. Raises InputError, DataError."""
     file, name = _split(text)
     if file is None:
         if text not in TASKS:
             raise InputError(_unknown("data set", text, TASKS, "a Task, or def task(seed) -> Task"))
-        return TASKS[text](seed)
+        return TASKS[text](seed, device=device)
     found = _named(text, file, name)
-    if isinstance(found, Task):
-        return found
-    found = _called(text, file, found, seed)
+    if not isinstance(found, Task):
+        found = _called(text, file, found, seed)
     if not isinstance(found, Task):
         raise InputError(f"{text} must be a featherweight.Task or a function from a seed to one, it gave {type(found).__name__}")
-    return found
+    return dataclasses.replace(found, example=placed(found.example, device))
 
 
 def check_fit(model: nn.Module, work: Task, model_text: str, data_text: str) -> None:

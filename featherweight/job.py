@@ -17,6 +17,7 @@ from torch import nn
 from featherweight import artifact, checkpoint, console, given
 from featherweight.coding import coded
 from featherweight.compress import Compressed, compress
+from featherweight.devices import chosen
 from featherweight.errors import ArtifactError, InputError, StorageError
 from featherweight.measure import decoded
 from featherweight.plan import matches, resolve
@@ -42,12 +43,13 @@ class Job:
     identity: dict[str, Any]  # what must be the same for a run to be taken up again
 
     @classmethod
-    def load(cls, model: str, data: str, weights: Path | None = None, seed: int = 0, threads: int | None = None) -> Job:
-        """Bring them together after seeding torch. Raises InputError where they are not made for each other."""
+    def load(cls, model: str, data: str, weights: Path | None = None, seed: int = 0, threads: int | None = None, device: str = "cpu") -> Job:  # fmt: skip
+        """Bring them together on `device` after seeding torch. Raises InputError where they are not made for each other."""
         if threads is not None:
             torch.set_num_threads(threads)
         torch.manual_seed(seed)
-        network, task = given.network(model, weights), given.task(data, seed)
+        place = chosen(device)
+        network, task = given.network(model, weights).to(place), given.task(data, seed, place)
         given.check_fit(network, task, model, data)
         digest = hashlib.sha256(weights.read_bytes()).hexdigest() if weights else None
         identity = {"model": model, "data": data, "seed": seed, "weights": digest}

@@ -12,6 +12,7 @@ from torch import nn
 
 from featherweight import artifact, given, packed
 from featherweight.artifact import Description
+from featherweight.devices import chosen
 from featherweight.errors import ArtifactError, InputError
 from featherweight.job import Job
 from featherweight.measure import Measurement
@@ -47,8 +48,9 @@ def load(
     seed: int = 0,
     threads: int | None = None,
     also: Collection[str] = (),
+    device: str = "cpu",
 ) -> Subject:
-    """The network and the task of `target`: an artifact's folder, a packed file, or a MODEL.
+    """The network and the task of `target`, on `device`: an artifact's folder, a packed file, or a MODEL.
 
     `model` and `data`: those of a target that does not name its own. `also`: what else the command line names; an artifact of
     a network that stands there needs no `model`. Raises ArtifactError for damaged files, and InputError where something is not
@@ -56,12 +58,12 @@ def load(
     """
     path = Path(target)
     if is_model(target):
-        made = Job.load(target, data or data_for(target), None, seed, threads)
+        made = Job.load(target, data or data_for(target), None, seed, threads, device)
         return Subject(made.network, made.network, made.task, None, target, made.data)
     if path.suffix == PACKED:
         if model is None or data is None:
             raise InputError(f"{path} names no network and no data: give --model and --data")
-        made = Job.load(model, data, None, seed, threads)
+        made = Job.load(model, data, None, seed, threads, device)
         return Subject(packed.load(path, made.network), made.network, made.task, None, model, data)
     described = artifact.describe(path)
     # A path such as file.py:Net is code: it is taken from the command line only, whatever the artifact says.
@@ -69,12 +71,13 @@ def load(
         if threads is not None:
             torch.set_num_threads(threads)
         data = data or recorded(described.data, TASKS, "--data", path)
-        network, task = artifact.load(path), given.task(data, seed)
+        place = chosen(device)
+        network, task = artifact.load(path).to(place), given.task(data, seed, place)
         given.check_fit(network, task, target, data)
         return Subject(network, None, task, described, model or target, data)
     named = [*NETWORKS, *(other for other in also if ".py:" in other)]
     model = model or recorded(described.model, named, "--model", path)
-    made = Job.load(model, data or recorded(described.data, TASKS, "--data", path), None, seed, threads)
+    made = Job.load(model, data or recorded(described.data, TASKS, "--data", path), None, seed, threads, device)
     network = artifact.load(path, made.network)
     given.check_fit(network, made.task, model, made.data)
     return Subject(network, made.network, made.task, described, model, made.data)

@@ -15,7 +15,7 @@ PACKAGE = Path(featherweight.__file__).parent
 TEST_FILES = sorted(TESTS.rglob("test_*.py"))
 
 ORDER = (  # each may import only what stands before it; `structure` and `recipes` are packages with an order of their own
-    *("version", "errors", "modes", "views", "svd", "scales", "kmeans", "codes", "coding"),  # weights
+    *("version", "errors", "modes", "devices", "views", "svd", "scales", "kmeans", "codes", "coding"),  # weights
     *("menus", "sets", "allocate", "drivers", "freezing", "bits"),  # what must hold of them, and how it is imposed
     *(
         "structure",
