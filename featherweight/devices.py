@@ -32,6 +32,8 @@ def chosen(name: str | torch.device) -> torch.device:
     """The device of that name. Raises InputError where there is none here."""
     try:
         device = torch.device(name)
+        if device.type == "meta":
+            raise RuntimeError("nothing can run on meta")
         if device.type != "cpu":
             torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:

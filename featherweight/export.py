@@ -82,7 +82,8 @@ def export(
 ) -> Exported:
     """Write `model` to `path` in eval mode, run the file, and compare it with PyTorch. `model` itself is not changed.
 
-    `example`: the inputs of the network, batch first. The file is for the CPU, wherever the network is. With `dynamic_batch` the file takes any batch size. ONNX weights above 2 GB
+    `example`: the inputs of the network, batch first. The file is for the CPU, wherever the network is.
+    With `dynamic_batch` the file takes any batch size. ONNX weights above 2 GB
     go into `path` + ".data" beside it. The file appears only when it computes what the network computes, to `tolerance` of its
     largest output. Raises RuntimeMissing, ExportError, StorageError, and InputError for options out of range.
     """

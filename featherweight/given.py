@@ -54,7 +54,7 @@ def network(text: str, weights: Path | None = None) -> nn.Module:
 
 
 def task(text: str, seed: int, device: torch.device = CPU) -> Task:
-    """A built-in task, or the Task that `file.py:name` is, or gives for `seed`, with its example on `device`, where built-in ones put
+    """A built-in task, or the Task that `file.py:name` is, or gives for `seed`; its example on `device`, where built-in ones put
     their batches too. Raises InputError, DataError."""
     file, name = _split(text)
     if file is None:

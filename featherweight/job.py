@@ -43,7 +43,9 @@ class Job:
     identity: dict[str, Any]  # what must be the same for a run to be taken up again
 
     @classmethod
-    def load(cls, model: str, data: str, weights: Path | None = None, seed: int = 0, threads: int | None = None, device: str = "cpu") -> Job:  # fmt: skip
+    def load(
+        cls, model: str, data: str, weights: Path | None = None, seed: int = 0, threads: int | None = None, device: str = "cpu"
+    ) -> Job:
         """Bring them together on `device` after seeding torch. Raises InputError where they are not made for each other."""
         if threads is not None:
             torch.set_num_threads(threads)

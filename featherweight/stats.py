@@ -15,7 +15,8 @@ the first-order change of L_n were the unit scaled. All u of all sites come from
     responses  of the last reader: mean of [x 1][x 1]^T over sampled positions, x its input channels        (c + 1, c + 1)
 
 with d = input channels times kernel positions. Sums are held on the CPU, wherever the network is, in float64: 8 bytes an entry,
-`memory` says how many in all before anything runs. Beside them lives one batch with its activations, and the patches of one reader.
+`memory` says how many in all before anything runs. Beside them lives one batch with its activations, and the patches of one
+reader.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
 """A pretended GPU: real values on the CPU, and the errors of a CUDA device where devices are mixed.
 
-`with Pretend() as gpu:` gives a device named cuda:0 to a process that has none. A tensor lies there if its storage is marked, so views,
-`detach`, parameters and `.data` lie where their memory lies. Two modes of torch see every call. The function mode answers
+`with Pretend() as gpu:` gives a device named cuda:0 to a process that has none. A tensor lies there if its storage is marked, so
+views, `detach`, parameters and `.data` lie where their memory lies. Two modes of torch see every call. The function mode answers
 `device`, moves with `to`, `cuda` and `cpu`, and gives factories their `device=`. The dispatch mode looks at the tensors of every
 ATen operation, forward and backward, and marks what it makes.
 
 What it models, each as CUDA has it:
 
-- an operation on tensors of both devices raises. What passes: a 0-dim CPU tensor in a pointwise operation that does not write into it;
-  indices on the CPU into a tensor of the GPU (`x[i]`, not `index_select`, `gather` or `index_add_`); `copy_`
+- an operation on tensors of both devices raises. What passes: a 0-dim CPU tensor in a pointwise operation that does not write
+  into it; indices on the CPU into a tensor of the GPU (`x[i]`, not `index_select`, `gather` or `index_add_`); `copy_`
 - `numpy()` and `np.asarray` of a GPU tensor raise; `item`, `tolist`, `float`, `bool` and `nonzero` give real values, so code that
   depends on data runs
 - a CPU generator cannot draw on the GPU; what draws there without one is listed in `drawn`
@@ -17,9 +17,9 @@ What it models, each as CUDA has it:
 - drivers of `linalg.lstsq`, matrix products of whole numbers and histograms that CUDA has not
 - `torch.cuda.synchronize` is counted in `synchronised`
 
-What it cannot: CUDA's kernels and their rounding, its autocast, memory, streams and the time that work takes, several GPUs, CUDA's
-own generators, DataLoaders that pin memory, and files: `torch.save` writes a marked tensor as one of the CPU.
-`tests/on_device` runs the same on a real GPU.
+What it cannot: CUDA's kernels and their rounding, its autocast, memory, streams and the time that work takes, several GPUs, its
+own generators, pinned memory (a copy here), tensors made by C++ code on the CPU while a call with a tensor of the GPU is in
+progress, and files: `torch.save` writes a marked tensor as one of the CPU. `tests/on_device` runs the same on a real GPU.
 """
 
 from __future__ import annotations
@@ -130,6 +130,8 @@ class _Functions(TorchFunctionMode):
             return func(*args, **kwargs)
         if func in _MOVES:
             return self._moved(func, *args, **kwargs)
+        if func == Tensor.pin_memory and not is_there(args[0]):
+            return args[0].clone()
         if func in _TO_NUMPY and is_there(args[0]) and not kwargs.get("force"):
             raise TypeError(
                 "can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory first."

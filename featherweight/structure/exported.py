@@ -21,7 +21,7 @@ import torch
 from torch import fx, nn
 
 from featherweight.structure.errors import EditMismatch, StructureError
-from featherweight.structure.unlift import register
+from featherweight.structure.unlift import Movable, register
 
 FORMAT = 1
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -136,7 +136,7 @@ def _build(data: Mapping[str, Any]) -> fx.GraphModule:
         else:
             raise ValueError(f"unknown node {op!r}")
     graph.lint()
-    module = fx.GraphModule(root, graph)
+    module = Movable(root, graph)
     return module.to_empty(device="cpu")
 
 
@@ -178,7 +178,7 @@ def _value(value: Any, made: Mapping[str, fx.Node]) -> Any:
     if kind == "float" and inner in ("inf", "-inf"):
         return float(inner)
     if kind == "device" and isinstance(inner, str) and _NAME.fullmatch(inner):
-        return torch.device("cpu")  # made on the CPU; moving the module moves what it makes only if its code does
+        return torch.device("cpu")  # where the module is made; both move together
     if kind == "slice" and isinstance(inner, list) and len(inner) == 3:
         return slice(*(_value(v, made) for v in inner))
     if kind in _TYPES:
