@@ -79,7 +79,7 @@ def task_on(device: Any, count: int = 2) -> Task:
 
 
 def network_on(device: Any) -> nn.Module:
-    return residual(4, 3).to(device)
+    return residual(4).to(device)
 
 
 def pruned() -> Recipe:

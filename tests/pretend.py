@@ -65,15 +65,21 @@ def _mark(tensor: Tensor, there: bool) -> None:
         storage.pop("pretended", None)
 
 
+_PLAIN = {int, float, bool, str, type(None), slice, torch.dtype, torch.device, torch.layout, torch.memory_format}
+
+
 def _tensors(*values: Any) -> list[Tensor]:
     """All tensors in lists, tuples and dictionaries."""
     found: list[Tensor] = []
     for value in values:
-        if isinstance(value, Tensor):
+        kind = type(value)
+        if kind in _PLAIN:
+            continue
+        if kind is Tensor or isinstance(value, Tensor):
             found.append(value)
         elif isinstance(value, (list, tuple)):
             found += _tensors(*value)
-        elif isinstance(value, dict):
+        elif kind is dict:
             found += _tensors(*value.values())
     return found
 
@@ -119,17 +125,18 @@ class _Functions(TorchFunctionMode):
         self.exporting = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
+        kwargs = kwargs or {}
         if func in _PLACES:
             there = is_there(args[0])
             if func == _DEVICE:
                 return (TRACED if self.exporting else GPU) if there else func(*args)
             return there if func == _IS_CUDA else func(*args) and not there
-        given = _tensors(*args, *kwargs.values())
-        if torch._C._get_dispatch_mode(FAKE) is not None or any(isinstance(t, FakeTensor) for t in given):
+        reads = getattr(func, "__name__", "") == "__get__"  # such as `shape`
+        if self.exporting or reads or torch._C._get_dispatch_mode(FAKE) is not None:
             return func(*args, **kwargs)
         if func in _MOVES:
             return self._moved(func, *args, **kwargs)
+        kwargs, given = dict(kwargs), _tensors(*args, *kwargs.values())
         if func == Tensor.pin_memory and not is_there(args[0]):
             return args[0].clone()
         if func in _TO_NUMPY and is_there(args[0]) and not kwargs.get("force"):
@@ -191,9 +198,11 @@ class _Operations(TorchDispatchMode):
         self.drawn: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
-        given = _tensors(*args, *kwargs.values())
-        if torch._C._get_dispatch_mode(FAKE) is not None or any(type(t) not in (Tensor, torch.nn.Parameter) for t in given):
+        kwargs = kwargs or {}
+        if self.functions.exporting or torch._C._get_dispatch_mode(FAKE) is not None:
+            return func(*args, **kwargs)
+        kwargs, given = dict(kwargs), _tensors(*args, *kwargs.values())
+        if any(type(tensor) not in (Tensor, torch.nn.Parameter) for tensor in given):
             return func(*args, **kwargs)
         with torch._C.DisableTorchFunction():
             places = [is_there(tensor) for tensor in given]

@@ -12,6 +12,7 @@ import torch
 from on_both import GPU, agree, all_there, moved, network_on, on_both, pruned, task_on
 from ordinary import ORDINARY, Ordinary
 from pretend import CPU, Pretend, is_there
+from residual import residual
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -102,7 +103,7 @@ def test_entries_picked_in_the_code_are_picked_there() -> None:
 
 def test_sweep_silence_drop_and_factor_where_the_network_is() -> None:
     def work(device: Any) -> Any:
-        network, example = network_on(device).eval(), (torch.ones(1, 1, 6, 6, device=device),)
+        network, example = residual(4, 3).to(device).eval(), (torch.ones(1, 1, 6, 6, device=device),)
         with torch.no_grad():
             network.blocks[0].conv1.weight[::2] = 0
             network.blocks[1].norm2.weight.zero_()

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from featherweight.devices import chosen, synchronise
+from featherweight.devices import chosen, multiplies_bfloat16, synchronise
 from featherweight.latency import interleaved, judge
 from featherweight.structure import Graph, prune, trace
 from featherweight.units import allot
@@ -111,7 +111,7 @@ def main() -> int:
         return once
 
     for way, made in (("eager", lambda n: n), ("compiled", torch.compile)):
-        for kind, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        for kind, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16))[: 1 + multiplies_bfloat16(device)]:
             images = images.to(dtype)
             calls = {name: timed(made(copy.deepcopy(n).to(dtype))) for name, n in (("dense", dense), ("half", cut))}
             times = interleaved(calls, asked.rounds, warm_up=3)
