@@ -75,7 +75,7 @@ class Picks(nn.Module):
         h = torch.relu(self.mix(h)).mean((2, 3))
         picked = h.index_select(1, torch.tensor([0, 3, 5, 9]).to(x.device))
         strided = torch.cat([h[:, ::3], h[:, 1::3][:, :2], picked], 1)
-        return self.out(strided)
+        return self.out(strided) + torch.arange(3, device=x.device)
 
 
 def test_entries_picked_in_the_code_are_picked_there() -> None:
