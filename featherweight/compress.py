@@ -12,8 +12,10 @@ import torch
 from torch import nn
 
 from featherweight import artifact, generators, storage
+from featherweight.calls import tensors_in
 from featherweight.coding import plain
-from featherweight.devices import chosen, placed
+from featherweight.copies import copied
+from featherweight.devices import chosen, device_of, on_one_device, placed
 from featherweight.edits import Snapshot
 from featherweight.factor import materialise
 from featherweight.fingerprint import of_task
@@ -71,8 +73,9 @@ def compress(
     be the same, too. One run at a time works in a folder. `monitor` is told of every step; a KeyboardInterrupt it raises is saved
     first. Global random generators stand afterwards where they stood before.
 
-    Raises RecipeError before anything runs if a rule does not fit the network; InputError if `workdir` holds the run of something
-    else, or another run is going on there; ArtifactError for a checkpoint that is damaged or of another version.
+    Raises RecipeError before anything runs if a rule does not fit the network; InputError if the batches are on another device
+    and the loss does not move them, if `workdir` holds the run of something else, or another run is going on there; ArtifactError
+    for a checkpoint that is damaged or of another version.
     """
     place = Path(workdir) if workdir is not None else None
     with generators.kept(), storage.claimed(place) if place else contextlib.nullcontext():
@@ -80,6 +83,7 @@ def compress(
         if device is not None:
             there = chosen(device)
             original, task = original.to(there), replace(task, example=placed(task.example, there))
+        _check_batches(task, original)
         for stage in recipe.stages:
             resolve(stage, original, example=task.example)
         about = of_task(task, original) | {"run": dict(identity or {})} if place else None
@@ -102,3 +106,12 @@ def compress(
         thin = materialise(network, example=task.example)
         snapshot = Snapshot.of(network, final.snapshot.structural() + thin.edits)
         return Compressed(network, snapshot, recipe, rows)
+
+
+def _check_batches(task: Task, network: nn.Module) -> None:
+    """Raises InputError where the loss fails because the batches are on another device. It may move them itself."""
+    with generators.kept():
+        batch = next(iter(task.batches(0)), None)
+        if {tensor.device for tensor in tensors_in(batch)} - {device_of(network)}:
+            with on_one_device(network, batch):
+                task.loss(copied(network), batch)

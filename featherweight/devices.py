@@ -6,13 +6,15 @@ Projections and codes are where the weight is. Statistics, rankings and choices 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from featherweight.calls import Inputs
+from featherweight.calls import Inputs, tensors_in
 from featherweight.errors import InputError
 
 CPU = torch.device("cpu")
@@ -29,6 +31,22 @@ def placed(value: Any, device: torch.device | str) -> Any:
     if isinstance(value, Inputs):
         return value.map(lambda tensor: tensor.to(device))
     return _pytree.tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, value)
+
+
+@contextmanager
+def on_one_device(network: nn.Module, batch: Any) -> Iterator[None]:
+    """Around a task's loss: where it fails on a batch that is elsewhere than the network, says so. Raises InputError."""
+    try:
+        yield
+    except RuntimeError as error:
+        here = device_of(network)
+        others = {str(tensor.device) for tensor in tensors_in(batch)} - {str(here)}
+        if not others:
+            raise
+        raise InputError(
+            f"the task's `loss` fails on a batch on {', '.join(sorted(others))}, and the network is on {here}: make the batches "
+            f"there (built-in tasks: device={str(here)!r}), or move them in `loss`, for instance images.to({str(here)!r})"
+        ) from error
 
 
 def chosen(name: str | torch.device) -> torch.device:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -156,12 +157,27 @@ def short(recipe: Recipe) -> Recipe:
     return dataclasses.replace(recipe, stages=tuple(map(stage, recipe.stages)))
 
 
-@pytest.mark.parametrize("name", RECIPES)
+def kinds() -> list[str]:
+    """The recipes but those that differ from an earlier one in the criterion only: `test_devices.py` has all criteria."""
+    found: dict[str, str] = {}
+    for name, recipe in RECIPES.items():
+        stages = short(recipe(**TINY.get(name, {}))).stages
+        alike = [dataclasses.replace(s, units=s.units and dataclasses.replace(s.units, criterion="l1")) for s in stages]
+        found.setdefault(repr(alike), name)
+    return list(found.values())
+
+
+@pytest.mark.parametrize("name", kinds())
 def test_a_recipe_runs_where_the_network_is(name: str) -> None:
     with Pretend():
         done = compress(network_on(GPU), short(RECIPES[name](**TINY.get(name, {}))), task_on(GPU))
         assert all_there(done.model)
         assert done.rows[-1].measured.macs is not None and done.rows[-1].measured.uncounted == ()
+
+
+@functools.cache
+def uninterrupted() -> list[Tensor]:
+    return list(compress(network_on(CPU), pruned(), task_on(CPU)).model.state_dict().values())
 
 
 @pytest.mark.parametrize(("first", "then"), [(GPU, CPU), (CPU, GPU), (GPU, GPU)], ids=["to the cpu", "to the gpu", "on the gpu"])
@@ -170,13 +186,12 @@ def test_a_checkpoint_goes_on_on_any_device(first: Any, then: Any, tmp_path: Pat
         if (progress.phase, progress.step) == ("train", 4):
             raise KeyboardInterrupt
 
-    expected = compress(network_on(CPU), pruned(), task_on(CPU))
     with Pretend():
         with pytest.raises(KeyboardInterrupt):
             compress(network_on(first), pruned(), task_on(first), workdir=tmp_path, monitor=stop)
         resumed = compress(network_on(then), pruned(), task_on(then), workdir=tmp_path)
         assert then == CPU or all_there(resumed.model)
-    assert agree(list(expected.model.state_dict().values()), list(resumed.model.state_dict().values()))
+    assert agree(uninterrupted(), list(resumed.model.state_dict().values()))
 
 
 def test_files_are_written_from_and_loaded_to_the_device_of_the_network(tmp_path: Path) -> None:
@@ -236,6 +251,20 @@ def test_compress_moves_a_copy_of_the_network_and_the_example() -> None:
         given = dataclasses.replace(task, example=moved(task.example, CPU))
         assert all_there(compress(network, pruned(), given, device="cuda").model)
         assert not any(map(is_there, (*network.state_dict().values(), *given.example)))
+
+
+@pytest.mark.parametrize("there", [CPU, GPU])
+def test_batches_on_another_device_are_refused_before_training_unless_the_loss_moves_them(there: Any) -> None:
+    with Pretend():
+        elsewhere = GPU if there == CPU else CPU
+        given = dataclasses.replace(task_on(elsewhere), example=task_on(there).example, score=lambda network: 0.0)
+        steps: list[Any] = []
+        with pytest.raises(InputError, match=f"a batch on {elsewhere}.*network is on {there}"):
+            compress(network_on(there), pruned(), given, monitor=steps.append)
+        assert not steps
+        moving = dataclasses.replace(given, loss=lambda network, batch: given.loss(network, moved(batch, there)))
+        done = compress(network_on(there), pruned(), moving).model
+        assert all(is_there(tensor) == (there == GPU) for tensor in done.state_dict().values())
 
 
 @pytest.mark.parametrize("name", ["cuda", "cuda:7", "meta", "gpu"])
