@@ -158,12 +158,13 @@ def short(recipe: Recipe) -> Recipe:
 
 
 def kinds() -> list[str]:
-    """The recipes but those that differ from an earlier one in the criterion only: `test_devices.py` has all criteria."""
+    """The recipes but those that differ from an earlier one only in the criterion or the sets: `test_devices.py` has those."""
     found: dict[str, str] = {}
     for name, recipe in RECIPES.items():
-        stages = short(recipe(**TINY.get(name, {}))).stages
-        alike = [dataclasses.replace(s, units=s.units and dataclasses.replace(s.units, criterion="l1")) for s in stages]
-        found.setdefault(repr(alike), name)
+        told = [dataclasses.asdict(stage) for stage in short(recipe(**TINY.get(name, {}))).stages]
+        for stage in told:
+            stage |= {"name": "", "rules": len(stage["rules"]), "units": stage["units"] and stage["units"] | {"criterion": ""}}
+        found.setdefault(repr(told), name)
     return list(found.values())
 
 
