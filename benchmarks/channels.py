@@ -30,7 +30,7 @@ from channels_table import table, uneven
 from rows import Line, Rows, parser, wanted
 from torch import nn
 
-from featherweight import compress, latency, structure, tasks
+from featherweight import compress, devices, latency, structure, tasks
 from featherweight.distillation import distilled
 from featherweight.export import require
 from featherweight.measure import count_macs, measure
@@ -84,7 +84,7 @@ def run(cut: Cut, held_out: int = 0, again: bool = False) -> Line:
         "verdict": str(timed.comparisons[0]),
         "selection_minutes": seconds / 60,
         "tuning_minutes": tuned.seconds / 60,
-        "precision": "bfloat16" if tasks.multiplies_bfloat16() else "float32",
+        "precision": "bfloat16" if devices.multiplies_bfloat16() else "float32",
     }
 
 

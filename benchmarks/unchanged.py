@@ -3,9 +3,9 @@
     featherweight reproduce unchanged --against REV
 
 REV is checked out into a temporary folder. Both codes build the row's recipe with their own benchmark scripts and run it, one
-after the other on this machine: LeNet-5's on scikit-learn's digits with every stage cut to two epochs, the other two on 1,024 random
-images that the dense network labels, with one epoch a stage. What is compared is every bit of the resulting state and the names
-of its entries. No data set is needed; a few minutes.
+after the other on this machine: LeNet-5's on scikit-learn's digits with every stage cut to two epochs, the other two on 1,024
+random images that the dense network labels, with one epoch a stage. What is compared is every bit of the resulting state and the
+names of its entries. No data set is needed; a few minutes.
 """
 
 from __future__ import annotations

@@ -87,6 +87,7 @@ Weights = Annotated[Path | None, typer.Option(metavar="FILE", help="A .safetenso
 Workdir = Annotated[Path | None, typer.Option(metavar="W", help="Folder for checkpoints. Default: DIR.work, removed at the end.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seeds torch and the task.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads of torch. Default: torch's own choice.")]
+Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="Where networks run: cpu, cuda, cuda:1 ..")]
 Target = Annotated[str, typer.Argument(metavar="TARGET", help="An artifact, a packed file (.fwz), or a MODEL.")]
 TargetModel = Annotated[str | None, typer.Option("--model", help="The network; default: the one that the artifact names.")]
 TargetData = Annotated[str | None, typer.Option("--data", help="The task; default: the one that the artifact names.")]
@@ -123,12 +124,13 @@ def compress_command(
     workdir: Workdir = None,
     seed: Seed = 0,
     threads: Threads = None,
+    device: Device = "cpu",
     as_json: AsJson = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
 ) -> None:
     """Compress MODEL on the data by the recipe, and write the artifact to DIR. Ctrl-C saves; the same command goes on."""
     chosen = given.recipe(recipe, settings or ())
-    made = Job.load(model, data, weights, seed, threads)
+    made = Job.load(model, data, weights, seed, threads, device=device)
     if dry_run:
         _show_plan(made, chosen, as_json)
         return
@@ -147,6 +149,7 @@ def plan_command(
     settings: Settings = None,
     weights: Weights = None,
     seed: Seed = 0,
+    device: Device = "cpu",
     as_json: AsJson = False,
     budget: Annotated[
         str | None,
@@ -163,7 +166,7 @@ def plan_command(
         data = subject.data_for(model)
     if budget is not None:
         what, amount = outline.budget_of(budget)
-        made = Job.load(model, data, weights, seed, shapes=shapes or ())
+        made = Job.load(model, data, weights, seed, shapes=shapes or (), device=device)
         found = outline.cuts(made.network, made.task, what, amount)
         console.json_object(found) if as_json else console.cuts(found)
         return
@@ -171,7 +174,7 @@ def plan_command(
     if shapes:
         raise InputError("a recipe trains, and its plan says for how many steps: give --data in place of --input")
     chosen = given.recipe(recipe, settings or ())
-    _show_plan(Job.load(model, data, weights, seed), chosen, as_json)
+    _show_plan(Job.load(model, data, weights, seed, device=device), chosen, as_json)
 
 
 @app.command("inspect", epilog=EPILOG)
@@ -181,6 +184,7 @@ def inspect_command(
     data: TargetData = None,
     seed: Annotated[int, typer.Option(min=0, help="For a task whose score depends on its seed.")] = 0,
     threads: Threads = None,
+    device: Device = "cpu",
     as_json: AsJson = False,
     shapes: Inputs = None,
 ) -> None:
@@ -190,7 +194,7 @@ def inspect_command(
     """
     if shapes and not subject.is_model(target):
         raise InputError("--input shows the structure of a MODEL; an artifact or packed file is scored: give --data")
-    held = subject.load(target, model, data, seed, threads, shapes=shapes or ())
+    held = subject.load(target, model, data, seed, threads, shapes=shapes or (), device=device)
     if subject.is_model(target):
         found = outline.outline(trace(held.network, held.task.example))
         console.json_object(found) if as_json else console.outline(target, found)
@@ -277,6 +281,7 @@ def bench_command(
     runtime: Annotated[list[str] | None, typer.Option(help="eager or onnx; may be repeated. Default: both.")] = None,
     threads: Annotated[list[int] | None, typer.Option(help="Of the processor; may be repeated. Default: 1.")] = None,
     batch: Annotated[list[int] | None, typer.Option(help="Batch size; may be repeated. Default: 1.")] = None,
+    device: Annotated[list[str] | None, typer.Option(help="May be repeated. Default: cpu, and cuda if there is one.")] = None,
     rounds: Annotated[int, typer.Option(help="Times that each is measured, in turns.")] = 30,
     as_json: AsJson = False,
     shapes: Inputs = None,
@@ -285,13 +290,13 @@ def bench_command(
     held = {target: subject.load(target, model, data, also=targets, shapes=shapes or ()) for target in targets}
     if len(held) < len(targets):
         raise InputError("the same network is given twice: its two times would go by one name")
-    examples = {name: one.task.example for name, one in held.items()}
     found = latency.bench(
         {name: one.network for name, one in held.items()},
-        examples,
+        {name: one.task.example for name, one in held.items()},
         runtimes=runtime or latency.RUNTIMES,  # type: ignore[arg-type]
         threads=threads or (1,),
         batches=batch or (1,),
+        devices=device,
         rounds=rounds,
     )
     console.json_object(found.to_dict()) if as_json else console.lines(latency.text(found))
@@ -352,9 +357,7 @@ def reproduce_command(ctx: typer.Context, name: Annotated[str | None, typer.Argu
     """Run a benchmark of a checkout and rewrite its table; without NAME, list them. Further arguments go to the benchmark."""
     known = checkout.benchmarks()
     if not known:
-        raise InputError(
-            "benchmarks are part of a checkout, and there is none here: clone the project and run this in its folder"
-        )
+        raise InputError("benchmarks are part of a checkout, and none is here: clone the project and run this in its folder")
     if name is None:
         cells = [(key, checkout.purpose(path)) for key, path in known.items()]
         console.output().print(console.table(("benchmark", "what it measures"), cells, left=2))
@@ -373,9 +376,7 @@ def _run(ctx: typer.Context, made: Job, recipe: Recipe, out: Path, workdir: Path
         return job.run(made, recipe, out, place, keep_workdir=workdir is not None)
     except KeyboardInterrupt:
         saved = (place / CHECKPOINT).exists()
-        console.note(
-            f"interrupted; saved in {place}. To go on:" if saved else "interrupted; nothing was done yet. To start again:"
-        )
+        console.note(f"interrupted; {f'saved in {place}. To go on' if saved else 'nothing was done yet. To start again'}:")
         root = ctx.find_root()
         console.command(f"  {root.info_name} {root.obj}")
         raise typer.Exit(INTERRUPTED) from None

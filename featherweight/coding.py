@@ -51,6 +51,8 @@ def attach(model: nn.Module, name: str, view: View, code: Code, *, blank: bool =
         raise InputError(f"{name!r} is stored for a weight that the network's own parametrization computes: take that off first")
     weight = getattr(module, attribute)
     marks = dict(vars(weight))
+    if weight.device.type != "meta":
+        code.to(weight.device)  # one that is still to be loaded was made on the CPU
     viewed = Viewed(view, tuple(weight.shape), code, is_channels_last(weight), blank)
     parametrize.register_parametrization(module, attribute, viewed, unsafe=blank)  # unsafe: without decoding for a look
     for free in module.parametrizations[attribute].parameters(recurse=False):  # type: ignore[union-attr, index]

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from featherweight import artifact, generators, storage
 from featherweight.coding import plain
 from featherweight.contract import check_distillation, check_task, check_trained
+from featherweight.devices import chosen, placed
 from featherweight.edits import Snapshot
 from featherweight.factor import materialise
 from featherweight.fingerprint import of_task
@@ -58,8 +60,12 @@ def compress(
     monitor: Monitor = silent,
     checkpoint_seconds: float = 30.0,
     identity: Mapping[str, Any] | None = None,
+    device: torch.device | str | None = None,
 ) -> Compressed:
-    """Run every stage of `recipe` on a copy of `model`.
+    """Run every stage of `recipe` on a copy of `model`, where `model` is, or on `device`.
+
+    The example of the task goes to `device` too; its batches, loss and score move their own tensors, as the built-in ones do that
+    are made with `device=`. A checkpoint goes on on any device, then with the bits of that one.
 
     With `workdir`, a checkpoint is written there every `checkpoint_seconds` and after each stage; the same call takes it up
     again and ends with bit-identical weights. It is taken up only for the same network (names, shapes, values, kinds of modules),
@@ -73,6 +79,9 @@ def compress(
     place = Path(workdir) if workdir is not None else None
     with generators.kept(), storage.claimed(place) if place else contextlib.nullcontext():
         original = plain(model)
+        if device is not None:
+            there = chosen(device)
+            original, task = original.to(there), replace(task, example=placed(task.example, there))
         checked = check_task(task, original)
         check_distillation(recipe, task, original, checked.batch)
         for stage in recipe.stages:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from featherweight import distillation
+from featherweight.devices import on_one_device
 from featherweight.errors import InputError, RecipeError
 from featherweight.modes import evaluating
 from featherweight.recipe import Recipe, Stage
@@ -101,7 +102,8 @@ def _check_example(example: Any) -> None:
 
 
 def _check_loss(task: Task, model: nn.Module, batch: Batch) -> None:
-    loss = task.loss(model, batch)
+    with on_one_device(model, batch):
+        loss = task.loss(model, batch)
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         given = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
         raise InputError(f"the task's `loss` must give a tensor of one number, such as the mean over the batch; it gave {given}")

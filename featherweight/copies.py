@@ -87,13 +87,21 @@ def copied(model: nn.Module) -> nn.Module:
 
     Raises UnsupportedNetwork, also for a member whose own copying fails.
     """
-    network = unwrapped(model)
+    return _copied(unwrapped(model), wrappers=False)
+
+
+def copied_whole(model: nn.Module) -> nn.Module:
+    """The same with its wrappers, so that all names in it are those of `model`."""
+    return _copied(model, wrappers=True)
+
+
+def _copied(network: nn.Module, wrappers: bool) -> nn.Module:
     memo: dict[int, Any] = {}
     _copy_tensors(network, memo)
     _share(network, memo)
     try:
         # innermost first: a wrapper's copy is the copy of what it holds
-        for module in reversed([*network.modules()]):
+        for module in () if wrappers else reversed([*network.modules()]):
             if (inner := _inside(module)) is not None:
                 memo[id(module)] = copy.deepcopy(inner, memo)
         return copy.deepcopy(network, memo)

@@ -303,9 +303,13 @@ class Imposed:
         }  # fmt: skip
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """The inverse of `state_dict`; call it before entering."""
-        self.step, self.states = saved["step"], saved["states"]
-        self._support, self._squares = saved["support"], saved["squares"]
+        """The inverse of `state_dict`; call it before entering. Tensors go to their weight's device, wherever they were saved."""
+
+        def placed(held: Mapping[str, Any]) -> dict[str, Any]:
+            return {name: _to(self._weights[name].device, value) for name, value in held.items()}
+
+        self.step, self.states = saved["step"], placed(saved["states"])
+        self._support, self._squares = placed(saved["support"]), placed(saved["squares"])
         self._resize(saved["sizes"])
 
     def _residual(self, name: str, target: Target) -> float:
@@ -369,3 +373,9 @@ def freeze(model: nn.Module, name: str, target: Target, squares: Tensor | None =
     """Project parameter `name` onto its set and put the code on it."""
     module, attribute = owner(model, name)
     attach(model, name, target.view, target.encode(getattr(module, attribute), squares))
+
+
+def _to(device: torch.device, value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _to(device, part) for key, part in value.items()}
+    return value.to(device) if isinstance(value, Tensor) else value

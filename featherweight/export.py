@@ -25,6 +25,7 @@ from featherweight import storage
 from featherweight.calls import Example, Inputs, plain_outputs, tensors_of
 from featherweight.coding import coded, detach
 from featherweight.copies import copied
+from featherweight.devices import device_of, placed
 from featherweight.errors import FeatherweightError, InputError, StorageError
 from featherweight.factor import materialise
 from featherweight.structure.capture import batch_shapes, first_line, packs_sequences, quiet, whole_attention
@@ -83,21 +84,22 @@ def export(
 ) -> Exported:
     """Write `model` to `path` in eval mode, run the file, and compare it with PyTorch. `model` itself is not changed.
 
-    `example`: the inputs of the network, a tuple by position or a dict by name, batch first. With `dynamic_batch` the file takes
-    any batch size, in those inputs whose first size is that of the first one; the others (a time step, None, a number) are fixed
-    as they are. Outputs come as dicts, lists and tuples. ONNX weights above 2 GB go into a file `path`.xxxxxxxx.data beside it.
-    The file appears only when it computes what the network computes, to `tolerance` of its largest output, and in all
-    but that share of whole numbers. Raises RuntimeMissing, ExportError, StorageError, and InputError for options out of range.
+    `example`: the inputs of the network, a tuple by position or a dict by name, batch first. The file is for the CPU, wherever
+    the network is. With `dynamic_batch` it takes any batch size, in those inputs whose first size is that of the first one; the
+    others (a time step, None, a number) are fixed as they are. Outputs come as dicts, lists and tuples. ONNX weights above 2 GB
+    go into a file `path`.xxxxxxxx.data beside it. The file appears only when it computes what the network computes, to
+    `tolerance` of its largest output, and in all but that share of whole numbers. Raises RuntimeMissing, ExportError,
+    StorageError, and InputError for options out of range.
     """
     path = Path(path)
     if format not in FORMATS:
         raise InputError(f"format must be one of {', '.join(FORMATS)}, given {format!r}")
     if opset < LEAST_OPSET:
         raise InputError(f"opset must be at least {LEAST_OPSET}, given {opset}")
-    inputs = Inputs.of(example)
+    inputs = placed(Inputs.of(example), "cpu")
     if not inputs.tensors():
         raise InputError("the example holds no tensor; give the network's inputs as a tuple by position or as a dict by name")
-    network = shippable(model, inputs)
+    network = shippable(model, inputs).cpu()
     if format == "onnx":
         _check_types(network, inputs)
     write, run = (_onnx_writer(opset), onnx_runner) if format == "onnx" else (_write_pt2, _pt2_runner)
@@ -178,7 +180,7 @@ def shippable(model: nn.Module, example: Example | Inputs | None = None) -> nn.M
     """A copy of `model` in eval mode without codes, which computes the same. Low-rank codes become thin layers where it pays."""
     network = copied(model).eval()
     if coded(network):
-        inputs = Inputs.of(example) if example is not None else Inputs()
+        inputs = placed(Inputs.of(example), device_of(network)) if example is not None else Inputs()
         materialise(network, example=inputs.args if inputs.args and not inputs.kwargs else None)
     for name in coded(network):
         detach(network, name)
@@ -267,6 +269,8 @@ def onnx_runner(path: Path, threads: int = 1, providers: tuple[str, ...] = ("CPU
     options = runtime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
     session = checked(lambda: runtime.InferenceSession(str(path), options, providers=list(providers)))
+    if providers[0] not in session.get_providers():  # it falls back to the processor without a word
+        raise RuntimeMissing(f"ONNX Runtime could not start its {providers[0]} and would run on the processor: {INSTALL}")
     names = [entry.name for entry in session.get_inputs()]
 
     def run(inputs: Inputs) -> list[Tensor]:

@@ -150,8 +150,8 @@ def producers(graph: Graph, site: str) -> list[tuple[str, int]]:
 
 
 def unit_sums(graph: Graph, site: str, name: str, dim: int, values: Tensor) -> Tensor:
-    """(units,) sums of `values`, which has the shape of tensor `name`, over what each unit owns of it along `dim`."""
-    entries = values.movedim(dim, 0).flatten(1).sum(1) if values.ndim > 1 else values
+    """(units,) sums of `values`, which has the shape of tensor `name`, over what each unit owns of it along `dim`; on the CPU."""
+    entries = (values.movedim(dim, 0).flatten(1).sum(1) if values.ndim > 1 else values).cpu()
     sums = entries.new_zeros(graph.site(site).size)
     for numbers in places(graph, site, graph.planes[name, dim]):
         owned = numbers >= 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import math
 import re
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from featherweight import notation, storage, tensor_files, usercode
 from featherweight import recipe as recipes_as_data
+from featherweight.devices import CPU, placed
 from featherweight.errors import ArtifactError, FeatherweightError, InputError, RecipeError, did_you_mean, short, shortened
 from featherweight.modes import evaluating
 from featherweight.recipe import Recipe
@@ -50,34 +52,34 @@ def network(text: str, weights: Path | None = None) -> nn.Module:
     return model
 
 
-def task(text: str, seed: int) -> Task:
-    """A built-in task, or the Task that `file.py:name` is, or gives for `seed`. Raises InputError, DataError."""
+def task(text: str, seed: int, device: torch.device = CPU) -> Task:
+    """A built-in task, or the Task that `file.py:name` is, or gives for `seed`; its example on `device`, where built-in ones put
+    their batches too. Raises InputError, DataError."""
     file, name = usercode.split(text)
     if file is None:
         if text not in TASKS:
             raise InputError(_unknown("data set", text, TASKS, "a Task, or def task(seed) -> Task"))
-        return TASKS[text](seed)
+        return TASKS[text](seed, device=device)
     found = usercode.named(text, file, name)
-    if isinstance(found, Task):
-        return found
-    found = usercode.called(text, found, seed)
+    if not isinstance(found, Task):
+        found = usercode.called(text, found, seed)
     if not isinstance(found, Task):
         raise InputError(f"{text} must be a featherweight.Task or a function from a seed to one, it gave {type(found).__name__}")
-    return found
+    return dataclasses.replace(found, example=placed(found.example, device))
 
 
-def work(data: str | None, inputs: Sequence[str], seed: int) -> tuple[Task, str]:
-    """The task of a command and what to call it: of `--data`, or an example alone of the shapes of `--input`."""
+def work(data: str | None, inputs: Sequence[str], seed: int, device: torch.device = CPU) -> tuple[Task, str]:
+    """The task of a command on `device` and what to call it: of `--data`, or an example alone of the shapes of `--input`."""
     if data is not None and inputs:
         raise InputError("give --data, or --input for the shape alone, not both")
     if data is not None:
-        return task(data, seed), data
+        return task(data, seed, device), data
     if not inputs:
         raise InputError(f"give --data, one of {', '.join(TASKS)}, or file.py:task")
-    return shapes(inputs), f"--input {' '.join(inputs)}"
+    return shapes(inputs, device), f"--input {' '.join(inputs)}"
 
 
-def shapes(texts: Sequence[str]) -> Task:
+def shapes(texts: Sequence[str], device: torch.device = CPU) -> Task:
     """The task of a network that is only looked at: an example of each `1x3x224x224` or `1x16:int64`, and no data.
 
     Floating-point inputs hold random numbers, so that every path through the network carries some; others zeros, which are valid
@@ -87,7 +89,7 @@ def shapes(texts: Sequence[str]) -> Task:
     def without_data(*arguments: Any) -> NoReturn:
         raise InputError("--input says the shape of an input and holds no data: give --data file.py:task")
 
-    example = tuple(_input(text, number) for number, text in enumerate(texts))
+    example = tuple(_input(text, number).to(device) for number, text in enumerate(texts))
     return Task(example, without_data, without_data, without_data, without_data)
 
 

@@ -17,6 +17,7 @@ from torch import nn
 from featherweight import artifact, console, given, storage
 from featherweight.coding import coded
 from featherweight.compress import Compressed, compress
+from featherweight.devices import chosen
 from featherweight.errors import InputError, StorageError
 from featherweight.measure import decoded
 from featherweight.plan import resolve
@@ -41,6 +42,7 @@ class Job:
     task: Task
     trained: bool  # are the weights given, or a built-in network's first random ones?
     identity: dict[str, Any]  # what must be the same for a run to be taken up again
+    device: str = "cpu"  # as it was named
 
     @classmethod
     def load(
@@ -50,18 +52,21 @@ class Job:
         weights: Path | None = None,
         seed: int = 0,
         threads: int | None = None,
+        *,
         shapes: Sequence[str] = (),
+        device: str = "cpu",
     ) -> Job:
-        """Bring them together after seeding torch. `shapes`: of the inputs, in place of data, where only structure is asked for.
-        Raises InputError where they are not made for each other."""
+        """Bring them together on `device` after seeding torch. `shapes`: of the inputs, in place of data, where only structure is
+        asked for. Raises InputError where they are not made for each other."""
         if threads is not None:
             torch.set_num_threads(threads)
         torch.manual_seed(seed)
-        network = given.network(model, weights)
-        task, data = given.work(data, shapes, seed)
+        place = chosen(device)
+        network = given.network(model, weights).to(place)
+        task, data = given.work(data, shapes, seed, place)
         given.check_fit(network, task, model, data)
         identity = {"model": model, "data": data, "seed": seed}  # a checkpoint knows the weights themselves
-        return cls(model, data, network, task, weights is not None or model not in NETWORKS, identity)
+        return cls(model, data, network, task, weights is not None or model not in NETWORKS, identity, device)
 
 
 def run(job: Job, recipe: Recipe, out: Path, workdir: Path, keep_workdir: bool) -> tuple[Compressed, dict[str, int]]:
@@ -103,7 +108,8 @@ def next_commands(program: str, job: Job, out: Path) -> list[str]:
     model = [] if job.model in NETWORKS else ["--model", job.model]
     data = [] if job.data in TASKS else ["--data", job.data]
     known = [] if noted(job.model, NETWORKS) == job.model else model  # else the target names it
-    forms = (("inspect", str(out), *model), ("bench", job.model, str(out), *known), ("export", str(out), *model))
+    where = [] if job.device == "cpu" else ["--device", job.device]  # rounding differs: measured anew where it was measured
+    forms = (("inspect", str(out), *model, *where), ("bench", job.model, str(out), *known), ("export", str(out), *model))
     return [f"{program} {shlex.join(words)}" for words in (*((*form, *data) for form in forms), ("pack", str(out), *model))]
 
 

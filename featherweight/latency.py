@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from featherweight.calls import Example, Inputs
+from featherweight.devices import chosen, placed, synchronise
 from featherweight.errors import InputError, did_you_mean
 from featherweight.export import export, onnx_runner, require, resized, shippable
 
@@ -100,24 +101,29 @@ def bench(
     """Time every variant in every setting. The first one is the baseline that the others are compared with.
 
     `example`: the inputs of all variants, batch first, by position or by name as in `export`; or, where the names are the
-    variants', of each. `devices`: default the processor, and the GPU if
-    there is one. Codes are decoded before, so that what is timed is the network that would be shipped. Raises InputError for
-    settings out of range, RuntimeMissing without ONNX Runtime, and ExportError for a network that it cannot run.
+    variants', of each. `devices`: default the processor, and the GPU if there is one, for each runtime that can use it; a call
+    ends when its device has done it. The networks stay where they are. Codes are decoded before, so that what is timed is the
+    network that would be shipped. Raises InputError for settings out of range, RuntimeMissing without ONNX Runtime, and
+    ExportError for a network that it cannot run.
     """
-    devices = (["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]) if devices is None else list(devices)
-    _check(variants, runtimes, threads, batches, devices, rounds, warm_up)
+    alone: list[str] = []
+    if devices is None:
+        devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+        alone = [device for device in devices if "onnx" in runtimes and not _offered(device)]
+    _check(variants, runtimes, threads, batches, [device for device in devices if device not in alone], rounds, warm_up)
     examples = _examples(variants, example)
     before = _load()
     timings: list[Timing] = []
     comparisons: list[Comparison] = []
     with tempfile.TemporaryDirectory() as folder:
-        networks = {name: shippable(model, examples[name]) for name, model in variants.items()}
+        networks = {name: shippable(model, examples[name]).cpu() for name, model in variants.items()}
+        examples = {name: placed(given, "cpu") for name, given in examples.items()}
         files = {
             name: _written(network, examples[name], Path(folder) / f"{number}.onnx")
             for number, (name, network) in enumerate(networks.items())
             if "onnx" in runtimes
         }
-        for runtime, device, count, batch in _settings(runtimes, devices, threads, batches):
+        for runtime, device, count, batch in _settings(runtimes, devices, threads, batches, alone):
             with _threads(count):
                 calls = {
                     name: _call(network, files.get(name), resized(examples[name], batch), runtime, device, count)
@@ -131,7 +137,9 @@ def bench(
                 ratio, spread, verdict = judge(seconds[base], seconds[name])
                 comparisons.append(Comparison(name, base, *where, ratio, spread, verdict))
     load = (before, _load())
-    return Bench(tuple(timings), tuple(comparisons), load, _processors(), tuple(_warnings(load, max(threads), timings)))
+    unused = [f"ONNX Runtime has no {_provider(device)} here: on {device} only PyTorch was timed" for device in alone]
+    warnings = (*_warnings(load, max(threads), timings), *unused)
+    return Bench(tuple(timings), tuple(comparisons), load, _processors(), warnings)
 
 
 def interleaved(calls: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 3) -> dict[str, list[float]]:
@@ -205,23 +213,36 @@ def _check(
         (not devices, "give at least one device"),
         (rounds < 5, f"rounds must be at least 5 for a spread, given {rounds}"),
         (warm_up < 1, f"warm_up must be at least 1 call, given {warm_up}"),
-        ("cuda" in devices and not torch.cuda.is_available(), "there is no GPU here: leave cuda out of the devices"),
     )
     mistakes = [message for wrong, message in checks if wrong]
     if unknown:
         mistakes[-1] += did_you_mean(unknown[0], RUNTIMES) if len(mistakes) == 1 else ""
     if mistakes:
         raise InputError("; ".join(mistakes))
-    if "onnx" in runtimes:
-        require("onnxruntime", "to time ONNX models")
+    for device in devices:
+        chosen(device)
+        if "onnx" in runtimes and not _offered(device):
+            raise InputError(
+                f"ONNX Runtime has no {_provider(device)} here and would run on the processor: leave {device} or onnx out, or "
+                "install onnxruntime-gpu"
+            )
+
+
+def _provider(device: str) -> str:
+    return f"{device.partition(':')[0].upper()}ExecutionProvider"
+
+
+def _offered(device: str) -> bool:
+    """Can ONNX Runtime use this device here?"""
+    return _provider(device) in require("onnxruntime", "to time ONNX models").get_available_providers()
 
 
 def _settings(
-    runtimes: Sequence[Runtime], devices: Sequence[str], threads: Sequence[int], batches: Sequence[int]
+    runtimes: Sequence[Runtime], devices: Sequence[str], threads: Sequence[int], batches: Sequence[int], alone: Sequence[str]
 ) -> Iterator[tuple[Runtime, str, int, int]]:
-    """Every setting once; on a GPU the number of threads makes none."""
+    """Every setting once; on a GPU the number of threads makes none. `alone`: devices that only PyTorch can use."""
     for runtime in runtimes:
-        for device in devices:
+        for device in devices if runtime == "eager" else [device for device in devices if device not in alone]:
             for count in threads if device == "cpu" else threads[:1]:
                 for batch in batches:
                     yield runtime, device, count, batch
@@ -246,17 +267,15 @@ def _call(
     network: nn.Module, file: Path | None, inputs: Inputs, runtime: Runtime, device: str, threads: int
 ) -> Callable[[], object]:
     if runtime == "onnx" and file is not None:
-        provider = "CPUExecutionProvider" if device == "cpu" else "CUDAExecutionProvider"
-        run = onnx_runner(file, threads, (provider,))
+        run = onnx_runner(file, threads, (_provider(device),))
         return lambda: run(inputs)
-    network = network.to(device)
-    placed = inputs.map(lambda tensor: tensor.to(device))
+    place = torch.device(device)
+    network, given = network.to(place), placed(inputs, place)
 
     def call() -> object:
         with torch.inference_mode():
-            outputs = placed.call(network)
-        if device == "cuda":
-            torch.cuda.synchronize()
+            outputs = given.call(network)
+        synchronise(place)
         return outputs
 
     return call

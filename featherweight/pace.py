@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from featherweight.allocate.choices import Infeasible
 from featherweight.budgets import CLOSE, Spent
 from featherweight.copies import copied
+from featherweight.devices import device_of, synchronise
 from featherweight.latency import interleaved, judge
 from featherweight.units import Cost, Sizes
 
@@ -115,14 +116,17 @@ def _explained(spent: Spent) -> Spent:
 
 
 def timed(networks: Mapping[str, nn.Module], example: tuple[Tensor, ...], rounds: int) -> Times:
-    """Name -> seconds of one call in each round, in turns, in eval mode."""
+    """Name -> seconds of one call in each round, in turns, in eval mode, until the device of the network has done it."""
 
     def call(network: nn.Module) -> Callable[[], object]:
-        placed = copied(network).eval()
+        mine = copied(network).eval()
+        device = device_of(mine)
 
         def once() -> object:
             with torch.inference_mode():
-                return placed(*example)
+                outputs = mine(*example)
+            synchronise(device)
+            return outputs
 
         return once
 

@@ -14,8 +14,9 @@ the first-order change of L_n were the unit scaled. All u of all sites come from
     gram       of each reader: mean of [x 1][x 1]^T over sampled patches x of its input                     (d + 1, d + 1)
     responses  of the last reader: mean of [x 1][x 1]^T over sampled positions, x its input channels        (c + 1, c + 1)
 
-with d = input channels times kernel positions. Sums are held in float64: 8 bytes an entry, `memory` says how many in all before
-anything runs. Beside them lives one batch with its activations, and the patches of one reader.
+with d = input channels times kernel positions. Sums are held on the CPU, wherever the network is, in float64: 8 bytes an entry,
+`memory` says how many in all before anything runs. Beside them lives one batch with its activations, and the patches of one
+reader.
 """
 
 from __future__ import annotations
@@ -295,7 +296,8 @@ class _Sums:
 
     def _add(self, statistic: str, key: str, values: Tensor, entries: int = 0) -> None:
         held = self.sums[statistic]
-        held[key] = held[key].add_(values) if key in held else values.double()
+        values = values.double().cpu()  # summed where the network is, and held on the CPU, as all that is decided with it
+        held[key] = held[key].add_(values) if key in held else values
         self.entries[statistic + key] = self.entries.get(statistic + key, 0) + entries
 
     def _gradients(self, run: _Run, loss: Tensor) -> None:

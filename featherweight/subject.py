@@ -12,6 +12,7 @@ from torch import nn
 
 from featherweight import artifact, given, packed, usercode
 from featherweight.artifact import Description
+from featherweight.devices import chosen
 from featherweight.errors import ArtifactError, FeatherweightError, InputError
 from featherweight.job import HINT, Job
 from featherweight.measure import Measurement, measure
@@ -76,10 +77,12 @@ def load(
     data: str | None = None,
     seed: int = 0,
     threads: int | None = None,
+    *,
     also: Collection[str] = (),
     shapes: Sequence[str] = (),
+    device: str = "cpu",
 ) -> Subject:
-    """The network and the task of `target`: an artifact's folder, a packed file, or a MODEL.
+    """The network and the task of `target`, on `device`: an artifact's folder, a packed file, or a MODEL.
 
     `model` and `data`: those of a target that does not name its own. `also`: what else the command line names; an artifact of
     a network that stands there needs no `model`. `shapes`: of the inputs, in place of data. Raises ArtifactError for damaged
@@ -89,14 +92,14 @@ def load(
     if path.is_file():
         usercode.split(target)  # file.py without a name says so
     if is_model(target):
-        made = Job.load(target, data or (None if shapes else data_for(target)), None, seed, threads, shapes)
+        made = Job.load(target, data or (None if shapes else data_for(target)), None, seed, threads, shapes=shapes, device=device)
         return Subject(made.network, made.network, made.task, None, target, made.data)
     if path.suffix == PACKED:
         if not path.is_file():
             raise ArtifactError(f"there is no file {path}")
         _require(path, model, data, shapes, None, None)
         assert model is not None
-        made = Job.load(model, data, None, seed, threads, shapes)
+        made = Job.load(model, data, None, seed, threads, shapes=shapes, device=device)
         return Subject(packed.load(path, made.network), made.network, made.task, None, model, made.data)
     described = artifact.describe(path)
     # A path such as file.py:Net is code: it is taken from the command line only, whatever the artifact says.
@@ -106,15 +109,16 @@ def load(
         if threads is not None:
             torch.set_num_threads(threads)
         _require(path, target, data, shapes, None, described.data)
-        network = artifact.load(path)
-        task, data = given.work(data, shapes, seed)
+        place = chosen(device)
+        network = artifact.load(path).to(place)
+        task, data = given.work(data, shapes, seed, place)
         given.check_fit(network, task, target, data)
         return Subject(network, None, task, described, model or target, data)
     if described.model in NETWORKS or (described.model in also and ".py:" in (described.model or "")):
         model = model or described.model
     _require(path, model, data, shapes, described.model, described.data)
     assert model is not None
-    made = Job.load(model, data, None, seed, threads, shapes)
+    made = Job.load(model, data, None, seed, threads, shapes=shapes, device=device)
     network = artifact.load(path, made.network)
     given.check_fit(network, made.task, model, made.data)
     return Subject(network, made.network, made.task, described, model, made.data)

@@ -1,4 +1,7 @@
-"""The built-in tasks: digits, MNIST and CIFAR-10 as `Task` values, for the command line, the benchmarks and the tests."""
+"""The built-in tasks: digits, MNIST and CIFAR-10 as `Task` values, for the command line, the benchmarks and the tests.
+
+`device`: where the batches and the example go. The score follows the network.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from torch.optim import SGD, Adam, Optimizer
 
 from featherweight import data
 from featherweight.data import Dataset
+from featherweight.devices import CPU, chosen, device_of, multiplies_bfloat16
 from featherweight.errors import InputError
 from featherweight.modes import evaluating
 from featherweight.task import Task, itself
@@ -44,6 +48,7 @@ class EpochBatches:
     seed: int
     epoch: int
     prepare: Callable[[Tensor, Generator], Tensor]  # raw inputs of a batch -> what the network gets
+    device: torch.device = CPU  # where a batch goes; it is drawn and prepared on the CPU, so that it is the same on all of them
 
     def __len__(self) -> int:
         return math.ceil(len(self.order) / self.batch_size)
@@ -51,11 +56,17 @@ class EpochBatches:
     def __getitem__(self, index: int) -> LabelledImages:
         if not 0 <= index < len(self):
             raise IndexError(f"batch {index} of an epoch of {len(self)} batches: give 0 to {len(self) - 1}")
-        chosen = self.order[index * self.batch_size : (index + 1) * self.batch_size]
-        return self.prepare(self.inputs[chosen], _generator(self.seed, self.epoch, "batch", index)), self.labels[chosen]
+        picked = self.order[index * self.batch_size : (index + 1) * self.batch_size]
+        images = self.prepare(self.inputs[picked], _generator(self.seed, self.epoch, "batch", index))
+        return _sent(images, self.device), _sent(self.labels[picked], self.device)
 
     def __iter__(self) -> Iterator[LabelledImages]:
         return (self[index] for index in range(len(self)))
+
+
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """On `device`, from pinned memory where it is a GPU's, so that the copy does not wait for the step before."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def _generator(seed: int, epoch: int, use: str, index: int) -> Generator:
@@ -74,9 +85,11 @@ def _task(
     test_view: Callable[[Tensor], Tensor],
     loss: Callable[[nn.Module, LabelledImages], Tensor],
     optimizer: Callable[[Iterable[Parameter]], Optimizer],
+    device: torch.device | str,
 ) -> Task:
     """`read`: the data set, called with the first batch or score, since what asks for structure needs no data. `pixels`: of the
     shape and type of one of its images, (1, channels, height, width)."""
+    place = chosen(device)
 
     @functools.cache
     def dataset() -> Dataset:
@@ -85,12 +98,12 @@ def _task(
     def batches(epoch: int) -> EpochBatches:
         held = dataset()
         order = torch.randperm(len(held.train_labels), generator=_generator(seed, epoch, "order", 0))
-        return EpochBatches(held.train_inputs, held.train_labels, order, batch_size, seed, epoch, train_view)
+        return EpochBatches(held.train_inputs, held.train_labels, order, batch_size, seed, epoch, train_view, place)
 
     def score(network: nn.Module) -> float:
         return accuracy(network, dataset().test_inputs, dataset().test_labels, test_view)
 
-    return Task((test_view(pixels),), batches, loss, score, optimizer, logits=itself)
+    return Task((test_view(pixels).to(place),), batches, loss, score, optimizer, logits=itself)
 
 
 def _pixels(channels: int, side: int) -> Tensor:
@@ -110,7 +123,7 @@ def cross_entropy(network: nn.Module, batch: LabelledImages) -> Tensor:
 def cross_entropy_autocast(network: nn.Module, batch: LabelledImages) -> Tensor:
     """Mean cross-entropy of the batch in nats; under bfloat16 autocast where that is fast, the loss itself in float32."""
     images, labels = batch
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=multiplies_bfloat16()):
+    with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=multiplies_bfloat16(images.device)):
         logits = logits_of(network(images), len(labels))
     return F.cross_entropy(logits.float(), labels)
 
@@ -126,20 +139,15 @@ def logits_of(output: Any, count: int) -> Tensor:
     )
 
 
-def multiplies_bfloat16() -> bool:
-    """Has this processor instructions that multiply bfloat16 (AVX512_BF16)? Where they are emulated, a step of ResNet-56 takes
-    ten times as long as in float32 (AVX2)."""
-    return torch.cpu._is_avx512_bf16_supported()  # public, as torch.cpu.get_capabilities, in newer PyTorch only
-
-
 def accuracy(
     network: nn.Module, inputs: Tensor, labels: Tensor, view: Callable[[Tensor], Tensor], batch_size: int = 250
 ) -> float:
-    """Percent of the inputs whose largest logit is at their label; eval mode, float32, without autocast."""
-    correct = 0
-    with evaluating(network), torch.inference_mode(), torch.autocast("cpu", enabled=False):
+    """Percent of the inputs whose largest logit is at their label; eval mode, float32, without autocast, where the network is."""
+    correct, device = 0, device_of(network)
+    with evaluating(network), torch.inference_mode(), torch.autocast(device.type, enabled=False):
         for images, answers in zip(inputs.split(batch_size), labels.split(batch_size), strict=True):
-            correct += int((logits_of(network(view(images)), len(answers)).argmax(dim=1) == answers).sum())
+            logits = logits_of(network(view(images).to(device)), len(answers))
+            correct += int((logits.argmax(dim=1).cpu() == answers).sum())
     return 100.0 * correct / len(labels)
 
 
@@ -160,14 +168,14 @@ def _nesterov(parameters: Iterable[Parameter]) -> Optimizer:
 # --- the tasks -----------------------------------------------------------------------------------------------------------
 
 
-def digits(seed: int = 0, held_out: int = 0) -> Task:
+def digits(seed: int = 0, held_out: int = 0, *, device: torch.device | str = "cpu") -> Task:
     """scikit-learn's digits at 28x28: Adam at 1e-3, batch 64, no augmentation, float32. An epoch of LeNet-5 takes about a second.
 
     With held_out > 0 the score is on that many training images, which are then not trained on, and the test set is not used.
     The first batch or score raises DataMissing where scikit-learn is not installed.
     """
     pixels = _digits_in_unit_range(_pixels(1, 28))
-    return _task(data.digits, held_out, pixels, seed, 64, _as_is, _unchanged, cross_entropy, _adam)
+    return _task(data.digits, held_out, pixels, seed, 64, _as_is, _unchanged, cross_entropy, _adam, device)
 
 
 def _as_is(images: Tensor, generator: Generator) -> Tensor:
@@ -178,15 +186,27 @@ def _unchanged(images: Tensor) -> Tensor:
     return images
 
 
-def mnist(seed: int = 0, held_out: int = 0, augment: bool = True, batch_size: int = 128) -> Task:
+def mnist(
+    seed: int = 0, held_out: int = 0, augment: bool = True, batch_size: int = 128, *, device: torch.device | str = "cpu"
+) -> Task:
     """MNIST, pixels in 0..1: Adam at 1e-3, small affine changes unless `augment` is False, bfloat16 autocast
     where the processor multiplies bfloat16.
 
     With held_out > 0 the score is on that many training images, which are then not trained on, and the test set is not used.
     The first batch or score reads the files and raises DataMissing or DataDamaged.
     """
-    train_view, pixels = _moved_digits if augment else _plain_digits, _pixels(1, 28)
-    return _task(data.mnist, held_out, pixels, seed, batch_size, train_view, _digits_in_unit_range, cross_entropy_autocast, _adam)
+    return _task(
+        data.mnist,
+        held_out,
+        _pixels(1, 28),
+        seed,
+        batch_size,
+        _moved_digits if augment else _plain_digits,
+        _digits_in_unit_range,
+        cross_entropy_autocast,
+        _adam,
+        device,
+    )
 
 
 def _digits_in_unit_range(images: Tensor) -> Tensor:
@@ -201,7 +221,7 @@ def _moved_digits(images: Tensor, generator: Generator) -> Tensor:
     return data.affine(_digits_in_unit_range(images), generator, degrees=10, scale=0.1, shear=10, translate=2)
 
 
-def cifar10(seed: int = 0, held_out: int = 0, augment: bool = True) -> Task:
+def cifar10(seed: int = 0, held_out: int = 0, augment: bool = True, *, device: torch.device | str = "cpu") -> Task:
     """CIFAR-10, normalised: SGD with Nesterov momentum 0.9, rate 0.1, weight decay 5e-4 on weights, batch 128, bfloat16
     autocast where the processor multiplies bfloat16.
 
@@ -210,9 +230,17 @@ def cifar10(seed: int = 0, held_out: int = 0, augment: bool = True) -> Task:
     With held_out > 0 the score is on that many training images, which are then not trained on, and the test set is not used.
     The first batch or score reads the files and raises DataMissing or DataDamaged.
     """
-    train_view, pixels = _moved_photographs if augment else _plain_photographs, _pixels(3, 32)
     return _task(
-        data.cifar10, held_out, pixels, seed, 128, train_view, _normalised_photographs, cross_entropy_autocast, _nesterov
+        data.cifar10,
+        held_out,
+        _pixels(3, 32),
+        seed,
+        128,
+        _moved_photographs if augment else _plain_photographs,
+        _normalised_photographs,
+        cross_entropy_autocast,
+        _nesterov,
+        device,
     )
 
 
@@ -235,7 +263,7 @@ def _moved_photographs(images: Tensor, generator: Generator) -> Tensor:
 class NamedTask(Protocol):
     """What the functions of this file have in common."""
 
-    def __call__(self, seed: int = 0, held_out: int = 0) -> Task: ...
+    def __call__(self, seed: int = 0, held_out: int = 0, *, device: torch.device | str = "cpu") -> Task: ...
 
 
 TASKS: dict[str, NamedTask] = {"digits": digits, "mnist": mnist, "cifar10": cifar10}

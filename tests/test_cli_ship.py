@@ -116,6 +116,8 @@ def test_bench_takes_a_network_that_a_target_names(place: Path) -> None:
         (("bench", "nothing", *OURS), "nothing is not an artifact"),
         (("bench", "thin", *OURS, "--runtime", "eagre"), "Did you mean 'eager'"),
         (("bench", "thin", *OURS, "--threads", "0"), "threads must be"),
+        (("bench", "thin", *OURS, "--device", "gpu"), "there is no device 'gpu' here"),
+        (("inspect", "thin", *OURS, "--device", "gpu"), "there is no device 'gpu' here"),
         (("bench", "thin"), "--model"),
         (("bench", "own.py:net"), "--data"),
         (("export", "thin", "--model", "own.py:net"), "--data"),

@@ -23,6 +23,7 @@ ORDER = (  # each may import only what stands before it; `structure` and `recipe
         "generators",
         "calls",
         "modes",
+        "devices",
         "views",
         "svd",
         "scales",

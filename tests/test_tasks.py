@@ -165,7 +165,7 @@ def test_accuracy_counts_every_image_and_restores_after_an_error() -> None:
 @pytest.mark.usefixtures("without_files")
 @pytest.mark.parametrize("fast", [True, False])
 def test_loss_runs_in_bfloat16_where_that_is_fast_and_returns_float32(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tasks, "multiplies_bfloat16", lambda: fast)
+    monkeypatch.setattr(tasks, "multiplies_bfloat16", lambda device: fast)
     task = tasks.mnist()
     batch = next(iter(task.batches(0)))
     probe = Probe()

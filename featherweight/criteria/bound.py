@@ -66,7 +66,7 @@ def _halves(part: _Part) -> Iterator[_Part]:
     assert part.entries is not None
     gone = part.entries[0, 1:]
     unit = 1 + int((gone * (1 - gone) * part.cost.diagonal()[1:]).argmax())
-    stays = torch.eye(len(part.cost), dtype=part.cost.dtype)
+    stays = torch.eye(len(part.cost), dtype=part.cost.dtype, device=part.cost.device)
     stays = torch.cat([stays[:unit], stays[unit + 1 :]])
     goes = stays.clone()
     goes[0, unit] = 1  # its row and column of Y are those of the constant
@@ -79,12 +79,13 @@ def _bounded(cost: Tensor, entries: Tensor, multiplier: Tensor, count: int, roun
     """The relaxation, from where `entries` and `multiplier` are. `known`: a bound that there is already."""
     size = len(cost) - 1
     if count in (0, size) or not cost.any():
-        only = torch.full_like(cost[0], float(count == size)).index_fill(0, torch.tensor(0), 1.0)
+        only = torch.full_like(cost[0], float(count == size))
+        only[0] = 1
         return _Part(cost, count, max(known, float(only @ cost @ only)), None, multiplier)
     scale = float(cost.norm())
     whole, cost, multiplier = cost, cost / scale, multiplier / scale
     normal = torch.cat([cost.new_tensor([-float(count)]), cost.new_ones(size)])
-    plane = torch.linalg.qr(torch.cat([normal[:, None], torch.eye(size + 1, dtype=cost.dtype)[:, 1:]], 1)).Q[:, 1:]
+    plane = torch.linalg.qr(torch.cat([normal[:, None], torch.eye(size + 1).to(cost)[:, 1:]], 1)).Q[:, 1:]
     weight, best = 0.1 / size, -math.inf
     for number in range(rounds + 1):
         if number % 25 == 0 or number == rounds:
@@ -119,6 +120,6 @@ def _least_entries(cost: Tensor, count: int) -> float:
 def _on_simplex(values: Tensor, total: float) -> Tensor:
     """The nearest vector with entries >= 0 of this sum; `values` rise."""
     falling = values.flip(0)
-    excess = (falling.cumsum(0) - total) / torch.arange(1, len(values) + 1)
+    excess = (falling.cumsum(0) - total) / torch.arange(1, len(values) + 1, device=values.device)
     last = int((falling > excess).nonzero()[-1])
     return (values - excess[last]).clamp_min(0)

@@ -98,14 +98,15 @@ def _slopes(
                     gradients[name] += gradient.double() / stats.count
         for reader in readers:
             # the mean square that the responses lack is quadratic in W, so the Gram matrix has it and its gradient
-            lack = (weights[reader.weight].detach() - whole[reader.weight]).flatten(1).double()
+            lack = (weights[reader.weight].detach() - whole[reader.weight]).flatten(1).double().cpu()
             moments = stats.gram[reader.module].matrix[:-1, :-1]
-            power = whole[reader.weight].flatten(1).double()
+            power = whole[reader.weight].flatten(1).double().cpu()
             scale = max(float(torch.trace(power @ moments @ power.T)), torch.finfo(torch.float64).tiny)
             total += float(torch.trace(lack @ moments @ lack.T)) / scale
-            gradients[reader.weight] += (2 * lack @ moments / scale).reshape(gradients[reader.weight].shape)
+            slope = 2 * lack @ moments / scale
+            gradients[reader.weight] += slope.reshape(gradients[reader.weight].shape).to(gradients[reader.weight])
         for reader in readers:
-            each = gradients[reader.weight].movedim(reader.dim, 0).flatten(1).square().sum(1)
+            each = gradients[reader.weight].movedim(reader.dim, 0).flatten(1).square().sum(1).cpu()
             for numbers in reader.units[site]:
                 owned = numbers >= 0
                 squares.index_add_(0, numbers[owned], each[owned])

@@ -127,7 +127,7 @@ def _cheapest(costs: Tensor, count: int) -> Tensor:
 def _grown(linear: Tensor, pairs: Tensor, count: int) -> Tensor:
     """(c, c): row i holds the choice that begins with unit i and takes the unit that costs least until there are `count`."""
     size = len(linear)
-    gone = torch.eye(size, dtype=linear.dtype)
+    gone = torch.eye(size, dtype=linear.dtype, device=linear.device)
     reach = pairs.clone()  # row s: S z
     for _ in range(count - 1):
         step = (reach - linear + pairs.diagonal() / 2).masked_fill(gone > 0, math.inf)
@@ -146,7 +146,7 @@ def _swapped(linear: Tensor, pairs: Tensor, start: Tensor, patience: int = 0) ->
     gone = best = start
     now = least = damage(linear, pairs, start)
     slope, half = pairs @ gone - linear, pairs.diagonal() / 2
-    rests_until = torch.zeros(len(gone), dtype=torch.long)
+    rests_until = torch.zeros(len(gone), dtype=torch.long, device=gone.device)
     tiny = 1e-12 * float(pairs.diagonal().sum() + linear.abs().sum())
     step = bettered = 0
     while step - bettered <= patience:

@@ -70,7 +70,7 @@ def infinite_selection(moments: Moments, balance: float = 0.5) -> Tensor:
     radius = float(torch.linalg.eigvalsh(edges).abs().max())
     if radius == 0:
         return torch.zeros_like(deviations)
-    identity = torch.eye(len(edges), dtype=edges.dtype)
+    identity = torch.eye(len(edges), dtype=edges.dtype, device=edges.device)
     return torch.linalg.solve(identity - 0.9 / radius * edges, identity).sum(1) - 1
 
 
@@ -85,7 +85,7 @@ def _propagated(twin: nn.Module, graph: Graph, stats: Stats, last: Reader, score
 
     def receive(reader: Reader) -> Callable[[Tensor], None]:
         def add(gradient: Tensor) -> None:
-            along = gradient.movedim(reader.axis, 0).flatten(1).sum(1)
+            along = gradient.movedim(reader.axis, 0).flatten(1).sum(1).cpu()
             for site, vectors in reader.units.items():
                 for numbers in vectors:
                     owned = numbers >= 0
@@ -101,12 +101,13 @@ def _propagated(twin: nn.Module, graph: Graph, stats: Stats, last: Reader, score
     # so small that no ReLU6 is reached, however often |W| enlarges it
     small = graph.captured.inputs.map(lambda v: torch.full_like(v, 1e-100, dtype=torch.float64).requires_grad_())
     inputs = small.tensors()
-    ones = {site: torch.ones(graph.site(site).size, dtype=torch.float64) for site in sites}
+    ones = {site: inputs[0].new_ones(graph.site(site).size) for site in sites}
     with evaluating(twin), gated(twin, readers, ones, watch):
         small.call(twin)
     shape = [1] * ends[-1].ndim
     shape[last.axis] = -1
-    torch.autograd.grad(ends[-1], inputs, (scores / len(ends[-1])).reshape(shape).expand_as(ends[-1]), allow_unused=True)
+    begun = (scores / len(ends[-1])).reshape(shape).to(ends[-1]).expand_as(ends[-1])
+    torch.autograd.grad(ends[-1], inputs, begun, allow_unused=True)
     return received
 
 

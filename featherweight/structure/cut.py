@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from featherweight.calls import Inputs
+from featherweight.copies import copied_whole
 from featherweight.structure.capture import capture, first_line
 from featherweight.structure.edit import Edit, Moved, all_tensors, apply
 from featherweight.structure.entries import Cut, pick
@@ -21,7 +22,7 @@ from featherweight.structure.gate import Check, Expected, difference, exercises,
 from featherweight.structure.graph import Graph, analyse
 from featherweight.structure.inplace import Masks, cuts_of, stock_attributes, trial
 from featherweight.structure.observe import RUN_FAILURES, Runner, in_eval, run_in_eval, run_in_training
-from featherweight.structure.precision import PRECISIONS, Precision, own_copy
+from featherweight.structure.precision import PRECISIONS, Precision
 from featherweight.structure.rewrite import Rewritten, rewrite
 from featherweight.structure.unlift import module_of
 from featherweight.structure.walk import Value, operation
@@ -179,7 +180,7 @@ def training_lost(model: nn.Module, graph: Graph) -> str:
         return f"has no training mode of its own, which reads {', '.join(only[:4])}{more} besides (where='graph' makes it still)"
     if not trains_otherwise(model, graph.captured):
         return ""
-    own, twin = PRECISIONS[-1], own_copy(model)
+    own, twin = PRECISIONS[-1], copied_whole(model)
     trained, evaluated = (run(twin, graph.captured.inputs, own) for run in (run_in_training, run_in_eval))
     shapes = [[tuple(tensor.shape) for tensor in side.outputs] for side in (trained, evaluated)]
     if trained.failure is not None or evaluated.failure is not None or shapes[0] == shapes[1]:

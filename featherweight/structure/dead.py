@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
+from featherweight.copies import copied_whole
 from featherweight.structure.cut import Result, check_fresh, placed, prune, sliced
 from featherweight.structure.edit import all_tensors, apply
 from featherweight.structure.entries import clear, entry_rows
@@ -25,7 +26,7 @@ from featherweight.structure.gate import Check, Expected, exercises
 from featherweight.structure.graph import Graph
 from featherweight.structure.labels import FIRST
 from featherweight.structure.observe import Runner, in_eval
-from featherweight.structure.precision import Precision, float64, own_copy, to_float64
+from featherweight.structure.precision import Precision, float64, to_float64
 from featherweight.structure.walk import Proof, Reading
 
 
@@ -188,7 +189,7 @@ def _carry_out(model: nn.Module, graph: Graph, keep: dict[str, Sequence[int]], b
         return in_eval(precision.copy(model))
 
     expected = Expected(make, exercises(graph.captured), graph.captured.decides())
-    twin = own_copy(model)
+    twin = copied_whole(model)
     exact = expected.precision.copy(model)
     for target in (twin, exact):
         _set(target, biases)

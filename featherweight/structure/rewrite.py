@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from featherweight.structure.graph import Graph
 from featherweight.structure.walk import Value, operation, shape_of
@@ -132,9 +132,10 @@ class _Rewriter:
                 kwargs[argument.name] = given[argument.name]
         return self.new.call_function(chosen, tuple(args), kwargs)
 
-    def constant(self, tensor: Tensor) -> fx.Node:
+    def constant(self, places: NDArray[np.int64], node: fx.Node) -> fx.Node:
+        """An index on the device of what the node gives: a buffer, so that it moves with the module."""
         name = f"_index_{len(list(self.root.buffers()))}"
-        self.root.register_buffer(name, tensor)
+        self.root.register_buffer(name, torch.from_numpy(places.copy()).to(node.meta["val"].device))
         return self.new.get_attr(name)
 
     def sizes(self, node: fx.Node, raw: Sequence[Any], value: Value, offset: int = 0, infer: bool = True) -> list[Any]:
@@ -243,7 +244,7 @@ def _slice(r: _Rewriter, node: fx.Node) -> fx.Node | None:
     first = r.map[node.args[0]]  # type: ignore[index]
     if len(wanted) and (np.diff(wanted) == 1).all():
         return r.new.call_function(torch.ops.aten.slice.Tensor, (first, dim, int(wanted[0]), int(wanted[-1]) + 1))
-    return r.new.call_function(torch.ops.aten.index_select.default, (first, dim, r.constant(torch.from_numpy(wanted.copy()))))
+    return r.new.call_function(torch.ops.aten.index_select.default, (first, dim, r.constant(wanted, node)))
 
 
 def _select(r: _Rewriter, node: fx.Node) -> fx.Node | None:
@@ -286,16 +287,10 @@ def _index(r: _Rewriter, node: fx.Node) -> fx.Node | None:
         return None
     taken = known.cpu().numpy().reshape(-1)
     wanted = _ranks(mask, len(mask))[taken[mask[taken]]]
-    device = shape_device(node)
-    new = r.constant(torch.from_numpy(wanted.copy()).to(device))
+    new = r.constant(wanted, node)
     if operation(node) == "index":
         return r.emit(node, {"indices": [None] * dim + [new]})
     return r.emit(node, {"index": new})
-
-
-def shape_device(node: fx.Node) -> torch.device:
-    device: torch.device = node.meta["val"].device
-    return device
 
 
 def _conv(r: _Rewriter, node: fx.Node) -> fx.Node | None:

@@ -6,13 +6,36 @@ It is called as the network is, by position or by name, and gives what the netwo
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree
 
 from featherweight.structure.capture import Captured
+
+
+class Movable(fx.GraphModule):
+    """A graph that moves whole: its code names a device for each tensor that it makes, which `to` would leave where it was."""
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Movable:
+        before = self._devices()
+        super()._apply(fn, recurse)
+        after = self._devices()
+        if after != before and len(after) == 1:
+            (device,) = after
+            for node in self.graph.nodes:
+                node.args, node.kwargs = (_on(device, part) for part in (node.args, node.kwargs))
+            self.recompile()
+        return self
+
+    def _devices(self) -> set[torch.device]:
+        return {tensor.device for tensor in (*self.parameters(), *self.buffers())}
+
+
+def _on(device: torch.device, arguments: Any) -> Any:
+    return fx.node.map_aggregate(arguments, lambda value: device if isinstance(value, torch.device) else value)
 
 
 def module_of(captured: Captured, rewritten: fx.GraphModule, tensors: dict[str, Tensor]) -> fx.GraphModule:
@@ -50,7 +73,7 @@ def module_of(captured: Captured, rewritten: fx.GraphModule, tensors: dict[str, 
         elif node.op != "placeholder":  # tensors that nothing reads are left out
             replaced[node] = graph.node_copy(node, replaced.__getitem__)
             replaced[node].meta = dict(node.meta)
-    return fx.GraphModule(root, graph)
+    return Movable(root, graph)
 
 
 def _inputs(captured: Captured, graph: fx.Graph, old: list[fx.Node]) -> list[fx.Node]:

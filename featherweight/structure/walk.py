@@ -238,7 +238,7 @@ class Walk:
         tensor = self.captured.tensors[name]
         if kind == "constant" and not tensor.is_floating_point():
             # indices made in the code: their entries matter, they are not units
-            value.known = tensor if tensor.device.type != "meta" else None
+            value.known = tensor.detach().cpu() if tensor.device.type != "meta" else None
         elif name in whole:
             pass
         else:
