@@ -15,7 +15,7 @@ from featherweight.budgets import Spent
 from featherweight.coding import coded, detach, layouts_kept
 from featherweight.cutting import cut_units
 from featherweight.distillation import settled
-from featherweight.drivers import Imposed, Target, freeze
+from featherweight.drivers import Driver, Imposed, Target, freeze
 from featherweight.edits import Edit, Snapshot, structure_edit
 from featherweight.factor import materialise
 from featherweight.measure import decoded, measure
@@ -79,7 +79,7 @@ class StageRun:
             guide = Proportions(stage.adaptive, self.network, self.task.example, optimizer, steps)
         else:
             guide = Imposed(
-                stage.driver, self.network, optimizer, self.plan.targets, squares=self.squares, spread=self.plan.spread
+                self._driver(), self.network, optimizer, self.plan.targets, squares=self.squares, spread=self.plan.spread
             )  # fmt: skip
         if self.work is not None and self.work.imposed is not None:
             guide.load_state_dict(self.work.imposed)
@@ -117,6 +117,21 @@ class StageRun:
             after_step=self.watch.over(phase, self.network, self.structural, optimizer, guide),
         )
 
+    def _driver(self) -> Driver | None:
+        """The stage's driver, paced for as long as it trains."""
+        epochs = self.stage.train.epochs
+        return self.stage.driver.paced(epochs * self.watch.steps_an_epoch, epochs) if self.stage.driver else None
+
+    def _late(self) -> str:
+        """A sentence where the driver cannot project once before the training is over, else ""."""
+        driver, steps = self._driver(), self.stage.train.epochs * self.watch.steps_an_epoch
+        if driver is None or driver.every is None or driver.every <= steps:
+            return ""
+        return (
+            f"nothing was projected before the end: every is {driver.every} and the stage trains {steps} steps. Leave every out, "
+            "or make it less"
+        )
+
     def _optimizer(self) -> Optimizer:
         heads = [p for head in self.heads.values() for p in head.parameters()]
         return optimizers.build(self.task.optimizer, self.network, heads)
@@ -150,7 +165,7 @@ class StageRun:
             loss if math.isfinite(loss) else None,
             self.watch.residuals,
             self.spent,
-            (*said(self.plan.left_out), *([self.distilled] if self.distilled else [])),
+            (*said(self.plan.left_out), *filter(None, (self.distilled, self._late()))),
         )
 
 
