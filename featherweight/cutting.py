@@ -57,6 +57,12 @@ def cut_units(network: nn.Module, task: Task, asked: Units, epoch: int, auxiliar
     statistics = _statistics(asked)
     sites, left_out = may_go(network, graph, asked)
     if not sites:
+        if not graph.sites:
+            why = "; ".join(f"{name}: {reason}" for name, reason in list(graph.frozen.items())[:3]) or "it has no layers"
+            raise InputError(
+                f"no units can go: none of the network's layers has units that its class can be without ({why}). Make its "
+                "weights smaller instead: progressive_admm (zeros), admm_quantization (bits) or decompose (ranks)"
+            )
         told = "".join(f"; {name}: {why}" for name, why in left_out.items())
         raise InputError(
             f"no units can go: of the sites {', '.join(graph.sites) or '(none)'} those that match {asked.sites!r} cannot be cut "
