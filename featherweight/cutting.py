@@ -211,7 +211,7 @@ def _reward(ranked: Ranked, samples: int) -> Callable[[Sizes], float]:
 
     def reward(sizes: Sizes) -> float:
         network = ranked.copy(sizes)
-        with evaluating(network), torch.no_grad():
+        with evaluating(network):  # with gradients: a loss may differentiate inside
             return sum(_judged(network, task, batch) for batch in held) / len(held)
 
     return reward
@@ -227,7 +227,7 @@ def _judged(network: nn.Module, task: Task, batch: Batch) -> float:
         inputs, labels = batch
         if labels.dim() == 1 and labels.dtype == torch.int64:
             return float((network(inputs).argmax(1) == labels).float().mean())
-    return -float(task.loss(network, batch))
+    return -float(task.loss(network, batch).detach())
 
 
 SOLVED = 33  # sizes at which a ranking that solves a problem for each is asked; between them the damage is interpolated
