@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from featherweight.coding import plain
-from featherweight.errors import InputError, did_you_mean
+from featherweight.errors import InputError, did_you_mean, shortened
 from featherweight.gates import Readers
 from featherweight.modes import evaluating
 from featherweight.stats import Stats
@@ -120,8 +120,7 @@ def trained_heads(
     """A head for each pivot, trained by Adam for `rounds` passes over the calibration batches. The network does not change."""
     heads: dict[str, nn.Module] = {}
     with evaluating(model), features(model, pivots) as found:
-        with torch.no_grad():
-            stats.task.loss(model, next(stats.batches()))
+        stats.task.loss(model, next(stats.batches()))  # with gradients: a loss may differentiate inside
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             for pivot in pivots:
@@ -130,11 +129,16 @@ def trained_heads(
         optimizer = torch.optim.Adam([p for head in heads.values() for p in head.parameters()], lr=rate)
         for _ in range(rounds):
             for batch in stats.batches():
-                with torch.no_grad():
-                    stats.task.loss(model, batch)
                 optimizer.zero_grad()
-                total = torch.stack([stats.task.loss(Replay(head(found[p].detach())), batch) for p, head in heads.items()])
-                total.sum().backward()
+                try:
+                    stats.task.loss(model, batch)
+                    total = torch.stack([stats.task.loss(Replay(head(found[p].detach())), batch) for p, head in heads.items()])
+                    total.sum().backward()
+                except (RuntimeError, ValueError) as error:
+                    raise InputError(
+                        f"auxiliary heads need a loss of the network's outputs alone, called once a batch; this one fails on a "
+                        f"head's outputs ({shortened(str(error).strip())}). Take a recipe without them, such as collaborative"
+                    ) from error
                 optimizer.step()
     for head in heads.values():
         head.eval().requires_grad_(False)

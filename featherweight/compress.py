@@ -18,6 +18,7 @@ from featherweight.devices import chosen, placed
 from featherweight.edits import Snapshot
 from featherweight.factor import materialise
 from featherweight.fingerprint import of_task
+from featherweight.optimizers import check_codes
 from featherweight.plan import resolve
 from featherweight.recipe import Recipe
 from featherweight.report import Row
@@ -88,6 +89,8 @@ def compress(
             targets = resolve(stage, original, example=task.example).targets
             weights_of(original, targets)
             check_trained(targets, checked.trained, stage)
+            if targets and stage.retrain.epochs:
+                check_codes(task.optimizer, original, targets.keys())
         about = of_task(task, original) | {"run": dict(identity or {})} if place else None
         memory = Memory.open(place, recipe, Snapshot.of(original, []), checkpoint_seconds, about)
         if not memory.proven:

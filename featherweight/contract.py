@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -63,6 +64,11 @@ def _held_by_optimizer(task: Task, model: nn.Module) -> frozenset[str]:
         raise InputError(
             f"the task's `optimizer` gave a {type(optimizer).__name__}: it gets the parameters and returns an optimizer, such as "
             "optimizer=lambda parameters: torch.optim.Adam(parameters, 1e-3)"
+        )
+    if (closure := inspect.signature(optimizer.step).parameters.get("closure")) and closure.default is inspect.Parameter.empty:
+        raise InputError(
+            f"{type(optimizer).__name__} of the task's `optimizer` steps only with a closure, called as often as it likes: "
+            "give one that steps without, such as torch.optim.AdamW, or train in your own loop inside featherweight.Imposed"
         )
     held = {id(parameter) for group in groups for parameter in group["params"]}
     found = frozenset(name for name, parameter in parameters.items() if id(parameter) in held)

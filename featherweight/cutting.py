@@ -57,6 +57,12 @@ def cut_units(network: nn.Module, task: Task, asked: Units, epoch: int, auxiliar
     statistics = _statistics(asked)
     sites, left_out = may_go(network, graph, asked)
     if not sites:
+        if not graph.sites:
+            why = "; ".join(f"{name}: {reason}" for name, reason in list(graph.frozen.items())[:3]) or "it has no layers"
+            raise InputError(
+                f"no units can go: none of the network's layers has units that its class can be without ({why}). Make its "
+                "weights smaller instead: progressive_admm (zeros), admm_quantization (bits) or decompose (ranks)"
+            )
         told = "".join(f"; {name}: {why}" for name, why in left_out.items())
         raise InputError(
             f"no units can go: of the sites {', '.join(graph.sites) or '(none)'} those that match {asked.sites!r} cannot be cut "
@@ -205,7 +211,7 @@ def _reward(ranked: Ranked, samples: int) -> Callable[[Sizes], float]:
 
     def reward(sizes: Sizes) -> float:
         network = ranked.copy(sizes)
-        with evaluating(network), torch.no_grad():
+        with evaluating(network):  # with gradients: a loss may differentiate inside
             return sum(_judged(network, task, batch) for batch in held) / len(held)
 
     return reward
@@ -221,7 +227,7 @@ def _judged(network: nn.Module, task: Task, batch: Batch) -> float:
         inputs, labels = batch
         if labels.dim() == 1 and labels.dtype == torch.int64:
             return float((network(inputs).argmax(1) == labels).float().mean())
-    return -float(task.loss(network, batch))
+    return -float(task.loss(network, batch).detach())
 
 
 SOLVED = 33  # sizes at which a ranking that solves a problem for each is asked; between them the damage is interpolated

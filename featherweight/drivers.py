@@ -21,6 +21,8 @@ from featherweight.optimizers import Scales, Steps, require_held
 from featherweight.targets import Spread, Target, require, weights_of
 
 SQUARES_RATE = 1e-3  # of the running mean of squared gradients, as in Adam
+LEAST_ROUNDS = 20  # projections of a training whose driver leaves their number open
+GROWING = 0.8  # share of the projections after which an open growth has brought rho to its most
 
 State = dict[str, Any]  # tensors and floats of one target; plain data, so that a checkpoint can hold it
 
@@ -28,7 +30,17 @@ State = dict[str, Any]  # tensors and floats of one target; plain data, so that 
 class Driver(abc.ABC):
     """Pulls weights towards their sets during training. Stateless: what changes lives in the `State` of each target."""
 
-    every: int  # optimizer steps between projections
+    every: int | None  # optimizer steps between projections; None: open until `paced`
+
+    def paced(self, steps: int, epochs: int) -> Self:
+        """This driver with what it leaves open decided for a training of `steps` optimizer steps in `epochs` epochs.
+
+        `every` None becomes an epoch, but at most a twentieth of the training: a count of steps that suits one data set may be
+        more than a small one trains at all.
+        """
+        if self.every is not None:
+            return self
+        return replace(self, every=max(1, min(steps // max(epochs, 1), steps // LEAST_ROUNDS)))  # type: ignore[type-var]
 
     @abc.abstractmethod
     def start(self, weight: Tensor, target: Target, squares: Tensor | None) -> State:
@@ -66,12 +78,12 @@ class Periodic(Driver):
     With LowRank this is Trained Rank Pruning (arXiv 1910.04576, eq. 5-7), with TopRows soft filter pruning (He et al. 2018).
     """
 
-    every: int
+    every: int | None
     shrink: float = 0.0
     kind: Literal["periodic"] = "periodic"
 
     def __post_init__(self) -> None:
-        require(self.every >= 1, f"Periodic every must be at least 1 step, given {self.every}")
+        require(self.every is None or self.every >= 1, f"Periodic every must be at least 1 step, given {self.every}")
         require(0 <= self.shrink < math.inf, f"Periodic shrink must be at least 0, and finite, given {self.shrink}")
 
     def start(self, weight: Tensor, target: Target, squares: Tensor | None) -> State:
@@ -112,12 +124,13 @@ class ADMM(Driver):
                that W and Z do not close. A uniform pull after a step of Adam is a penalty of weight rho sqrt(E[g^2]) on each
                entry, and |w| E[g^2]^(1/4) is the magnitude in its metric: see `Target.fisher`
 
-    The published PyTorch code grows rho k-fold by accident (an undetached U); here the growth is what `growth` says.
+    The published PyTorch code grows rho k-fold by accident (an undetached U); here the growth is what `growth` says. None: such
+    that rho is rho_max after four fifths of the training's projections, see `paced`. W and Z close only if rho gets there.
     """
 
     rho: float
-    every: int
-    growth: float = 1.0
+    every: int | None
+    growth: float | None = 1.0
     rho_max: float | None = None
     coupling: Literal["gradient", "proximal"] = "gradient"
     kind: Literal["admm"] = "admm"
@@ -125,14 +138,25 @@ class ADMM(Driver):
 
     def __post_init__(self) -> None:
         require(0 < self.rho < math.inf, f"ADMM rho must be positive and finite, given {self.rho}")
-        require(self.every >= 1, f"ADMM every must be at least 1 step, given {self.every}")
+        require(self.every is None or self.every >= 1, f"ADMM every must be at least 1 step, given {self.every}")
         require(
-            1 <= self.growth < math.inf, f"ADMM growth must be at least 1 (a falling rho does not close), given {self.growth}"
+            self.growth is None or 1 <= self.growth < math.inf,
+            f"ADMM growth must be at least 1 (a falling rho does not close), given {self.growth}",
+        )
+        require(
+            self.growth is not None or self.rho_max is not None, "ADMM growth None leads up to rho_max: give rho_max, or growth"
         )
         require(
             self.rho_max is None or self.rho_max >= self.rho,
             f"ADMM rho_max must be at least rho = {self.rho}, given {self.rho_max}",
         )
+
+    def paced(self, steps: int, epochs: int) -> Self:
+        paced = super().paced(steps, epochs)
+        if paced.growth is not None:
+            return paced
+        assert paced.every is not None and paced.rho_max is not None
+        return replace(paced, growth=(paced.rho_max / paced.rho) ** (1 / max(1, int(GROWING * (steps // paced.every)))))
 
     def start(self, weight: Tensor, target: Target, squares: Tensor | None) -> State:
         projected = target.project(weight, squares)
@@ -148,6 +172,7 @@ class ADMM(Driver):
 
     def after_step(self, state: State, weight: Tensor) -> None:
         if self.coupling == "proximal":
+            assert self.every is not None
             weight.lerp_(state["pulled_to"], 1 - (1 + state["rho"]) ** (-1 / self.every))
 
     def candidate(self, state: State, weight: Tensor) -> Tensor:
@@ -158,6 +183,7 @@ class ADMM(Driver):
         U = state["U"].add_(weight)
         Z = state["Z"] = target.project(U, squares)
         U.sub_(Z)
+        assert self.growth is not None
         rho = state["rho"] * self.growth
         if self.rho_max is not None:
             rho = min(rho, self.rho_max)
@@ -206,6 +232,8 @@ class Imposed:
         squares: Mapping[str, Tensor] | None = None,
         spread: Spread | None = None,
     ):
+        if driver is not None and driver.paced(1, 1) != driver:
+            raise InputError(f"{driver} leaves its pace open: give every and growth, or driver.paced(steps, epochs)")
         self.driver, self.model, self.optimizer, self.targets = driver, model, optimizer, dict(targets)
         self._weights = weights_of(model, targets)
         self._steps = Steps(optimizer, self._weights, self._before, self._after, self._objective)
@@ -343,7 +371,7 @@ class Imposed:
             for name, weight in self._weights.items():
                 driver.after_step(self.states[name], weight)
         self._hold_masks()
-        if driver is not None and self.step % driver.every == 0:
+        if driver is not None and driver.every is not None and self.step % driver.every == 0:
             self._respread(driver)
             for name, weight in self._weights.items():
                 driver.project(self.states[name], weight, self.targets[name], self._squares.get(name))

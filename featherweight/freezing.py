@@ -24,12 +24,12 @@ class Freezing(Driver):
     an entry of its own, and all are frozen in the first round.
     """
 
-    every: int
+    every: int | None
     share: float = 0.3
     kind: Literal["freezing"] = "freezing"
 
     def __post_init__(self) -> None:
-        if self.every < 1:
+        if self.every is not None and self.every < 1:
             raise InputError(f"Freezing every must be at least 1 step, given {self.every}")
         if not 0 < self.share <= 1:
             raise InputError(f"Freezing share is a share of the free weights, in (0, 1], given {self.share}")

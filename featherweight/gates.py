@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from featherweight.errors import InputError
+from featherweight.errors import InputError, shortened
 from featherweight.structure import Graph
 from featherweight.structure.cut import check_fresh
 from featherweight.structure.labels import FIRST, Planes
@@ -28,6 +28,15 @@ Layer = nn.Linear | _ConvNd
 
 class Unobservable(InputError):
     """A site whose units are read where no module of the network's can be watched."""
+
+
+BY_WEIGHTS = "Rank by l1 or l2, which look at weights alone"
+
+
+def unfollowed(error: Exception) -> Unobservable:
+    """The error for a loss that fails where the network's units are watched, though it runs without."""
+    said = shortened(str(error).strip())
+    return Unobservable(f"the task's loss runs the network in a way that cannot be watched ({said}). {BY_WEIGHTS}")
 
 
 @dataclass(frozen=True)

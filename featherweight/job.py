@@ -167,7 +167,7 @@ def plan(job: Job, recipe: Recipe) -> list[dict[str, Any]]:
                 "retrain": asdict(stage.retrain) | {"steps": stage.retrain.epochs * steps},
                 "units": asdict(stage.units) if stage.units else None,
                 "adaptive": asdict(stage.adaptive) if stage.adaptive else None,
-                "driver": console.described(stage.driver),
+                "driver": console.described(stage.driver and stage.driver.paced(stage.train.epochs * steps, stage.train.epochs)),
                 "options": options,
                 "targets": targets,
                 "budget": budget if budget["of"] else None,

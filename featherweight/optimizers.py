@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -195,17 +195,36 @@ def build(factory: Callable[[list[Parameter]], Any], network: nn.Module, extra: 
     are therefore those that the factory makes of the weights in their dense shapes, which it is called with a second time.
     """
     parameters = [parameter for _, parameter in sorted(network.named_parameters())] + list(extra)
-    optimizer = factory(parameters)
     dense = _stand_ins(network)
     if not dense:
-        return optimizer
+        return factory(parameters)
+    optimizer = _made(factory, parameters)
     shown = [dense.get(id(parameter), parameter) for parameter in parameters]
     held = {id(one): parameter for one, parameter in zip(shown, parameters, strict=True)}
-    for one, like in zip(chain(optimizer), chain(factory(shown)), strict=True):
+    likes = chain(factory(shown))
+    if [type(like) for like in likes] != [type(one) for one in chain(optimizer)]:
+        return optimizer  # it trains vectors by another optimizer, as beside Muon: the options of matrices are not theirs
+    for one, like in zip(chain(optimizer), likes, strict=True):
         groups = [{**group, "params": [held[id(p)] for p in group["params"]]} for group in like.param_groups]
         if not _same(one.param_groups, groups):
             one.param_groups[:] = groups  # in place: a wrapper may share the list with what it wraps
     return optimizer
+
+
+def check_codes(factory: Callable[[list[Parameter]], Any], network: nn.Module, targets: Collection[str]) -> None:
+    """Raises InputError where `factory` cannot train the free values of codes on the parameters `targets`: they are vectors."""
+    named = sorted(network.named_parameters())
+    _made(factory, [Parameter(p.detach().flatten()[:1].clone()) if name in targets else p for name, p in named])
+
+
+def _made(factory: Callable[[list[Parameter]], Any], parameters: list[Parameter]) -> Any:
+    try:
+        return factory(parameters)
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"the task's `optimizer` cannot train compressed weights, which are vectors ({type(error).__name__}: {error}). "
+            "Let it give other optimizers what is no matrix, by p.ndim, or train with one that takes any shape, such as AdamW"
+        ) from error
 
 
 def _stand_ins(network: nn.Module) -> dict[int, Parameter]:

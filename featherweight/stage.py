@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from featherweight import generators, optimizers, structure
@@ -15,8 +15,9 @@ from featherweight.budgets import Spent
 from featherweight.coding import coded, detach, layouts_kept
 from featherweight.cutting import cut_units
 from featherweight.distillation import settled
-from featherweight.drivers import Imposed, Target, freeze
+from featherweight.drivers import Driver, Imposed, Target, freeze
 from featherweight.edits import Edit, Snapshot, structure_edit
+from featherweight.errors import FeatherweightError, TrainingError, shortened
 from featherweight.factor import materialise
 from featherweight.measure import decoded, measure
 from featherweight.plan import chosen, resolve
@@ -26,7 +27,8 @@ from featherweight.report import Row
 from featherweight.run import Guide, Memory, Monitor, Partial, Watch
 from featherweight.selection import said
 from featherweight.sets import TopRows
-from featherweight.task import Task, steps_of
+from featherweight.structure.errors import StructureError
+from featherweight.task import Batch, Task, steps_of
 from featherweight.training import fit, recalibrate, squared_gradients
 
 
@@ -35,10 +37,12 @@ class StageRun:
 
     def __init__(self, stage: Stage, start: Partial, original: nn.Module, task: Task, memory: Memory, monitor: Monitor) -> None:
         generators.restore(memory.random)
-        self.stage, self.start, self.original, self.task, self.memory = stage, start, original, task, memory
+        self.stage, self.start, self.original, self.memory = stage, start, original, memory
+        self.task = replace(task, loss=self._loss(task))
         self.work = memory.work
         self.network, self.structural = start.snapshot.build(original), start.snapshot.structural()
         self.spent: Spent | None = None
+        self.unswept = ""
         for name in _meant(stage, self.network, task) & coded(self.network).keys():
             detach(self.network, name)
         if stage.units and self.work is None:
@@ -79,7 +83,7 @@ class StageRun:
             guide = Proportions(stage.adaptive, self.network, self.task.example, optimizer, steps)
         else:
             guide = Imposed(
-                stage.driver, self.network, optimizer, self.plan.targets, squares=self.squares, spread=self.plan.spread
+                self._driver(), self.network, optimizer, self.plan.targets, squares=self.squares, spread=self.plan.spread
             )  # fmt: skip
         if self.work is not None and self.work.imposed is not None:
             guide.load_state_dict(self.work.imposed)
@@ -90,7 +94,8 @@ class StageRun:
             with layouts_kept(self.network):
                 self.structural = [*self.structural, *(structure_edit(edit) for edit in guide.cut())]
         elif stage.sweep:
-            self.structural = [*self.structural, *_sweep(self.network, self.task, guide.targets)]
+            edits, self.unswept = _sweep(self.network, self.task, guide.targets)
+            self.structural = [*self.structural, *edits]
         return loss
 
     def _train(self, phase: str, optimizer: Optimizer, guide: Guide | None = None) -> float:
@@ -115,6 +120,41 @@ class StageRun:
             teacher=self.teacher,
             distill=self.distill,
             after_step=self.watch.over(phase, self.network, self.structural, optimizer, guide),
+        )
+
+    def _loss(self, task: Task) -> Callable[[nn.Module, Batch], Tensor]:
+        """The task's loss, whose failures on a network that has been changed are told as such."""
+
+        def loss(model: nn.Module, batch: Batch) -> Tensor:
+            try:
+                return task.loss(model, batch)
+            except FeatherweightError:
+                raise
+            except Exception as error:
+                if not (self.structural or coded(self.network)):
+                    raise
+                raise TrainingError(
+                    f"stage {self.stage.name!r}: the task's `loss` fails on the compressed network "
+                    f"({type(error).__name__}: {shortened(str(error).strip())}): units of it are gone, or weights have become "
+                    "values of codes. What the loss holds of the network, such as an average or a copy of its parameters, must "
+                    "be made of the network that it is given"
+                ) from error
+
+        return loss
+
+    def _driver(self) -> Driver | None:
+        """The stage's driver, paced for as long as it trains."""
+        epochs = self.stage.train.epochs
+        return self.stage.driver.paced(epochs * self.watch.steps_an_epoch, epochs) if self.stage.driver else None
+
+    def _late(self) -> str:
+        """A sentence where the driver cannot project once before the training is over, else ""."""
+        driver, steps = self._driver(), self.stage.train.epochs * self.watch.steps_an_epoch
+        if driver is None or driver.every is None or driver.every <= steps:
+            return ""
+        return (
+            f"nothing was projected before the end: every is {driver.every} and the stage trains {steps} steps. Leave every out, "
+            "or make it less"
         )
 
     def _optimizer(self) -> Optimizer:
@@ -150,26 +190,31 @@ class StageRun:
             loss if math.isfinite(loss) else None,
             self.watch.residuals,
             self.spent,
-            (*said(self.plan.left_out), *([self.distilled] if self.distilled else [])),
+            (*said(self.plan.left_out), *filter(None, (self.distilled, self._late(), self.unswept))),
         )
 
 
-def _sweep(network: nn.Module, task: Task, targets: Mapping[str, Target]) -> list[Edit]:
+def _sweep(network: nn.Module, task: Task, targets: Mapping[str, Target]) -> tuple[list[Edit], str]:
     """Cut the units that the projection left dead, in place, and code the smaller weights again; nothing if the class cannot.
+    The edits, and a sentence where the network cannot be looked through, else "".
 
     Filters that a set of rows gave up go with the constant that their batch norm leaves: `recalibrate` follows.
     """
     for name in targets:
         detach(network, name)
+    results, why = [], ""
     with layouts_kept(network):
-        results = [structure.sweep(network, structure.trace(network, task.example))]
-        filters = [name for name, target in targets.items() if isinstance(target.set, TopRows)]
-        if filters and structure.silence(network, graph := structure.trace(network, task.example), filters):
-            results.append(structure.sweep(network, graph))
+        try:
+            results.append(structure.sweep(network, structure.trace(network, task.example)))
+            filters = [name for name, target in targets.items() if isinstance(target.set, TopRows)]
+            if filters and structure.silence(network, graph := structure.trace(network, task.example), filters):
+                results.append(structure.sweep(network, graph))
+        except StructureError as error:
+            why = f"units of zeros stay in the network: {shortened(str(error))}"
     weights = dict(network.named_parameters())
     for name, target in targets.items():
         freeze(network, name, replace(target, set=target.set.shrunk(target.view.to_matrix(weights[name].detach()))))
-    return [structure_edit(result.edit) for result in results if result.edit is not None]
+    return [structure_edit(result.edit) for result in results if result.edit is not None], why
 
 
 def _meant(stage: Stage, network: nn.Module, task: Task) -> set[str]:

@@ -32,9 +32,10 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from featherweight import gates
 from featherweight.calls import first_tensor
 from featherweight.errors import InputError, did_you_mean
-from featherweight.gates import Layer, Reader, Readers, Unobservable, differentiable, find_readers, gated, producers, unit_sums
+from featherweight.gates import Layer, Reader, Readers, Unobservable, differentiable, find_readers, producers, unit_sums
 from featherweight.modes import evaluating
 from featherweight.patches import drawn, patches
 from featherweight.structure import Graph
@@ -264,16 +265,20 @@ class _Sums:
         """One batch: one run of the network, and the passes back that `collect` says."""
         backward = bool(self.statistics & {"gradients", "pairs", "weights"})
         run = _Run(self.model, self.graph, self.sites if backward else [], self.curvature)
-        gates = gated(self.model, self.readers, run.gates, self._watch)
-        with torch.set_grad_enabled(backward), differentiable(self.parameters.values()), gates, run.listening():
-            loss = task.loss(self.model, batch)
-            run.check(loss)
-            if backward:
-                self._gradients(run, loss)
-        self.samples += run.samples
-        self.count += 1
+        self.watching, watched = True, gates.gated(self.model, self.readers, run.gates, self._watch)
+        with torch.enable_grad(), differentiable(self.parameters.values()), watched, run.listening():  # losses may differentiate
+            try:
+                run.check(loss := task.loss(self.model, batch))
+                self.watching = False  # checkpointed parts run a second time in the pass back
+                if backward:
+                    self._gradients(run, loss)
+            except RuntimeError as error:
+                raise gates.unfollowed(error) from error
+        self.samples, self.count = self.samples + run.samples, self.count + 1
 
     def _watch(self, reader: Reader, layer: nn.Module, x: Tensor) -> None:
+        if not self.watching:
+            return
         x = x.detach()
         if "zeros" in self.statistics:
             zero = (x == 0).movedim(reader.axis, 0).flatten(1)
@@ -383,7 +388,7 @@ class _Run:
     def check(self, loss: Tensor) -> None:
         """The loss ran the network once and, for least squares, has the same curvature along every output."""
         if self.runs != 1:
-            raise InputError(f"the loss runs the network {self.runs} times; statistics need a loss that calls it once a batch")
+            raise InputError(f"the loss runs the network {self.runs} times; statistics need one call a batch. {gates.BY_WEIGHTS}")
         if loss.ndim != 0 or not bool(torch.isfinite(loss)):
             raise InputError(f"the loss of a calibration batch is {loss.detach()}; it has to be one finite number")
         if self.wanted == "least_squares":

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from featherweight.criteria.ranking import Rankings, Unsuited, by_score, ranked
+from featherweight.errors import shortened
 from featherweight.gates import Layer, Reader, gated
 from featherweight.modes import evaluating
 from featherweight.stats import Moments, Stats, last_layer
@@ -107,7 +108,11 @@ def _propagated(twin: nn.Module, graph: Graph, stats: Stats, last: Reader, score
     shape = [1] * ends[-1].ndim
     shape[last.axis] = -1
     begun = (scores / len(ends[-1])).reshape(shape).to(ends[-1]).expand_as(ends[-1])
-    torch.autograd.grad(ends[-1], inputs, begun, allow_unused=True)
+    try:
+        torch.autograd.grad(ends[-1], inputs, begun, allow_unused=True)
+    except RuntimeError as error:
+        said = shortened(str(error).strip())
+        raise Unsuited(f"nisp cannot go back through this network ({said}): use taylor or collaborative") from error
     return received
 
 

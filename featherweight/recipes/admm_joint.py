@@ -34,9 +34,9 @@ def admm_joint(
     level_retrain_epochs: int = 4,
     rate: float = 1.0,
     retrain_rate: float = 1.0,
-    every: int = 20,
+    every: int | None = None,
     rho: float = 0.03,
-    growth: float = 1.3,
+    growth: float | None = None,
     rho_max: float = 1.65,
     distill: Taught = "auto",
     sweep: bool = True,
@@ -48,7 +48,7 @@ def admm_joint(
     then        what the weights that are left become: shared values, or levels
     sizes       shared values, or bits, of a layer, a stage each; sizes_of: parameter -> size, in place of the last of these
     freezing    share of the free weights of each level to freeze a round (the paper: 0.3), in a stage of `freezing_epochs` with
-                two rounds an epoch or so (every `every` steps) between the last ADMM and its retraining; None: none
+                a round every `every` steps between the last ADMM and its retraining; None: none
     level_epochs, level_retrain_epochs   of each stage with levels, at half the rates of the pruning
     The other arguments are those of `progressive_admm`.
     """

@@ -19,9 +19,9 @@ def progressive_admm(
     retrain_epochs: int = 4,
     rate: float = 1.0,
     retrain_rate: float = 1.0,
-    every: int = 20,
+    every: int | None = None,
     rho: float = 0.03,
-    growth: float = 1.3,
+    growth: float | None = None,
     rho_max: float = 1.65,
     coupling: Literal["gradient", "proximal"] = "proximal",
     allocate: str = "magnitude",
@@ -41,7 +41,9 @@ def progressive_admm(
     targets        what to prune, see `recipe.Rule`; one global count is spread over it by `allocate`
     dense_epochs   of plain training first, for a network that is not trained yet
     epochs, retrain_epochs   of each stage; rate, retrain_rate: multiples of the task's base rate
-    every          optimizer steps between projections; rho, growth, rho_max, coupling: see `drivers.ADMM`
+    every          optimizer steps between projections. None: an epoch, or a twentieth of the stage's ADMM where that is less
+    growth         of rho at each projection. None: rho is rho_max after four fifths of them, however many steps the data make
+    rho, rho_max, coupling   see `drivers.ADMM`
     fisher, respread, sweep  see `recipe.Stage`; 0, False and False are the papers' method
     distill        weight of the distillation from the dense network, added to the loss; 0 for none, auto for 1 where the task
                    says which output is logits and the dense network is trained

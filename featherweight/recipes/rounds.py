@@ -20,9 +20,9 @@ class Round:
     retrain_epochs: int
     rate: float
     retrain_rate: float
-    every: int
+    every: int | None
     rho: float
-    growth: float
+    growth: float | None
     rho_max: float
     coupling: Literal["gradient", "proximal"]
     distill: Taught

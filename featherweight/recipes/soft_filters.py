@@ -30,7 +30,7 @@ def macs_by_formula(blocks: int, keep: float = 1.0) -> float:
 def soft_filters(
     keep: float = 0.6,
     targets: str = WEIGHTS,
-    every: int = 391,
+    every: int | None = None,
     epochs: int = 20,
     rate: float = 0.1,
     retrain_epochs: int = 0,
@@ -44,7 +44,7 @@ def soft_filters(
     norm was 17 after one step and 86 after 25, where trained filters have 1.2, so that it outranks them at the next projection.
     A few epochs do not mend that; the paper trains for 200. `retrain_epochs` train on after the cut.
 
-    every     steps between, 391 for an epoch of CIFAR-10 in batches of 128
+    every     steps between. None: an epoch as in the paper, or a twentieth of the training where that is less
     keep      share of the filters of each layer; which MACs that saves is counted on what can really go: on a residual stream
               a filter goes only where all layers that add to it have dropped it
     targets   what loses rows, see `recipe.Rule`: by default every weight whose rows can go, so none that makes outputs

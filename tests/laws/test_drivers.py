@@ -14,10 +14,12 @@ from torch import nn
 from torch.nn.utils import parametrize
 from torch.optim import SGD, Optimizer
 
+from featherweight import Recipe, Task, compress
 from featherweight.coding import coded
 from featherweight.drivers import ADMM, Driver, Imposed, Periodic, Spread, Target, freeze
 from featherweight.errors import InputError
 from featherweight.freezing import Freezing
+from featherweight.recipes import RECIPES, admm_clustering, admm_quantization, progressive_admm, soft_filters
 from featherweight.sets import Codebook, Levels, LowRank, Set, SparseCodebook, TopK, TopRows
 from featherweight.views import View
 
@@ -601,3 +603,66 @@ def test_two_constraints_on_one_weight_are_refused_and_on_two_they_stand() -> No
     with Imposed(None, other, SGD(other.parameters(), lr=0.1), {"0.weight": Target(TopK(9))}):
         pass
     assert coded(other).keys() == {"0.weight"}
+
+
+# --- a default suits any amount of data ----------------------------------------------------------------------------------
+
+LEFT_TO_THE_DATA = ["progressive_admm", "admm_quantization", "admm_binarization", "admm_clustering", "admm_joint", "soft_filters"]
+
+
+@pytest.mark.parametrize("name", LEFT_TO_THE_DATA)
+@pytest.mark.parametrize("per_epoch", [1, 5, 19, 400, 30_000])
+def test_a_default_driver_does_its_work_in_the_steps_there_are(name: str, per_epoch: int) -> None:
+    options = {"freezing": 0.3} if name == "admm_joint" else {}
+    for stage in RECIPES[name](**options).stages:
+        if stage.driver is None:
+            continue
+        steps = stage.train.epochs * per_epoch
+        driver = stage.driver.paced(steps, stage.train.epochs)
+        assert driver.every is not None
+        projections = steps // driver.every
+        assert projections >= min(steps, 20)
+        assert driver.every <= per_epoch  # an epoch at most
+        assert driver.paced(1, 1) == driver  # nothing is open any more
+        if isinstance(driver, ADMM):
+            assert driver.growth is not None
+            assert driver.rho_max is not None
+            assert driver.rho * driver.growth ** (projections - 1) >= driver.rho_max * 0.999
+
+
+def test_what_is_given_is_not_paced_away() -> None:
+    for driver in (ADMM(0.1, 7, 1.2, 2.0), Periodic(7), Freezing(7)):
+        assert driver.paced(3, 1) == driver
+    assert ADMM(0.1, 7, None, 2.0).paced(70, 2) == ADMM(0.1, 7, 20 ** (1 / 8), 2.0)
+    with pytest.raises(InputError, match="give rho_max, or growth"):
+        ADMM(0.1, 7, None)
+
+
+@pytest.mark.parametrize("driver", [ADMM(0.1, None), ADMM(0.1, 5, None, 1.0), Periodic(None), Freezing(None)], ids=str)
+def test_what_is_open_is_refused_where_the_length_is_not_known(driver: Driver) -> None:
+    refused(network(), {"0.weight": Target(TopK(9))}, r"driver\.paced\(steps, epochs\)", driver=driver)
+
+
+@pytest.mark.parametrize("recipe", [progressive_admm((4,)), admm_quantization((3,)), admm_clustering((4,))], ids=lambda r: r.name)
+def test_admm_closes_by_default_on_small_data(recipe: Recipe) -> None:
+    row = compress(network(), recipe, small_task()).rows[-1]
+    assert row.residuals.keys() == {"0.weight", "2.weight"}
+    assert max(row.residuals.values()) < ADMM.health
+
+
+def test_a_driver_that_cannot_project_once_is_said() -> None:
+    late = soft_filters(0.5, targets="0.weight", epochs=1, every=7)
+    assert "nothing was projected before the end: every is 7 and the stage trains 6 steps" in " ".join(
+        compress(network(), late, small_task()).rows[-1].said
+    )
+    for stage in compress(network(), soft_filters(0.5, targets="0.weight", epochs=1), small_task()).rows:
+        assert not any("projected" in sentence for sentence in stage.said)
+
+
+def small_task() -> Task:
+    """Six batches an epoch."""
+
+    def loss(model: nn.Module, batch: int) -> torch.Tensor:
+        return (model(INPUTS) - ANSWERS).square().mean() * (1 + batch / 6)
+
+    return Task((INPUTS[:1],), lambda epoch: range(6), loss, lambda model: 0.0, lambda p: torch.optim.Adam(p, 1e-2))
