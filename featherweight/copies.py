@@ -77,8 +77,10 @@ def bare(model: nn.Module) -> nn.Module:
 # --- copies --------------------------------------------------------------------------------------------------------------
 
 
-def copied(model: nn.Module) -> nn.Module:
+def copied(model: nn.Module, *, keep_wrappers: bool = False) -> nn.Module:
     """A deep copy of `unwrapped(model)`, also of wrappers inside it, that shares no parameter or buffer with it.
+
+    keep_wrappers  those inside it are copied too, so that all names stay what they are
 
     Tied parameters and those that lie in the same memory do so in the copy, among themselves. Marks (Python attributes) on
     parameters, `requires_grad`, modes and hooks are kept; gradients are not. Tensors that were computed from others are copied
@@ -94,7 +96,7 @@ def copied(model: nn.Module) -> nn.Module:
     try:
         # innermost first: a wrapper's copy is the copy of what it holds
         for module in reversed([*network.modules()]):
-            if (inner := _inside(module)) is not None:
+            if (inner := _inside(module)) is not None and not keep_wrappers:
                 memo[id(module)] = copy.deepcopy(inner, memo)
         return copy.deepcopy(network, memo)
     except Exception as error:  # whatever a stranger's __deepcopy__ or __setstate__ raises

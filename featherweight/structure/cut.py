@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from featherweight.calls import Inputs
+from featherweight.copies import copied, unwrapped
 from featherweight.structure.capture import capture, first_line
 from featherweight.structure.edit import Edit, Moved, all_tensors, apply
 from featherweight.structure.entries import Cut, pick
@@ -21,7 +22,7 @@ from featherweight.structure.gate import Check, Expected, difference, exercises,
 from featherweight.structure.graph import Graph, analyse
 from featherweight.structure.inplace import Masks, cuts_of, stock_attributes, trial
 from featherweight.structure.observe import RUN_FAILURES, Runner, in_eval, run_in_eval, run_in_training
-from featherweight.structure.precision import PRECISIONS, Precision, own_copy
+from featherweight.structure.precision import PRECISIONS, Precision
 from featherweight.structure.rewrite import Rewritten, rewrite
 from featherweight.structure.unlift import module_of
 from featherweight.structure.walk import Value, operation
@@ -90,6 +91,7 @@ def prune(
     UnknownSite, BadSelection, StaleGraph; NotExact when `where="class"` and the class cannot express the cut.
     """
     selection: dict[str, Sequence[int]] = dict(site) if not isinstance(site, str) else {site: keep if keep is not None else []}
+    model = unwrapped(model)
     check_fresh(model, graph)
     on_meta = any(t.device.type == "meta" for t in graph.captured.tensors.values())
     refused: dict[str, str] = {}
@@ -179,7 +181,7 @@ def training_lost(model: nn.Module, graph: Graph) -> str:
         return f"has no training mode of its own, which reads {', '.join(only[:4])}{more} besides (where='graph' makes it still)"
     if not trains_otherwise(model, graph.captured):
         return ""
-    own, twin = PRECISIONS[-1], own_copy(model)
+    own, twin = PRECISIONS[-1], copied(model, keep_wrappers=True)
     trained, evaluated = (run(twin, graph.captured.inputs, own) for run in (run_in_training, run_in_eval))
     shapes = [[tuple(tensor.shape) for tensor in side.outputs] for side in (trained, evaluated)]
     if trained.failure is not None or evaluated.failure is not None or shapes[0] == shapes[1]:
@@ -307,6 +309,7 @@ def expressible(
     express a cut
     may depend on which units go (every second channel of a slice `[:, ::2]`), so ask about the plan where there is one.
     """
+    model = unwrapped(model)
     check_fresh(model, graph)
     if isinstance(sites, Mapping):
         half = {name: list(keep) for name, keep in sites.items()}

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
+from featherweight.copies import copied, unwrapped
 from featherweight.structure.cut import Result, check_fresh, placed, prune, sliced
 from featherweight.structure.edit import all_tensors, apply
 from featherweight.structure.entries import clear, entry_rows
@@ -25,7 +26,7 @@ from featherweight.structure.gate import Check, Expected, exercises
 from featherweight.structure.graph import Graph
 from featherweight.structure.labels import FIRST
 from featherweight.structure.observe import Runner, in_eval
-from featherweight.structure.precision import Precision, float64, own_copy, to_float64
+from featherweight.structure.precision import Precision, float64, to_float64
 from featherweight.structure.walk import Proof, Reading
 
 
@@ -40,6 +41,7 @@ def sweep(model: nn.Module, graph: Graph, *, fold: bool = True) -> Result:
     whole network
     computes is compared in float64 before and after. Dead units of sites that are soft stay: their cut would change a statistic.
     """
+    model = unwrapped(model)
     check_fresh(model, graph)
     tensors = {name: to_float64(t.detach()).clone() for name, t in graph.captured.tensors.items()}
     biases: dict[str, Tensor] = {}
@@ -188,7 +190,7 @@ def _carry_out(model: nn.Module, graph: Graph, keep: dict[str, Sequence[int]], b
         return in_eval(precision.copy(model))
 
     expected = Expected(make, exercises(graph.captured), graph.captured.decides())
-    twin = own_copy(model)
+    twin = copied(model, keep_wrappers=True)
     exact = expected.precision.copy(model)
     for target in (twin, exact):
         _set(target, biases)

@@ -7,7 +7,6 @@ attributes that equal a number the cut changes, in the modules where it changes,
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from featherweight.copies import copied
 from featherweight.structure.edit import Attribute, Edit, all_tensors, apply, attribute_tensor
 from featherweight.structure.entries import Cut
 from featherweight.structure.gate import Check, Reference
@@ -50,7 +50,7 @@ def trial(
 
     def attempt(attributes: Iterable[Attribute]) -> tuple[Edit, Check]:
         edit = Edit("cut", kept, cuts, tuple(attributes))
-        candidate = copy.deepcopy(reference.model)
+        candidate = copied(reference.model, keep_wrappers=True)
         apply(candidate, edit)
         return edit, reference.compare(candidate)
 

@@ -7,7 +7,6 @@ float32, and what has neither in the network's own types, each with a bound of i
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from featherweight.calls import Inputs
+from featherweight.copies import copied
 
 TOLERANCE = 1e-9
 
@@ -51,7 +51,7 @@ class Precision:
 
     def copy(self, model: nn.Module) -> nn.Module:
         """A copy of a network in it."""
-        twin = own_copy(model)
+        twin = copied(model, keep_wrappers=True)
         twin._apply(self.cast)
         for module in twin.modules():
             for name, value in vars(module).items():
@@ -62,16 +62,6 @@ class Precision:
 
 FLOAT64 = Precision("float64", torch.float64, TOLERANCE)
 PRECISIONS = (FLOAT64, Precision("float32", torch.float32, 1e-4), Precision("its own types", None, 2e-2))
-
-
-def own_copy(model: nn.Module) -> nn.Module:
-    """A copy. Tensors that were computed and not given (old weight norm keeps one) are copied without their history."""
-    memo: dict[int, Any] = {}
-    for module in model.modules():
-        for value in vars(module).values():
-            if isinstance(value, Tensor) and value.grad_fn is not None:
-                memo[id(value)] = value.detach().clone()
-    return copy.deepcopy(model, memo)
 
 
 class Watched(TorchDispatchMode):

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from featherweight import export
 from featherweight.calls import Inputs
+from featherweight.copies import copied
 from featherweight.structure import Graph, drop, prune, sweep, trace
 
 # an example by position, or one by name
@@ -37,7 +38,7 @@ def fresh(name: str) -> tuple[nn.Module, Graph]:
     network, graph = traced(name)
     graph = copy.copy(graph)
     graph.sites, graph.frozen = dict(graph.sites), dict(graph.frozen)
-    return copy.deepcopy(network), graph
+    return copied(network, keep_wrappers=True), graph
 
 
 def tensors(output: Any) -> list[Tensor]:
@@ -67,7 +68,7 @@ def outputs(network: nn.Module, ordinary: Ordinary, seed: int) -> list[Tensor]:
         return torch.randn(value.shape, generator=dice, dtype=torch.float64) if floats else value
 
     torch.manual_seed(seed)
-    network = copy.deepcopy(network).double().eval()
+    network = copied(network, keep_wrappers=True).double().eval()
     return tensors(network(*(other(value) for value in ordinary.args), **{k: other(v) for k, v in ordinary.kwargs.items()}))
 
 
@@ -96,7 +97,7 @@ def half(graph: Graph) -> dict[str, list[int]]:
 def test_half_of_each_site_goes_and_both_modes_work(name: str) -> None:
     ordinary = ORDINARY[name]
     network, graph = fresh(name)
-    dense = copy.deepcopy(network).double()
+    dense = copied(network, keep_wrappers=True).double()
     result = prune(network, graph, half(graph))
     assert result.where in ("class", "graph") and not result.refused and result.check.passed
     held = dict(dense.named_parameters())
@@ -119,7 +120,7 @@ def test_what_is_dead_goes_and_nothing_changes(name: str) -> None:
             for part in site.unit(0):
                 if part.parameter in held:
                     held[part.parameter].index_fill_(part.dim, torch.tensor(part.index), 0.0)
-    dense = copy.deepcopy(network)
+    dense = copied(network, keep_wrappers=True)
     result = sweep(network, graph)
     assert result.where != "nothing" and result.check.passed
     alike(outputs(dense, ordinary, 0), outputs(result.model, ordinary, 0))
@@ -157,7 +158,7 @@ def test_what_only_training_reads_is_cut_with_the_rest(name: str) -> None:
     only = {"auxiliary head": ("aux.weight", 1), "split norms": ("altered.running_mean", 0)}[name]
     assert any(only in site.parameters for site in graph.sites.values())
     read = {"auxiliary head": "first", "split norms": "conv"}[name]
-    cut = prune(copy.deepcopy(network), graph, {read: [1, 4, 5]}).model
+    cut = prune(copied(network, keep_wrappers=True), graph, {read: [1, 4, 5]}).model
     held = {**dict(cut.named_parameters()), **dict(cut.named_buffers())}[only[0]]
     assert held.shape[only[1]] == 3
 
