@@ -73,6 +73,7 @@ def compress(
     place = Path(workdir) if workdir is not None else None
     with generators.kept(), storage.claimed(place) if place else contextlib.nullcontext():
         original = plain(model)
+        baseline = Snapshot.of(original, [])  # refuses what no file could hold
         checked = check_task(task, original)
         check_distillation(recipe, task, original, checked.batch)
         for stage in recipe.stages:
@@ -80,7 +81,7 @@ def compress(
             weights_of(original, targets)
             check_trained(targets, checked.trained, stage)
         about = of_task(task, original) | {"run": dict(identity or {})} if place else None
-        memory = Memory.open(place, recipe, Snapshot.of(original, []), checkpoint_seconds, about)
+        memory = Memory.open(place, recipe, baseline, checkpoint_seconds, about)
         if not memory.proven:
             with memory.trusted():  # networks that a stage looks at late, or that no stage still to come looks at
                 for partial in [Partial(memory.baseline), *memory.pool, *memory.results]:

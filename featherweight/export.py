@@ -178,8 +178,7 @@ def shippable(model: nn.Module, example: Example | Inputs | None = None) -> nn.M
     """A copy of `model` in eval mode without codes, which computes the same. Low-rank codes become thin layers where it pays."""
     network = copied(model).eval()
     if coded(network):
-        inputs = Inputs.of(example) if example is not None else Inputs()
-        materialise(network, example=inputs.args if inputs.args and not inputs.kwargs else None)
+        materialise(network, example=example)
     for name in coded(network):
         detach(network, name)
     return network

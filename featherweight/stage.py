@@ -78,8 +78,9 @@ class StageRun:
             steps = stage.train.epochs * self.watch.steps_an_epoch
             guide = Proportions(stage.adaptive, self.network, self.task.example, optimizer, steps)
         else:
+            driver = stage.driver if stage.train.epochs else None  # without a step it has nothing to impose
             guide = Imposed(
-                stage.driver, self.network, optimizer, self.plan.targets, squares=self.squares, spread=self.plan.spread
+                driver, self.network, optimizer, self.plan.targets, squares=self.squares, spread=self.plan.spread
             )  # fmt: skip
         if self.work is not None and self.work.imposed is not None:
             guide.load_state_dict(self.work.imposed)
