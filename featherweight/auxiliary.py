@@ -1,21 +1,25 @@
 """Auxiliary losses: small heads on the features inside a network, judged by the task's own loss.
 
-A head turns the output of a module, a *pivot*, into what the network itself puts out. The task's loss of a module that gives just
-that is the auxiliary loss; so any task has one, whatever its labels look like.
+A head turns the output of a module, a *pivot*, into what the network itself puts out: where that is several tensors, into its
+logits, as the task says. The task's loss of a module that gives just that is the auxiliary loss; so any task has one, whatever
+its labels look like.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
+from featherweight.calls import Inputs, changed, tensors_of
 from featherweight.coding import plain
+from featherweight.distillation import logits_of
 from featherweight.errors import InputError, did_you_mean, shortened
 from featherweight.gates import Readers
 from featherweight.modes import evaluating
@@ -25,16 +29,19 @@ from featherweight.training import Batch, Task
 
 
 class Head(nn.Module):
-    """Batch norm, ReLU, mean over positions, linear: (batch, channels, positions...) -> the shape of the network's output."""
+    """Batch norm, ReLU, mean over positions, linear: (batch, channels, positions...) -> the shape of the network's output.
+    `axis`: the dimension of the channels, 1 or -1.
+    """
 
-    def __init__(self, channels: int, output: Sequence[int]) -> None:
+    def __init__(self, channels: int, output: Sequence[int], axis: int = 1) -> None:
         super().__init__()
-        self.output = tuple(output)
+        self.output, self.axis = tuple(output), axis
         self.norm = nn.BatchNorm1d(channels)
         self.linear = nn.Linear(channels, int(torch.Size(output).numel()))
 
     def forward(self, feature: Tensor) -> Tensor:
-        """(batch, channels, positions...) -> (batch, *output)."""
+        """(batch, channels, positions...), or with the channels last, -> (batch, *output)."""
+        feature = feature.movedim(self.axis, 1)
         positions = feature.flatten(2) if feature.ndim > 2 else feature[..., None]
         # in the precision of the head, whatever autocast made of the feature
         normed = torch.relu(self.norm(positions.to(self.linear.weight.dtype)))
@@ -44,28 +51,30 @@ class Head(nn.Module):
 class Replay(nn.Module):
     """Gives one value, whatever its inputs: what the task's loss is given in the network's place."""
 
-    def __init__(self, value: Tensor) -> None:
+    def __init__(self, value: Any) -> None:
         super().__init__()
         self.value = value
 
-    def forward(self, *inputs: Any, **named: Any) -> Tensor:
+    def forward(self, *inputs: Any, **named: Any) -> Any:
         """The value."""
         return self.value
 
 
 @contextmanager
-def features(model: nn.Module, pivots: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """Inside, the dictionary holds each pivot's output, and the network's under "", of the last run. Raises InputError."""
+def features(model: nn.Module, pivots: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Inside, the dictionary holds each pivot's output, a tensor (batch, channels, ...), and the network's under "", of the last
+    run. Raises InputError.
+    """
     modules = dict(model.named_modules())
     for name in pivots:
         if name not in modules:
             raise InputError(f"the network has no module {name!r} for an auxiliary head.{did_you_mean(name, modules)}")
-    found: dict[str, Tensor] = {}
+    found: dict[str, Any] = {}
 
     def keep(name: str) -> Any:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            if not isinstance(output, Tensor) or output.ndim < 2:
-                raise InputError(f"auxiliary heads need a tensor (batch, channels, ...) from {name or 'the network'!r}")
+            if name and (not isinstance(output, Tensor) or output.ndim < 2):
+                raise InputError(f"auxiliary heads need a tensor (batch, channels, ...) from {name!r}: name other modules")
             found[name] = output
 
         return hook
@@ -83,8 +92,32 @@ def losses(model: nn.Module, heads: Mapping[str, nn.Module], task: Task, batch: 
     with features(model, list(heads)) as found:
         result = {"": task.loss(model, batch)}
     for pivot, head in heads.items():
-        result[pivot] = task.loss(Replay(head(found[pivot])), batch)
+        result[pivot] = task.loss(_giving(head(found[pivot]), task, found[""]), batch)
     return result
+
+
+def _giving(made: Tensor, task: Task, output: Any) -> Replay:
+    """What puts out `output` with a head's result in place of what the head stands for; all else in it is a constant."""
+    replaced = _stood_for(task, output)
+    return Replay(changed(output, lambda tensor: made if tensor is replaced else tensor.detach()))
+
+
+def _stood_for(task: Task, output: Any) -> Tensor:
+    """The tensor of the network's output that a head gives in its place. Raises InputError where the task does not say which."""
+    if isinstance(output, Tensor) and output.ndim > 1:
+        return output
+    if task.logits is None:
+        raise InputError(
+            "auxiliary heads give logits in the network's place, and its output is no tensor (batch, ...): say which part of it "
+            "is the logits, Task(..., logits=lambda output: ...), or choose another criterion, or auxiliary=False"
+        )
+    logits = logits_of(task, output)
+    if all(tensor is not logits for tensor in tensors_of(output)):
+        raise InputError(
+            "auxiliary heads give logits in the network's place, so the task's `logits` has to pick a tensor out of the output "
+            "and not compute one: choose another criterion, or auxiliary=False"
+        )
+    return logits
 
 
 def with_auxiliary(task: Task, heads: Mapping[str, nn.Module], least: float = 0.01, most: float = math.inf) -> Task:
@@ -107,11 +140,40 @@ def with_auxiliary(task: Task, heads: Mapping[str, nn.Module], least: float = 0.
 def default_pivots(model: nn.Module, graph: Graph, count: int = 2) -> tuple[str, ...]:
     """`count` residual blocks, evenly spaced in the order in which they run; without blocks, modules that do products."""
     runs = list(dict.fromkeys(counted.module for counted in graph.walk.counts))[:-1]  # the last gives the output itself
-    runs = [name for name in runs if "parametrizations" not in name.split(".")]  # which give weights, and no features
-    blocks = [name for name in graph.blocks if name in dict(model.named_modules())]
+    fit = _giving_features(model, graph.captured.inputs)
+    runs = [name for name in runs if name in fit and "parametrizations" not in name.split(".")]  # which give weights
+    blocks = [name for name in graph.blocks if name in fit]
     modules = blocks if len(blocks) > count else [name for name in runs if name]
     chosen = [modules[(i + 1) * len(modules) // (count + 1)] for i in range(count)] if modules else []
     return tuple(dict.fromkeys(chosen))
+
+
+def _giving_features(model: nn.Module, inputs: Inputs) -> set[str]:
+    """The modules whose output is one tensor with the batch and more dimensions."""
+    found: set[str] = set()
+
+    def look(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, given: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and output.ndim > 1 and output.shape[0] == inputs.batch:
+                found.add(name)
+
+        return hook
+
+    handles = [module.register_forward_hook(look(name)) for name, module in model.named_modules()]
+    try:
+        with evaluating(model), torch.no_grad():
+            inputs.call(model)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _axis(module: nn.Module) -> int:
+    """Where the channels of its output lie: last, after linear layers without convolutions."""
+    kinds = [type(inside) for inside in module.modules()]
+    convolves = any(issubclass(kind, _ConvNd) for kind in kinds)
+    return -1 if not convolves and any(issubclass(kind, nn.Linear) for kind in kinds) else 1
 
 
 def trained_heads(
@@ -124,16 +186,17 @@ def trained_heads(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             for pivot in pivots:
-                made = Head(found[pivot].shape[1], found[""].shape[1:])
+                axis = _axis(model.get_submodule(pivot))
+                made = Head(found[pivot].shape[axis], _stood_for(stats.task, found[""]).shape[1:], axis)
                 heads[pivot] = made.to(found[pivot].device, next(model.parameters()).dtype)
         optimizer = torch.optim.Adam([p for head in heads.values() for p in head.parameters()], lr=rate)
         for _ in range(rounds):
             for batch in stats.batches():
                 optimizer.zero_grad()
                 try:
-                    stats.task.loss(model, batch)
-                    total = torch.stack([stats.task.loss(Replay(head(found[p].detach())), batch) for p, head in heads.items()])
-                    total.sum().backward()
+                    stats.task.loss(model, batch)  # fills `found`
+                    each = [_giving(head(found[pivot].detach()), stats.task, found[""]) for pivot, head in heads.items()]
+                    torch.stack([stats.task.loss(given, batch) for given in each]).sum().backward()
                 except (RuntimeError, ValueError) as error:
                     raise InputError(
                         f"auxiliary heads need a loss of the network's outputs alone, called once a batch; this one fails on a "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -56,8 +57,9 @@ class Inputs:
 
     @property
     def batch(self) -> int:
-        """The first size of the first tensor that has a size; 1 where none has."""
-        return next((tensor.shape[0] for tensor in self.tensors() if tensor.dim()), 1)
+        """How many samples: the first size of the first tensor that has one, inputs by position first; 1 where none has."""
+        first = first_tensor((self.args, self.kwargs))
+        return 1 if first is None else first.shape[0]
 
     def has_batch(self, tensor: Any) -> bool:
         """Is this input's first dimension the batch? Where its size is that of the first tensor."""
@@ -121,9 +123,40 @@ def _holds_tensors(part: Any) -> bool:
     return any(isinstance(leaf, Tensor) for leaf in _pytree.tree_leaves(part))
 
 
-def tensors_of(output: Any) -> list[Tensor]:
-    """All tensors of an output, of whatever kind of number and whatever holds them, in order."""
-    return [leaf for leaf in _pytree.tree_leaves(plain(output)) if isinstance(leaf, Tensor)]
+def tensors_of(value: Any) -> list[Tensor]:
+    """All tensors in a value, such as an output or a batch, of whatever kind of number and whatever holds them, in order."""
+    return [leaf for leaf in _pytree.tree_leaves(plain(value)) if isinstance(leaf, Tensor)]
+
+
+def first_tensor(value: Any) -> Tensor | None:
+    """The first tensor in a value that has a dimension; None where none has."""
+    return next((tensor for tensor in tensors_of(value) if tensor.dim()), None)
+
+
+def changed(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same output with every tensor changed, in objects of the same classes as `plain` looks into."""
+    return _changed(output, change, ())
+
+
+def _changed(output: Any, change: Callable[[Tensor], Tensor], around: tuple[int, ...]) -> Any:
+    def leaf(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return change(value)
+        if id(value) in around or isinstance(value, (nn.Module, type)):
+            return value
+        names = [part.name for part in dataclasses.fields(value)] if dataclasses.is_dataclass(value) else _names(value)
+        if not names:
+            return value
+        twin = copy.copy(value)
+        for name in names:  # by object's own way, as a frozen dataclass has none
+            object.__setattr__(twin, name, _changed(getattr(value, name), change, (*around, id(value))))
+        return twin
+
+    return _pytree.tree_map(leaf, output)
+
+
+def _names(value: Any) -> list[str]:
+    return list(vars(value)) if hasattr(value, "__dict__") and not callable(value) else []
 
 
 @contextmanager
@@ -134,41 +167,3 @@ def plain_outputs(network: nn.Module) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-def samples_in(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
-    """The first dimension of the first tensor of a call that has one, positional inputs first; in nested containers, mappings,
-    dataclasses and objects too. Raises InputError where there is none."""
-    return first_tensor(args, kwargs).shape[0]
-
-
-def first_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    """The first tensor of a call that has a dimension, as `samples_in` finds it."""
-    for tensor in tensors_in((args, kwargs)):
-        if tensor.ndim:
-            return tensor
-    named = ", ".join([*(type(value).__name__ for value in args), *(f"{k}: {type(v).__name__}" for k, v in kwargs.items())])
-    raise InputError(
-        f"the network was called without a tensor that has a batch dimension (with {named or 'nothing'}), so the samples of a "
-        "batch cannot be counted: give it its inputs as tensors, batch first"
-    )
-
-
-def tensors_in(value: Any, around: tuple[int, ...] = ()) -> Iterator[Tensor]:
-    """All tensors in a value, in order."""
-    if isinstance(value, Tensor):
-        yield value
-        return
-    if id(value) in around:  # an object that holds itself
-        return
-    inside: list[Any] = []
-    if isinstance(value, Mapping):
-        inside = list(value.values())
-    elif isinstance(value, (list, tuple)):
-        inside = list(value)
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        inside = [getattr(value, field.name) for field in dataclasses.fields(value)]
-    elif hasattr(value, "__dict__") and not isinstance(value, type) and not callable(value):
-        inside = list(vars(value).values())
-    for part in inside:
-        yield from tensors_in(part, (*around, id(value)))

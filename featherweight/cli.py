@@ -96,7 +96,8 @@ Inputs = Annotated[
     typer.Option(
         "--input",
         metavar="1x3x224x224",
-        help="Shape of an input, in place of --data; again for each further one. 1x16:int64 for other types than float32.",
+        help="Shape of an input, in place of --data; again for each further one. 1x16:int64 for other types than float32, "
+        "tokens=1x16:int64 by name.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]

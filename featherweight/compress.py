@@ -83,6 +83,7 @@ def compress(
         if device is not None:
             there = chosen(device)
             original, task = original.to(there), replace(task, example=placed(task.example, there))
+        baseline = Snapshot.of(original, [])  # refuses what no file could hold
         checked = check_task(task, original)
         check_distillation(recipe, task, original, checked.batch)
         for stage in recipe.stages:
@@ -92,7 +93,7 @@ def compress(
             if targets and stage.retrain.epochs:
                 check_codes(task.optimizer, original, targets.keys())
         about = of_task(task, original) | {"run": dict(identity or {})} if place else None
-        memory = Memory.open(place, recipe, Snapshot.of(original, []), checkpoint_seconds, about)
+        memory = Memory.open(place, recipe, baseline, checkpoint_seconds, about)
         if not memory.proven:
             with memory.trusted():  # networks that a stage looks at late, or that no stage still to come looks at
                 for partial in [Partial(memory.baseline), *memory.pool, *memory.results]:

@@ -316,7 +316,7 @@ def compared(measured: Measurement, claimed: Measurement) -> tuple[Table, list[s
         rows.append((title, _number(ours), _number(theirs), "" if same else "DIFFERS"))
     made = table(("", "measured", "report says", ""), rows)
     if measured.notes:
-        made.caption = Text(printable("\n".join(f"sizes: {note}" for note in measured.notes)), justify="left")
+        made.caption = Text("\n".join(printable(f"sizes: {note}") for note in measured.notes), justify="left")
     return made, differ
 
 

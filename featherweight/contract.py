@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from featherweight import distillation
+from featherweight.calls import Inputs
 from featherweight.devices import on_one_device
 from featherweight.errors import InputError, RecipeError
 from featherweight.modes import evaluating
 from featherweight.recipe import Recipe, Stage
+from featherweight.structure.capture import first_line
 from featherweight.task import Batch, Task, steps_of
 from featherweight.training import rehearsing
 
@@ -32,10 +34,10 @@ class Checked:
 def check_task(task: Task, model: nn.Module) -> Checked:
     """Raises InputError where the task cannot be trained or scored with `model`.
 
-    One batch is run in training mode, the score is asked once, one optimizer is built. `model` and the global generator are what
-    they were afterwards.
+    The example is run, one batch in training mode too, the score is asked once, one optimizer is built. `model` and the global
+    generator are what they were afterwards.
     """
-    _check_example(task.example)
+    _check_example(task.example, model)
     steps_of(task, 0)
     with torch.random.fork_rng(devices=[]):
         with rehearsing(model):
@@ -93,18 +95,22 @@ def check_trained(targets: Iterable[str], trained: Collection[str], stage: Stage
         )
 
 
-def _check_example(example: Any) -> None:
-    if isinstance(example, tuple) and example and isinstance(example[0], Tensor):
-        return
-    ways = {
-        Tensor: "write (tensor,)",
-        list: "write tuple(..)",
-        dict: "wrap the network in a module that takes its tensors one after another and passes them on by keyword",
-    }
-    way = next((way for kind, way in ways.items() if isinstance(example, kind)), "its first part must be a tensor")
-    raise InputError(
-        f"the task's `example` is the tuple of the network's positional inputs, given a {type(example).__name__}: {way}"
-    )
+def _check_example(example: Any, model: nn.Module) -> None:
+    """The network runs on it."""
+    inputs = Inputs.of(example)
+    if not inputs.tensors():
+        raise InputError(
+            "the task's `example` holds no tensor: give the network's inputs as a tuple by position, such as "
+            "(torch.randn(1, 3, 224, 224),), or as a dict by name"
+        )
+    with torch.random.fork_rng(devices=[]), rehearsing(model), evaluating(model), torch.no_grad():
+        try:
+            inputs.call(model)
+        except Exception as error:  # whatever the network's own code raises
+            raise InputError(
+                f"the network does not run on the task's `example` ({inputs}): {type(error).__name__}: {first_line(error)}. Give "
+                "its inputs as it is called, a tuple by position or a dict by name"
+            ) from error
 
 
 def _check_loss(task: Task, model: nn.Module, batch: Batch) -> None:

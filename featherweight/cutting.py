@@ -16,10 +16,11 @@ from torch.nn.modules.conv import _ConvNd
 from featherweight.allocate.amc import Place, Search, search
 from featherweight.auxiliary import new_heads, with_auxiliary
 from featherweight.budgets import Spent, cost_of, counted
-from featherweight.calls import tensors_in
+from featherweight.calls import Inputs
 from featherweight.coding import coded, layouts_kept
 from featherweight.copies import copied
 from featherweight.criteria import CRITERIA, NEEDS, Ordered, Quadratic, Ranking, refit, unfitted
+from featherweight.distillation import logits_of
 from featherweight.errors import InputError
 from featherweight.gates import producers
 from featherweight.modes import evaluating
@@ -183,7 +184,7 @@ def _place(ranked: Ranked, site: str, sizes: tuple[int, ...]) -> Place:
     handle = layer.register_forward_hook(lambda module, inputs, output: made.append(output))
     try:
         with evaluating(ranked.network), torch.no_grad():
-            ranked.network(*ranked.stats.task.example)
+            Inputs.of(ranked.stats.task.example).call(ranked.network)
     finally:
         handle.remove()
     return Place(site, sizes, layer.in_channels, made[0].shape[2], made[0].shape[-1], layer.stride[0], layer.kernel_size[0])
@@ -200,7 +201,7 @@ def _reward(ranked: Ranked, samples: int) -> Callable[[Sizes], float]:
     seen = 0
     for batch in itertools.islice(iter(task.batches(ranked.stats.epoch)), count, None):
         held.append(batch)
-        seen += next((len(part) for part in tensors_in(batch) if part.ndim), 1)
+        seen += Inputs((batch,)).batch
         if seen >= samples:
             break
     if not held:
@@ -223,11 +224,19 @@ def _more(task: Task, epoch: int, count: int) -> bool:
 
 
 def _judged(network: nn.Module, task: Task, batch: Batch) -> float:
-    if isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch):
-        inputs, labels = batch
-        if labels.dim() == 1 and labels.dtype == torch.int64:
-            return float((network(inputs).argmax(1) == labels).float().mean())
-    return -float(task.loss(network, batch).detach())
+    """The share of right answers where the batch is a pair with the class of each sample, else minus the loss. The network is
+    called as the task's loss calls it."""
+    given: list[Any] = []
+    handle = network.register_forward_hook(lambda module, inputs, output: given.append(output))
+    try:
+        loss = task.loss(network, batch)
+    finally:
+        handle.remove()
+    if given and isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(labels := batch[1], Tensor):
+        logits = given[-1] if isinstance(given[-1], Tensor) or task.logits is None else logits_of(task, given[-1])
+        if isinstance(logits, Tensor) and logits.ndim == 2 and labels.dtype == torch.int64 and labels.shape == logits.shape[:1]:
+            return float((logits.argmax(1) == labels).float().mean())
+    return -float(loss)
 
 
 SOLVED = 33  # sizes at which a ranking that solves a problem for each is asked; between them the damage is interpolated

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from featherweight.calls import Inputs, tensors_in
+from featherweight.calls import Inputs, tensors_of
 from featherweight.errors import InputError
 
 CPU = torch.device("cpu")
@@ -40,7 +40,7 @@ def on_one_device(network: nn.Module, batch: Any) -> Iterator[None]:
         yield
     except RuntimeError as error:
         here = device_of(network)
-        others = {str(tensor.device) for tensor in tensors_in(batch)} - {str(here)}
+        others = {str(tensor.device) for tensor in tensors_of(batch)} - {str(here)}
         if not others:
             raise
         raise InputError(

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
 
+from featherweight.calls import changed, tensors_of
 from featherweight.errors import InputError
 from featherweight.modes import evaluating
 from featherweight.recipe import Distillation
@@ -81,8 +81,8 @@ def _distance(task: Task, output: Any, expected: Any, distill: Distillation) -> 
 
 
 def _values(task: Task, output: Any) -> list[Tensor]:
-    leaves = tree_leaves(output if task.logits is None else task.logits(output))
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    found = tensors_of(output if task.logits is None else task.logits(output))
+    return [tensor for tensor in found if tensor.is_floating_point()]
 
 
 def logits_of(task: Task, output: Any) -> Tensor:
@@ -130,6 +130,8 @@ def settled(asked: Distillation | None, task: Task, teacher: nn.Module, epoch: i
     handle = teacher.register_forward_hook(look)
     try:
         own, others = fit_of(task, teacher, epoch)
+    except Exception as error:  # noqa: BLE001 - whatever the user's loss raises
+        seen.append(f"the task's loss fails in eval mode: {type(error).__name__}: {error}")
     finally:
         handle.remove()
     if seen:
@@ -169,7 +171,7 @@ def fit_of(task: Task, model: nn.Module, epoch: int) -> tuple[float, float]:
 
 def _exchange(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
     """The output with the samples of the batch moved round by half of it."""
-    return tree_map(lambda leaf: leaf.roll(leaf.shape[0] // 2, 0) if isinstance(leaf, Tensor) and leaf.ndim else leaf, output)
+    return changed(output, lambda tensor: tensor.roll(tensor.shape[0] // 2, 0) if tensor.ndim else tensor)
 
 
 def _described(value: Any) -> str:

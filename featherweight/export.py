@@ -180,8 +180,7 @@ def shippable(model: nn.Module, example: Example | Inputs | None = None) -> nn.M
     """A copy of `model` in eval mode without codes, which computes the same. Low-rank codes become thin layers where it pays."""
     network = copied(model).eval()
     if coded(network):
-        inputs = placed(Inputs.of(example), device_of(network)) if example is not None else Inputs()
-        materialise(network, example=inputs.args if inputs.args and not inputs.kwargs else None)
+        materialise(network, example=placed(Inputs.of(example), device_of(network)) if example is not None else None)
     for name in coded(network):
         detach(network, name)
     return network

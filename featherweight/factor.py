@@ -24,6 +24,7 @@ from torch.nn import Parameter
 from torch.nn.utils import parametrize, skip_init
 from torch.nn.utils.rnn import PackedSequence
 
+from featherweight.calls import Example, Inputs
 from featherweight.codes import Factors
 from featherweight.coding import attach, coded, detach, is_channels_last, owner
 from featherweight.errors import ArtifactError, InputError, did_you_mean, short
@@ -133,7 +134,7 @@ class Materialised:
 
 
 @torch.no_grad()
-def materialise(model: nn.Module, names: Iterable[str] | None = None, example: tuple[Tensor, ...] | None = None) -> Materialised:
+def materialise(model: nn.Module, names: Iterable[str] | None = None, example: Example | Inputs | None = None) -> Materialised:
     """Turn parameters with a low-rank code (default: all) into two plain layers each, in place; the function stays the same.
 
     A rank at or above break-even (exact with `example`, the inputs of the network) leaves the layer whole: dense again, with the

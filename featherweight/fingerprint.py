@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree
 
 from featherweight import generators
+from featherweight.calls import Inputs
 from featherweight.errors import shortened
 from featherweight.training import Task
 
@@ -32,7 +32,7 @@ def of_task(task: Task, network: nn.Module) -> Fingerprint:
     Its functions themselves cannot be told. Nothing that it draws is missed later: all generators are put back.
     """
     with generators.kept():
-        leaves = _pytree.tree_leaves(task.example)
+        leaves = Inputs.of(task.example).leaves()
         example = {str(i): _tensor(leaf) if isinstance(leaf, Tensor) else _text(leaf) for i, leaf in enumerate(leaves)}
         optimizer = task.optimizer([parameter for _, parameter in sorted(network.named_parameters())])
         groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]

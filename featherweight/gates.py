@@ -192,9 +192,11 @@ def gated(
     """
     handles = []
 
-    def hook(reader: Reader) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
-        def apply(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-            x = inputs[0]
+    Called = tuple[tuple[Any, ...], dict[str, Any]]
+
+    def hook(reader: Reader) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Called]:
+        def apply(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> Called:
+            x = inputs[0] if inputs else named["input"]
             for site, vectors in reader.units.items():
                 if site in gates:
                     for numbers in vectors:
@@ -202,13 +204,13 @@ def gated(
                         x = x * _spread(gate, numbers, x, reader)
             if watch is not None:
                 watch(reader, module, x)
-            return (x, *inputs[1:])
+            return ((x, *inputs[1:]), named) if inputs else ((), named | {"input": x})
 
         return apply
 
     try:
         for reader in readers:
-            handles.append(model.get_submodule(reader.module).register_forward_pre_hook(hook(reader)))
+            handles.append(model.get_submodule(reader.module).register_forward_pre_hook(hook(reader), with_kwargs=True))
         yield
     finally:
         for handle in handles:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from featherweight import notation, storage, tensor_files, usercode
 from featherweight import recipe as recipes_as_data
+from featherweight.calls import Inputs
 from featherweight.devices import CPU, placed
 from featherweight.errors import ArtifactError, FeatherweightError, InputError, RecipeError, did_you_mean, short, shortened
 from featherweight.modes import evaluating
@@ -80,7 +81,8 @@ def work(data: str | None, inputs: Sequence[str], seed: int, device: torch.devic
 
 
 def shapes(texts: Sequence[str], device: torch.device = CPU) -> Task:
-    """The task of a network that is only looked at: an example of each `1x3x224x224` or `1x16:int64`, and no data.
+    """The task of a network that is only looked at: an example of each `1x3x224x224` or `1x16:int64`, by name where it is
+    `tokens=1x16:int64`, and no data.
 
     Floating-point inputs hold random numbers, so that every path through the network carries some; others zeros, which are valid
     as class numbers and tokens. Raises InputError.
@@ -89,7 +91,17 @@ def shapes(texts: Sequence[str], device: torch.device = CPU) -> Task:
     def without_data(*arguments: Any) -> NoReturn:
         raise InputError("--input says the shape of an input and holds no data: give --data file.py:task")
 
-    example = tuple(_input(text, number).to(device) for number, text in enumerate(texts))
+    args: list[Tensor] = []
+    kwargs: dict[str, Tensor] = {}
+    for number, text in enumerate(texts):
+        name, equals, shape = text.rpartition("=")
+        if not equals:
+            args.append(_input(text, number))
+        elif not name.isidentifier() or name in kwargs:
+            raise InputError(f"--input {short(text)}: before = stands the name of one input, once, such as tokens=1x16:int64")
+        else:
+            kwargs[name] = _input(shape, number)
+    example = placed(Inputs(tuple(args), kwargs) if kwargs else tuple(args), device)
     return Task(example, without_data, without_data, without_data, without_data)
 
 
@@ -110,30 +122,22 @@ def _input(text: str, number: int) -> Tensor:
 
 def check_fit(model: nn.Module, work: Task, model_text: str, data_text: str) -> None:
     """Run the network on the task's example once. Raises InputError where they are not made for each other."""
-    example = work.example
-    if not isinstance(example, tuple) or not all(isinstance(part, Tensor) for part in example):
+    inputs = Inputs.of(work.example)
+    if not inputs.tensors():
         raise InputError(
-            f"the example of {data_text} is {_kinds(example)}: give a tuple of tensors, the network's inputs by position. For a "
-            "network that takes a dict or keywords, wrap it in a module that takes tensors and calls it"
+            f"the example of {data_text} holds no tensor: give the network's inputs as a tuple by position or as a dict by name"
         )
     try:
         with evaluating(model), torch.no_grad():
-            model(*example)
+            inputs.call(model)
     except FeatherweightError:
         raise
     except Exception as error:
-        said = ", ".join(str(tuple(tensor.shape)) for tensor in example)
         lines = [line for line in str(error).splitlines() if line.strip()]
         reason = f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
         raise InputError(
-            f"the network {model_text} does not take the example of {data_text}, of shape {said}: {reason}{usercode.place(error)}"
+            f"the network {model_text} does not take the example of {data_text} ({inputs}): {reason}{usercode.place(error)}"
         ) from error
-
-
-def _kinds(example: Any) -> str:
-    if not isinstance(example, tuple | list):
-        return f"a {type(example).__name__}"
-    return f"a {type(example).__name__} of {', '.join(type(part).__name__ for part in example) or 'nothing'}"
 
 
 def _load(model: nn.Module, path: Path, text: str) -> None:

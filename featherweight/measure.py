@@ -9,7 +9,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from featherweight.calls import samples_in
+from featherweight.calls import Example, Inputs
 from featherweight.codes import FLOAT_BITS
 from featherweight.coding import coded, computed, owner, plain
 from featherweight.copies import UnsupportedNetwork, unwrapped
@@ -40,7 +40,7 @@ class Measurement:
     notes: tuple[str, ...] = ()
 
 
-def measure(model: nn.Module, example: tuple[Tensor, ...], score: Callable[[nn.Module], float]) -> Measurement:
+def measure(model: nn.Module, example: Example | Inputs, score: Callable[[nn.Module], float]) -> Measurement:
     """Score, sizes and MACs of `model`. Raises UnsupportedNetwork for one that is sharded or lazy."""
     network = unwrapped(model)
     weights = decoded(network)
@@ -140,7 +140,7 @@ def size_notes(model: nn.Module) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def count_macs(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[int | None, tuple[str, ...]]:
+def count_macs(model: nn.Module, example: Example | Inputs) -> tuple[int | None, tuple[str, ...]]:
     """MACs of one example on the exported graph, and what they leave out: operations without a rule.
 
     None where the network cannot be exported; the reason stands in the second place.
@@ -149,4 +149,4 @@ def count_macs(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[int | Non
         graph = trace(plain(model), example)
     except (StructureError, UnsupportedNetwork) as error:
         return None, (str(error),)
-    return graph.macs() // samples_in((example,), {}), tuple(sorted(graph.uncounted))
+    return graph.macs() // Inputs.of(example).batch, tuple(sorted(graph.uncounted))

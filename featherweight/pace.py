@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from featherweight.allocate.choices import Infeasible
 from featherweight.budgets import CLOSE, Spent
+from featherweight.calls import Example, Inputs
 from featherweight.copies import copied
 from featherweight.devices import device_of, synchronise
 from featherweight.latency import interleaved, judge
@@ -60,7 +61,7 @@ class Table:
         return macs, [value for value, times in merged for _ in range(times)]
 
 
-def within(milliseconds: float, example: tuple[Tensor, ...], allotted: Callable[[float], Sizes], macs: Cost, built: Built,
+def within(milliseconds: float, example: Example | Inputs, allotted: Callable[[float], Sizes], macs: Cost, built: Built,
            least: Sizes, whole: Sizes) -> tuple[Sizes, Spent]:  # fmt: skip
     """Sizes at which one call of the network on `example` takes `milliseconds`, as nearly as single sizes and the noise allow.
 
@@ -115,7 +116,7 @@ def _explained(spent: Spent) -> Spent:
     return Spent(spent.what, spent.asked, spent.before, spent.after, spent.predicted, spent.spread, note)
 
 
-def timed(networks: Mapping[str, nn.Module], example: tuple[Tensor, ...], rounds: int) -> Times:
+def timed(networks: Mapping[str, nn.Module], example: Example | Inputs, rounds: int) -> Times:
     """Name -> seconds of one call in each round, in turns, in eval mode, until the device of the network has done it."""
 
     def call(network: nn.Module) -> Callable[[], object]:
@@ -124,7 +125,7 @@ def timed(networks: Mapping[str, nn.Module], example: tuple[Tensor, ...], rounds
 
         def once() -> object:
             with torch.inference_mode():
-                outputs = mine(*example)
+                outputs = Inputs.of(example).call(mine)
             synchronise(device)
             return outputs
 

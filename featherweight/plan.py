@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from featherweight import ranks, selection
 from featherweight.allocate import ALLOCATORS
+from featherweight.calls import Example, Inputs
 from featherweight.drivers import Spread, Target
 from featherweight.errors import InputError, RecipeError, did_you_mean, short
 from featherweight.measure import decoded
@@ -48,7 +49,7 @@ def resolve(
     model: nn.Module,
     original: Mapping[str, Tensor] | None = None,
     squares: Mapping[str, Tensor] | None = None,
-    example: tuple[Tensor, ...] | None = None,
+    example: Example | Inputs | None = None,
 ) -> Plan:
     """Match the stage's rules to the parameters of `model` and give every target its size.
 
@@ -137,7 +138,7 @@ def _no_low_rank(stage: Stage, targets: Mapping[str, Target], names: Iterable[st
 def _give_ranks(
     share: float,
     model: nn.Module,
-    example: tuple[Tensor, ...],
+    example: Example | Inputs,
     targets: dict[str, Target],
     sizes: dict[str, tuple[int, int]],
     names: Sequence[str],
@@ -152,7 +153,7 @@ def _give_ranks(
             del targets[name], sizes[name]
 
 
-def chosen(rule: Rule, model: nn.Module, example: tuple[Tensor, ...] | None = None) -> Chosen:
+def chosen(rule: Rule, model: nn.Module, example: Example | Inputs | None = None) -> Chosen:
     """The parameters that `rule` means. `example`: for a rule of rows, which by default takes only rows that can go.
 
     Raises InputError where there is none, with the reasons.

@@ -25,6 +25,7 @@ from torch.nn import Parameter
 from torch.optim import Adam, Optimizer
 
 from featherweight.allocate.choices import Infeasible
+from featherweight.calls import Example, Inputs
 from featherweight.coding import coded
 from featherweight.errors import InputError
 from featherweight.gates import find_readers, gated, producers, unit_sums
@@ -79,7 +80,7 @@ class Proportions:
     in the way; Infeasible where the least network there is has too many parameters.
     """
 
-    def __init__(self, asked: Adaptive, model: nn.Module, example: tuple[Tensor, ...], optimizer: Optimizer, steps: int):
+    def __init__(self, asked: Adaptive, model: nn.Module, example: Example | Inputs, optimizer: Optimizer, steps: int):
         held = sorted(coded(model))
         if held:
             raise InputError(

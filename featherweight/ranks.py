@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from featherweight.allocate.choices import Choices, lagrangian
+from featherweight.calls import Example, Inputs
 from featherweight.errors import InputError, did_you_mean
 from featherweight.measure import count_macs, decoded
 from featherweight.modes import evaluating
@@ -113,21 +114,22 @@ def _length(conv: Conv, axis: int, size: int) -> int:
     return (size + padding - reach - 1) // conv.stride[axis] + 1
 
 
-def input_shapes(model: nn.Module, example: tuple[Tensor, ...]) -> dict[str, list[tuple[int, ...]]]:
+def input_shapes(model: nn.Module, example: Example | Inputs) -> dict[str, list[tuple[int, ...]]]:
     """Module name -> the shapes of its first input, one a call, as `model` runs on `example` in eval mode."""
     found: dict[str, list[tuple[int, ...]]] = {}
     handles = []
     for name, module in model.named_modules():
 
-        def look(module: nn.Module, inputs: tuple[Any, ...], name: str = name) -> None:
-            if inputs and isinstance(inputs[0], Tensor):
-                found.setdefault(name, []).append(tuple(inputs[0].shape))
+        def look(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], name: str = name) -> None:
+            first = next(iter((*inputs, *named.values())), None)
+            if isinstance(first, Tensor):
+                found.setdefault(name, []).append(tuple(first.shape))
 
         if not isinstance(module, parametrize.ParametrizationList):
-            handles.append(module.register_forward_pre_hook(look))
+            handles.append(module.register_forward_pre_hook(look, with_kwargs=True))
     try:
         with evaluating(model), torch.no_grad():
-            model(*example)
+            Inputs.of(example).call(model)
     finally:
         for handle in handles:
             handle.remove()
@@ -158,7 +160,7 @@ class Allocation:
         return self.macs_before / self.macs
 
 
-def choices(model: nn.Module, example: tuple[Tensor, ...], targets: Mapping[str, View]) -> dict[str, Choices]:
+def choices(model: nn.Module, example: Example | Inputs, targets: Mapping[str, View]) -> dict[str, Choices]:
     """Every rank below break-even of each target, and None for whole: the share of the weight's squared norm that is dropped,
     and the MACs of one example, exact, from the shapes that `example` meets.
     """
@@ -179,7 +181,7 @@ def choices(model: nn.Module, example: tuple[Tensor, ...], targets: Mapping[str,
         met = shapes.get(name.rpartition(".")[0])
         if not met:
             raise FactorError(f"{name!r} was not used on the example, so its MACs are not known: leave it out")
-        examples = example[0].shape[0]
+        examples = Inputs.of(example).batch
         dense, a_rank = (sum(macs(layer, view, rank, shape) for shape in met) // examples for rank in (None, 1))
         squares = squared_values(matrix, name)
         shares = squares.flip(0).cumsum(0).flip(0) / squares.sum().clamp_min(torch.finfo(torch.float64).tiny)
@@ -190,7 +192,7 @@ def choices(model: nn.Module, example: tuple[Tensor, ...], targets: Mapping[str,
     return found
 
 
-def allocate(model: nn.Module, example: tuple[Tensor, ...], targets: Mapping[str, View], keep: float) -> Allocation:
+def allocate(model: nn.Module, example: Example | Inputs, targets: Mapping[str, View], keep: float) -> Allocation:
     """The rank of each target such that the whole network keeps at most the share `keep` of its MACs and drops least.
 
     What is dropped counts relative to each weight's own norm, which batch norm makes meaningless. Raises FactorError where

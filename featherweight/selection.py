@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from featherweight.calls import Example, Inputs
 from featherweight.coding import coded, computed, owner
 from featherweight.errors import InputError
 from featherweight.factor import why_not
@@ -111,7 +112,7 @@ def untouchable(model: nn.Module) -> dict[str, str]:
     return reasons
 
 
-def of_two_layers(view: View | str, model: nn.Module, found: Chosen, example: tuple[Tensor, ...] | None) -> Chosen:
+def of_two_layers(view: View | str, model: nn.Module, found: Chosen, example: Example | Inputs | None) -> Chosen:
     """Without the weights that cannot be two thin layers: a low rank would be stored, and make nothing faster."""
     met = input_shapes(model, example) if example is not None else None
     left, reasons = [], {}
@@ -126,7 +127,7 @@ def of_two_layers(view: View | str, model: nn.Module, found: Chosen, example: tu
     return Chosen(left, found.left_out | reasons)
 
 
-def of_rows_that_go(model: nn.Module, found: Chosen, example: tuple[Tensor, ...]) -> Chosen:
+def of_rows_that_go(model: nn.Module, found: Chosen, example: Example | Inputs) -> Chosen:
     """Without the weights whose rows must stay, such as those that make the network's outputs."""
     try:
         graph = trace(model, example)

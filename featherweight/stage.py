@@ -145,7 +145,7 @@ class StageRun:
     def _driver(self) -> Driver | None:
         """The stage's driver, paced for as long as it trains."""
         epochs = self.stage.train.epochs
-        return self.stage.driver.paced(epochs * self.watch.steps_an_epoch, epochs) if self.stage.driver else None
+        return self.stage.driver.paced(epochs * self.watch.steps_an_epoch, epochs) if self.stage.driver and epochs else None
 
     def _late(self) -> str:
         """A sentence where the driver cannot project once before the training is over, else ""."""

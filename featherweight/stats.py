@@ -33,8 +33,9 @@ from torch import Generator, Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from featherweight import gates
-from featherweight.calls import first_tensor
-from featherweight.errors import InputError, did_you_mean
+from featherweight.calls import Inputs, first_tensor
+from featherweight.distillation import logits_of
+from featherweight.errors import FeatherweightError, InputError, did_you_mean
 from featherweight.gates import Layer, Reader, Readers, Unobservable, differentiable, find_readers, producers, unit_sums
 from featherweight.modes import evaluating
 from featherweight.patches import drawn, patches
@@ -180,7 +181,15 @@ def collect(
     sums = _Sums(model, graph, found, chosen, asked, positions, seed, curvature)
     with evaluating(model):
         for batch in task.batches(epoch):
-            sums.add(task, batch)
+            try:
+                sums.add(task, batch)
+            except FeatherweightError:
+                raise
+            except Exception as error:  # whatever the user's loss raises
+                raise InputError(
+                    f"the task's loss fails in eval mode, in which statistics are taken: {type(error).__name__}: {error}. Let it "
+                    "take what the network gives in eval mode, or rank by l1 or l2, which look at weights alone"
+                ) from error
             if sums.samples >= samples:
                 break
     if not sums.samples:
@@ -264,7 +273,7 @@ class _Sums:
     def add(self, task: Task, batch: Batch) -> None:
         """One batch: one run of the network, and the passes back that `collect` says."""
         backward = bool(self.statistics & {"gradients", "pairs", "weights"})
-        run = _Run(self.model, self.graph, self.sites if backward else [], self.curvature)
+        run = _Run(self.model, self.graph, self.sites if backward else [], self.curvature, task)
         self.watching, watched = True, gates.gated(self.model, self.readers, run.gates, self._watch)
         with torch.enable_grad(), differentiable(self.parameters.values()), watched, run.listening():  # losses may differentiate
             try:
@@ -354,8 +363,8 @@ class _Sums:
 class _Run:
     """One run of the network: how many samples it was given, gates made to their number, and its outputs."""
 
-    def __init__(self, model: nn.Module, graph: Graph, sites: list[str], curvature: Curvature | None) -> None:
-        self.model, self.graph, self.sites, self.wanted = model, graph, sites, curvature
+    def __init__(self, model: nn.Module, graph: Graph, sites: list[str], curvature: Curvature | None, task: Task) -> None:
+        self.model, self.graph, self.sites, self.wanted, self.task = model, graph, sites, curvature, task
         self.gates: dict[str, Tensor] = {}
         self.samples = self.runs = 0
         self.outputs = torch.empty(0)
@@ -372,7 +381,12 @@ class _Run:
                 handle.remove()
 
     def _before(self, model: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-        first = first_tensor(inputs, named)
+        first = first_tensor((inputs, named))
+        if first is None:
+            raise InputError(
+                f"the network was called without a tensor that has a batch dimension ({Inputs(inputs, named) or 'nothing'}), "
+                "so the samples of a batch cannot be counted: give it its inputs as tensors, batch first"
+            )
         like = next((p for p in model.parameters() if p.is_floating_point()), first)
         self.samples, self.runs = first.shape[0], self.runs + 1
         for site in self.sites:
@@ -380,9 +394,12 @@ class _Run:
 
     def _after(self, model: nn.Module, inputs: tuple[Any, ...], outputs: Any) -> None:
         if self.wanted in ("least_squares", "outputs") and not isinstance(outputs, Tensor):
-            raise InputError(
-                f"curvature={self.wanted!r} needs a network whose output is one tensor, not {type(outputs).__name__}"
-            )
+            if self.task.logits is None:
+                raise InputError(
+                    f"curvature={self.wanted!r} is that of one tensor, and the network gives {type(outputs).__name__}: say which "
+                    "part of it is meant, Task(..., logits=lambda output: ...), or take curvature='loss'"
+                )
+            outputs = logits_of(self.task, outputs)
         self.outputs = outputs
 
     def check(self, loss: Tensor) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
+from featherweight.calls import Example, Inputs
 from featherweight.errors import InputError
 
 Batch = Any
@@ -32,7 +33,8 @@ def itself(output: Any) -> Any:
 class Task:
     """The user's problem: an example input, four callables, and which output holds the logits.
 
-    example    the positional inputs of the network, batch size 1
+    example    the network's inputs, batch size 1: a tuple by position, a dict by name, or `calls.Inputs` for both. None, numbers
+               and nests of tensors may be among them
     batches    epoch -> the batches of that epoch; order and augmentation are functions of the epoch, so a run can resume
     loss       (network, batch) -> scalar tensor, differentiable. It calls the network as it likes, positionally or by keyword
     score      network -> float on held-out data, higher is better (the built-in tasks: accuracy in percent)
@@ -43,7 +45,7 @@ class Task:
     classes    the dimension of the classes in them: 1 for (batch, classes, ...), -1 for (batch, time, classes)
     """
 
-    example: tuple[Tensor, ...]
+    example: Example | Inputs
     batches: Callable[[int], Batches]
     loss: Callable[[nn.Module, Batch], Tensor]
     score: Callable[[nn.Module], float]

@@ -36,6 +36,11 @@ class Ordinary:
     classes: int = 1
     target: Tensor = field(default_factory=lambda: torch.tensor([0, 1, 2, 3]))
 
+    @property
+    def example(self) -> Any:
+        """Its inputs as the package takes them: by position, or by name."""
+        return self.kwargs or self.args
+
     def run(self, network: nn.Module) -> Any:
         return network(*self.args, **self.kwargs)
 
@@ -381,7 +386,7 @@ def in_float64() -> nn.Module:
 
 ORDINARY |= {
     "pruning masks": Ordinary(seeded(pruning_masks), (ROW,), logits=itself),
-    "old spectral norm": Ordinary(seeded(old_spectral_norm), (ROW,), logits=itself),
+    "old spectral norm": Ordinary(seeded(old_spectral_norm), (ROW,), logits=itself, target=torch.tensor([1, 0, 3, 2])),
     "members that cannot be copied": Ordinary(seeded(Members), (ROW,), logits=itself),
     "extra state, marks": Ordinary(seeded(TensorState), (ROW,), logits=itself),
     "shared and expanded": Ordinary(seeded(Shares), (ROW,), logits=itself),

@@ -318,7 +318,7 @@ def test_all_mistakes_of_a_recipe_at_once(place: Path) -> None:
     failed = call(
         "plan", "lenet5", "--data", "digits", "--recipe", "progressive_admm", "--set", "ratio=3", "--set", "epochs=x", code=2
     )
-    assert "2 mistakes" in failed.stderr and "Did you mean 'ratios'" in message(failed) and "epochs=x" in message(failed)
+    assert "2 mistakes" in failed.stderr and "Did you mean 'ratios'" in message(failed) and "epochs='x'" in message(failed)
     wrong = json.loads(json.dumps(RECIPE))
     wrong["stages"][1] |= {"kep": 1, "train": {"epochs": "many"}}
     (place / "wrong.json").write_text(json.dumps(wrong))

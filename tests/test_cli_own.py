@@ -75,7 +75,7 @@ def dumped(network, batch):
 in_loss = task_of(loss=failing_loss)
 in_score = task_of(score=failing_score)
 long_text = task_of(loss=dumped)
-a_dict = task_of(example={"sound": torch.ones(1, 3, 10)})
+another_name = task_of(example={"music": torch.ones(1, 3, 10)})
 other_shape = task_of(example=(torch.ones(1, 5, 10),))
 """
 
@@ -270,7 +270,7 @@ def test_two_files_of_one_name_are_two_modules(place: Path) -> None:
         ("in_loss", 'raise KeyError("in my loss")'),
         ("in_score", 'return {}["no score"]'),
         ("long_text", "lines more"),
-        ("a_dict", "is a dict: give a tuple of tensors"),
+        ("another_name", "does not take the example of sound.py:another_name (music="),
         ("other_shape", "(sound.py, line 12, in forward)"),
     ],
 )
@@ -309,7 +309,7 @@ def test_the_whole_traceback_is_shown_where_it_is_asked_for(place: Path, monkeyp
     assert "FEATHERWEIGHT_DEBUG=1" in compressed(data="sound.py:in_loss", code=2).stderr
     monkeypatch.setenv("FEATHERWEIGHT_DEBUG", "1")
     whole = compressed(data="sound.py:in_loss", code=2).stderr
-    assert "Traceback (most recent call last)" in whole and "training.py" in whole
+    assert "Traceback (most recent call last)" in whole and "contract.py" in whole
 
 
 def test_an_error_without_a_message_of_its_own_is_one_sentence(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -206,7 +206,8 @@ def _refitted(
     used = torch.cat([stays, torch.tensor([bias is not None])])
     lost = torch.cat([~stays, torch.tensor([False])])
     square = moments.matrix[used][:, used]
-    held = damping * float(moments.matrix.diagonal()[:-1].mean()) * torch.eye(len(square), dtype=torch.float64)
+    size = float(moments.matrix.diagonal()[:-1].mean()) or 1.0  # inputs that are 0 throughout
+    held = damping * size * torch.eye(len(square), dtype=torch.float64)
     # what the lost inputs gave is taken over by the others: (A + held) change = A_lost W_lost^T
     change = torch.linalg.solve(square + held, moments.matrix[used][:, lost] @ matrix[:, ~stays].T).T  # (out, used)
     new = torch.zeros_like(matrix)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from featherweight.calls import Inputs
-from featherweight.copies import copied_whole
+from featherweight.copies import copied_whole, unwrapped
 from featherweight.structure.capture import capture, first_line
 from featherweight.structure.edit import Edit, Moved, all_tensors, apply
 from featherweight.structure.entries import Cut, pick
@@ -91,6 +91,7 @@ def prune(
     UnknownSite, BadSelection, StaleGraph; NotExact when `where="class"` and the class cannot express the cut.
     """
     selection: dict[str, Sequence[int]] = dict(site) if not isinstance(site, str) else {site: keep if keep is not None else []}
+    model = unwrapped(model)
     check_fresh(model, graph)
     on_meta = any(t.device.type == "meta" for t in graph.captured.tensors.values())
     refused: dict[str, str] = {}
@@ -308,6 +309,7 @@ def expressible(
     express a cut
     may depend on which units go (every second channel of a slice `[:, ::2]`), so ask about the plan where there is one.
     """
+    model = unwrapped(model)
     check_fresh(model, graph)
     if isinstance(sites, Mapping):
         half = {name: list(keep) for name, keep in sites.items()}

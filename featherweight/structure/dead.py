@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
-from featherweight.copies import copied_whole
+from featherweight.copies import copied_whole, unwrapped
 from featherweight.structure.cut import Result, check_fresh, placed, prune, sliced
 from featherweight.structure.edit import all_tensors, apply
 from featherweight.structure.entries import clear, entry_rows
@@ -41,6 +41,7 @@ def sweep(model: nn.Module, graph: Graph, *, fold: bool = True) -> Result:
     whole network
     computes is compared in float64 before and after. Dead units of sites that are soft stay: their cut would change a statistic.
     """
+    model = unwrapped(model)
     check_fresh(model, graph)
     tensors = {name: to_float64(t.detach()).clone() for name, t in graph.captured.tensors.items()}
     biases: dict[str, Tensor] = {}

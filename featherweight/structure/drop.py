@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from featherweight.calls import Inputs
+from featherweight.copies import unwrapped
 from featherweight.structure.blocks import Block, needed
 from featherweight.structure.cut import Result, as_module, check_fresh, placed, training_lost
 from featherweight.structure.edit import Edit, apply, replaceable
@@ -34,6 +35,7 @@ def drop(model: nn.Module, graph: Graph, block: str | Sequence[str], *, where: L
     """
     names = [block] if isinstance(block, str) else list(block)
     found = [_block(graph, name) for name in names]
+    model = unwrapped(model)
     check_fresh(model, graph)
     start = time.perf_counter()
     reference = _Reference(graph, found)
@@ -66,6 +68,7 @@ def droppable(model: nn.Module, graph: Graph) -> dict[str, str]:
     """Block -> the module that can become `nn.Identity` in its place; those that the network's class cannot express are left
     out. `model` is not changed. Raises StaleGraph.
     """
+    model = unwrapped(model)
     check_fresh(model, graph)
     paths = {name: _surrounding(model, graph, block)[0] for name, block in graph.blocks.items()}
     return {name: path for name, path in paths.items() if path is not None}
@@ -75,6 +78,7 @@ def branches(model: nn.Module, graph: Graph, blocks: Iterable[str]) -> dict[str,
     """Block -> the module whose output is the branch, and nothing else: what multiplies it multiplies the branch. Blocks without
     one are left out. Found by setting that output to 0, in float64. `model` is not changed. Raises UnknownSite, StaleGraph.
     """
+    model = unwrapped(model)
     check_fresh(model, graph)
     result = {}
     for name in blocks:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from featherweight.calls import Example, Inputs
+from featherweight.copies import unwrapped
 from featherweight.structure.blocks import Block, find_blocks
 from featherweight.structure.capture import Captured, capture
 from featherweight.structure.errors import BadSelection, unknown
@@ -373,7 +374,8 @@ class Graph:
 def trace(model: nn.Module, example: Example | Inputs, *, soft: bool = False, dynamic_batch: bool = False) -> Graph:
     """Find everything that can be removed from `model` without changing what the rest computes.
 
-    model    any module that torch.export can capture; it is not changed and may be on the meta device
+    model    any module that torch.export can capture; it is not changed and may be on the meta device. Names are those of the
+             network inside `torch.compile`, `DataParallel` and the like
     example  the inputs, batch size 1: a tuple by position, or a dict by name; None, numbers and nests of tensors may be among
              them (a batch of 1 is doubled for the analysis; MACs are those of the example)
     soft     also offer sites whose removal changes the statistic of a layer, group or root-mean-square norm, or a
@@ -383,6 +385,7 @@ def trace(model: nn.Module, example: Example | Inputs, *, soft: bool = False, dy
 
     Raises BadExample, DataDependentControlFlow, NotExportable.
     """
+    model = unwrapped(model)
     return analyse(capture(model, example, dynamic_batch=dynamic_batch), model, soft)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-from featherweight.calls import tensors_in
+from featherweight.calls import tensors_of
 from featherweight.errors import ArtifactError
 from featherweight.structure.costs import check_call, cost
 from featherweight.structure.operations import ARITHMETIC, DEVICE, LARGEST_INTEGER, BadArgument, Slot, makes_tensors
@@ -144,7 +144,7 @@ def limits(given: Sequence[Any], weights: Iterable[Tensor], allowance: float = 1
 def run(program: Program, given: Sequence[Any], tensors: Mapping[str, Any]) -> Any:
     """The output of the graph; memory is let go as soon as nothing reads it any more."""
     slots: list[Any] = [None] * program.slots
-    device = next((value.device for value in tensors_in([*given, *tensors.values()])), torch.device("cpu"))
+    device = next((value.device for value in tensors_of([*given, *tensors.values()])), torch.device("cpu"))
     _place(program, slots, given, tensors)
     for step in program.instructions:
         slots[step.result] = _call(step, slots, device)

@@ -15,6 +15,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 import featherweight as fw
 from featherweight import console, packed
 from featherweight.budgets import cost_of
+from featherweight.calls import Inputs, tensors_of
 from featherweight.codes import Scaled, Sparse
 from featherweight.coding import attach, computed, detach, plain
 from featherweight.copies import UnsupportedNetwork, bare, copied, fill, state_of, unwrapped
@@ -31,9 +32,12 @@ WRAPPED = {"data parallel": "module.", "a wrapper inside": ".module."}
 
 
 def outputs(ordinary: Ordinary, network: nn.Module) -> list[Tensor]:
+    """With random numbers drawn alike; inputs that are 0 throughout would show nothing and are 1."""
     network.eval()
-    with torch.no_grad():
-        return [leaf for leaf in torch.utils._pytree.tree_leaves(ordinary.run(network)) if isinstance(leaf, Tensor)]
+    given = Inputs.of(ordinary.example).map(lambda tensor: tensor if tensor.any() else torch.ones_like(tensor))
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        return tensors_of(given.call(network))
 
 
 def same(one: list[Tensor], two: list[Tensor]) -> bool:
@@ -307,7 +311,7 @@ def counted(network: nn.Module) -> tuple[int, int]:
 def test_every_parameter_is_in_the_sizes(name: str) -> None:
     ordinary = ORDINARY[name]
     network = ordinary.make()
-    example = ordinary.args or tuple(ordinary.kwargs.values())
+    example = ordinary.example
     found = measure(network, example, lambda given: 1.0)
     assert (found.parameters, found.bits) == counted(network)
     assert found.nonzeros <= found.parameters
@@ -322,7 +326,7 @@ def test_a_budget_of_parameters_or_bytes_counts_what_the_network_holds(name: str
         pytest.skip("graphs count memory under two parameters twice")
     network = bare(ordinary.make())
     try:
-        graph = trace(network, ordinary.args or tuple(ordinary.kwargs.values()))
+        graph = trace(network, ordinary.example)
     except StructureError:
         assert name == "members that cannot be copied"  # its forward holds a lock
         return

@@ -33,7 +33,7 @@ def traced(name: str) -> tuple[nn.Module, Graph] | None:
     ordinary = ORDINARY[name]
     network = bare(ordinary.make()).eval()
     try:
-        return network, trace(network, ordinary.args or tuple(ordinary.kwargs.values()))
+        return network, trace(network, ordinary.example)
     except StructureError:
         return None
 
@@ -41,7 +41,11 @@ def traced(name: str) -> tuple[nn.Module, Graph] | None:
 def task_of(ordinary: Ordinary) -> fw.Task:
     """Two batches of the four samples that the network is made for."""
     return fw.Task(
-        ordinary.args, lambda epoch: [0, 1], lambda network, batch: ordinary.loss(network), lambda network: 0.0, torch.optim.SGD
+        ordinary.example,
+        lambda epoch: [0, 1],
+        lambda network, batch: ordinary.loss(network),
+        lambda network: 0.0,
+        torch.optim.SGD,
     )
 
 
@@ -56,6 +60,9 @@ def test_every_site_is_ranked_or_named(name: str, criterion: str) -> None:
         stats = collect(network, graph, task_of(ORDINARY[name]), NEEDS[criterion])
         rankings = CRITERIA[criterion](network, graph, stats)
     except InputError as error:
+        if name == "whole numbers in eval":
+            assert "the task's loss fails in eval mode" in str(error) and "rank by l1 or l2" in str(error)
+            return
         whole = criterion in ABOUT_THE_WHOLE
         assert whole or str(error).startswith("the criterion can rank no site: ")
         assert whole or all(repr(site) in str(error) for site in graph.sites)
@@ -112,7 +119,7 @@ def test_samples_are_counted_however_the_network_is_called(box: Any) -> None:
         assert (stats.samples, stats.count) == (12, 3)
         expected = collect(network, graph, dataclasses.replace(task, batches=lambda epoch: [ROW] * 3), ["gradients"])
         torch.testing.assert_close(stats.magnitudes["first"], expected.magnitudes["first"])
-    with pytest.raises(InputError, match=r"called without a tensor that has a batch dimension \(with list"):
+    with pytest.raises(InputError, match=r"called without a tensor that has a batch dimension \(\[.1.\]\)"):
         collect(network, graph, dataclasses.replace(task, loss=lambda n, b: n([1]) and b), ["gradients"])
 
 

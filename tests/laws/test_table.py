@@ -105,7 +105,7 @@ def test_every_criterion_is_listed() -> None:
         name
         for module in spine()
         if module.__name__.startswith("featherweight.criteria.")
-        for name in functions(module, "dict[str, Ranking]")
+        for name in functions(module, "Rankings")
     }
     assert public == set(CRITERIA) == set(NEEDS) == set(table.CRITERIA)
     assert all(function.__name__ == name for name, function in CRITERIA.items())

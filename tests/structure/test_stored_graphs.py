@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import sys
 from collections.abc import Iterator
@@ -256,7 +257,7 @@ def test_inputs_of_other_shapes_and_names_are_named_errors() -> None:
         [X, ["placeholder", "z", "x", [], {}], ["output", "output", "output", [n("x")], {}]],
         [["placeholder", "x", "a b", [], {}], ["output", "output", "output", [n("x")], {}]],
         [X, ["get_attr", "w", "w", [], {}], ["output", "output", "output", [n("x")], {}]],
-        [X, ["output", "output", "output", [[[[n("x")]]]], {}]],
+        [X, ["output", "output", "output", [functools.reduce(lambda inner, _: [inner], range(40), n("x"))], {}]],
         [X] * 60_000,
         [X, 3],
     ],
