@@ -15,6 +15,8 @@ from torch import Tensor
 from featherweight.structure.operations import BadArgument
 
 MOST_PARTS = 4096  # tensors that one operation may give
+MOST_DIMENSIONS = 64  # of a tensor, as in torch's own kernels
+WORK_A_TENSOR = 5000  # of looking at one, however few entries it has
 SCALES = (1 / 1024, 1024)  # of resampling: beyond, torch computes positions that no integer holds
 SHORT = (torch.float32, torch.bfloat16, torch.float16)  # types whose fast kernels need no scratch
 
@@ -35,7 +37,34 @@ def cost(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result:
     touched = float(sum(_entries(value) for value in (*call.values(), result)))
     special = _COSTS.get(operation.overloadpacket.__name__)
     more = special(call, result) if special is not None else Cost(0)
-    return Cost(touched + more.work + 100, more.scratch)
+    looked_at = sum(len(value) for value in (*call.values(), result) if isinstance(value, (list, tuple)))
+    return Cost(touched + more.work + 100 + WORK_A_TENSOR * looked_at, more.scratch + _spread_out(call, result))
+
+
+def foreseen(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> float:
+    """The work of a call, before it is tried, of those that take long even on tensors without memory."""
+    if not isinstance(operation, torch._ops.OpOverload) or operation.overloadpacket.__name__ not in _RECURRENT:
+        return 0.0
+    return _recurrent_work(_arguments(operation, args, kwargs), None).work
+
+
+def _spread_out(call: Mapping[str, Any], result: Any) -> float:
+    """Bytes of operands whose entries share memory, as `expand` makes them: many kernels copy them first. None for a view."""
+    operands = [t for value in call.values() for t in (value if isinstance(value, (list, tuple)) else [value])]
+    spread = [t for t in operands if isinstance(t, Tensor) and t.numel() * t.element_size() > t.untyped_storage().nbytes()]
+    first = result[0] if isinstance(result, (list, tuple)) and result else result
+    if not spread or (
+        isinstance(first, Tensor) and any(first.untyped_storage()._cdata == t.untyped_storage()._cdata for t in spread)
+    ):
+        return 0.0
+    return float(sum(t.numel() * t.element_size() for t in spread))
+
+
+def check_result(result: Any) -> None:
+    """Raises BadArgument for a tensor of more dimensions than torch's kernels take."""
+    for value in result if isinstance(result, (list, tuple)) else [result]:
+        if isinstance(value, Tensor) and value.dim() > MOST_DIMENSIONS:
+            raise BadArgument(f"a tensor of {value.dim()} dimensions; at most {MOST_DIMENSIONS} are allowed")
 
 
 def check_call(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
@@ -46,12 +75,18 @@ def check_call(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -
     call = _arguments(operation, args, kwargs)
     if (parts := _PARTS.get(name)) is not None and parts(call) > MOST_PARTS:
         raise BadArgument(f"{name} would give {parts(call)} tensors; at most {MOST_PARTS} are allowed")
+    if name == "meshgrid" and len(call["tensors"]) > MOST_DIMENSIONS:
+        raise BadArgument(f"meshgrid gives a dimension for each of {len(call['tensors'])} tensors; at most {MOST_DIMENSIONS}")
     if name in _RECURRENT:
         _check_recurrent(name, call)
     elif name == "scaled_dot_product_attention":
         _check_attention(call)
     elif "upsample" in name:
         _check_scales(call)
+    elif name in _SAMPLERS:
+        _check_modes(name, call)
+    elif call.get("rounding_mode") == "trunc":
+        _check_division(call)
 
 
 def _arguments(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -156,6 +191,9 @@ def _recurrent_work(call: dict[str, Any], result: Any) -> Cost:
     return Cost(float(steps) * (samples * _entries(call["params"]) + 10_000 * len(call["params"])))
 
 
+_SAMPLERS = ("grid_sampler", "grid_sampler_2d", "grid_sampler_3d")
+
+
 def _times(factor: float) -> Callable[[dict[str, Any], Any], Cost]:
     return lambda call, result: Cost(factor * (_entries(list(call.values())) + _entries(result)))
 
@@ -172,13 +210,14 @@ _COSTS: dict[str, Callable[[dict[str, Any], Any], Cost]] = {
     "einsum": _einsum,
     "bilinear": _bilinear,
     "cdist": _distances,
+    "roll": lambda call, result: Cost(float(_entries(result)) * (len(call["shifts"]) if isinstance(call["shifts"], list) else 1)),
     "scaled_dot_product_attention": _attention,
     **dict.fromkeys(
         [f"{kind}_pool{n}d{more}" for kind, n, more in itertools.product(("max", "avg"), (1, 2, 3), ("", "_with_indices"))], _pool
     ),
     **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _recurrent_work),
     **dict.fromkeys(("sort", "msort", "argsort", "topk", "kthvalue", "median"), _times(16)),
-    **dict.fromkeys(("grid_sampler", "grid_sampler_2d", "grid_sampler_3d"), _times(8)),
+    **dict.fromkeys(_SAMPLERS, _times(8)),
     **dict.fromkeys(("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "upsample_bicubic2d"), _times(16)),
     **{f"fft_{way}fft{n}": _times(16) for way, n in itertools.product(("", "i", "r", "ir"), ("", "2", "n"))},
 }
@@ -277,9 +316,31 @@ def _broadcasts(shapes: Sequence[tuple[int, ...]]) -> bool:
     return bool(shapes)
 
 
+def _check_modes(name: str, call: dict[str, Any]) -> None:
+    """Where they are none of torch's, the sampler of volumes leaves its result as the memory was."""
+    modes = call["interpolation_mode"], call["padding_mode"]
+    if any(mode not in (0, 1, 2) for mode in modes):
+        raise BadArgument(f"{name} in the modes {modes[0]} and {modes[1]}; there are 0, 1 and 2")
+
+
+def _check_division(call: dict[str, Any]) -> None:
+    """The processor ends the process where the least whole number is divided by -1."""
+    both = [call[name] for name in ("self", "other")]
+    if not any(v.is_floating_point() if isinstance(v, Tensor) else isinstance(v, float) for v in both):
+        raise BadArgument("a division of whole numbers rounds down (floor), not towards zero (trunc)")
+
+
 def _check_scales(call: dict[str, Any]) -> None:
+    """A scale goes with the sizes, where both are given: positions and weights are computed from it."""
     for name, value in call.items():
         if "scale" in name and value is not None:
             for scale in value if isinstance(value, (list, tuple)) else [value]:
                 if scale is not None and not SCALES[0] <= scale <= SCALES[1]:
                     raise BadArgument(f"a scale of {scale}; between 1/1024 and 1024 is allowed")
+    given, wanted = call.get("input", call.get("self")), call.get("output_size")
+    scales = [call.get(name) for name in ("scales_d", "scales_h", "scales_w")] if "scales" not in call else [call["scales"]]
+    if not isinstance(given, Tensor) or not isinstance(wanted, (list, tuple)):
+        return
+    for before, after, scale in zip(given.shape[::-1], wanted[::-1], scales[::-1], strict=False):
+        if isinstance(scale, (int, float)) and abs(before * scale - after) > 1:
+            raise BadArgument(f"a scale of {scale} from {before} to {after}")

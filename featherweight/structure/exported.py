@@ -28,6 +28,7 @@ from featherweight.structure.unlift import register
 FORMAT = 1
 MOST_NODES, MOST_TENSORS = 50_000, 100_000
 LONGEST_NAME, DEEPEST_NAME = 512, 64
+MOST_MODULES = 50_000  # that the names of the tensors stand in
 DEEPEST_ARGUMENT = 2  # lists in a list
 DEEPEST_OUTPUT = 8  # tuples and dicts in each other
 
@@ -125,10 +126,17 @@ def _tensors(claimed: Any, state: Mapping[str, Tensor]) -> dict[str, Any]:
         raise BadArgument(f"tensors are an object of at most {MOST_TENSORS} entries")
     if differing := claimed.keys() ^ state.keys():
         raise BadArgument(f"the module and its weights disagree about {short(min(differing))}")
+    modules: set[str] = set()
     for name, (trainable, shape, kind, _) in claimed.items():
         dtype = operations.named("dtype", kind)
         if not _is_path(name):
             raise BadArgument(f"{short(name)} is not a tensor's name")
+        path = name.rpartition(".")[0]
+        while path and path not in modules:
+            modules.add(path)
+            path = path.rpartition(".")[0]
+        if len(modules) > MOST_MODULES:
+            raise BadArgument(f"the tensors are in more than {MOST_MODULES} modules")
         if list(state[name].shape) != shape or any(type(size) is not int for size in shape) or state[name].dtype != dtype:
             raise BadArgument(f"the module and its weights disagree about {short(name)}")
         if trainable and not (dtype.is_floating_point or dtype.is_complex):

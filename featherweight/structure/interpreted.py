@@ -15,14 +15,16 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
+from torch.utils._python_dispatch import _disable_current_modes
 
 from featherweight.calls import tensors_of
 from featherweight.errors import ArtifactError
-from featherweight.structure.costs import check_call, cost
+from featherweight.structure.costs import check_call, check_result, cost, foreseen
 from featherweight.structure.operations import ARITHMETIC, DEVICE, LARGEST_INTEGER, BadArgument, Slot, makes_tensors
 
 FREE_BYTES, BYTES_A_BYTE = 64 * 2**20, 256
 FREE_WORK, REUSE = 5 * 10**8, 64
+RESHAPING = ("t_", "transpose_", "squeeze_", "unsqueeze_", "detach_", "requires_grad_")
 MOST_SIGNATURES = 64  # shapes of inputs that are remembered as checked
 _FAILURES = (
     *(RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError),
@@ -61,6 +63,12 @@ class Program:
     slots: int
     written: list[Any]
 
+    @functools.cached_property
+    def reshapes(self) -> bool:
+        """Does an operation change the form of its operand in place? It gets another name of a weight then, not the weight."""
+        names = (getattr(getattr(step.operation, "overloadpacket", None), "__name__", "") for step in self.instructions)
+        return any(name in RESHAPING for name in names)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Program:
         return self
 
@@ -76,7 +84,7 @@ class Interpreted(nn.Module):
     def __init__(self, program: Program) -> None:
         super().__init__()
         self._program = program
-        self._checked: dict[Any, None] = {}
+        self._checked: dict[Any, bool] = {}
         self.allowance = 1.0
 
     def extra_repr(self) -> str:
@@ -85,9 +93,17 @@ class Interpreted(nn.Module):
     def forward(self, *inputs: Any, **by_name: Any) -> Any:
         given = self._given(inputs, by_name)
         tensors = {name: _held(self, name) for name, _ in self._program.tensors}
-        if _is_traced(given):  # no memory is used, and errors go to the tracer as they are
+        if torch.compiler.is_dynamo_compiling():  # what is traced there is this very code
             return run(self._program, given, tensors)
-        self._check(given, tensors)
+        if _is_traced(given):  # no memory is used, and errors go to the tracer as they are
+            with _disable_current_modes(), torch._C.DisableTorchFunction():
+                bare = {name: _bare(tensor) for name, tensor in tensors.items()}
+                self._check([_bare(value) for value in given], bare)
+            return run(self._program, given, tensors)
+        if self._check(given, tensors):
+            given = [_copy(value) for value in given]
+        if self._program.reshapes:
+            tensors = {name: tensor.view_as(tensor) for name, tensor in tensors.items()}
         try:
             return run(self._program, given, tensors)
         except _FAILURES as error:
@@ -102,20 +118,22 @@ class Interpreted(nn.Module):
             )
         return [*inputs, *(by_name[name] for name in rest)]
 
-    def _check(self, given: Sequence[Any], tensors: Mapping[str, Tensor]) -> None:
-        """Raises GraphArtifactError where a call on inputs of these shapes would take too much. Asked once a shape."""
-        signature = (self.allowance, *((v.shape, v.stride(), v.dtype) if isinstance(v, Tensor) else _plain(v) for v in given))
+    def _check(self, given: Sequence[Any], tensors: Mapping[str, Tensor]) -> bool:
+        """Does a call on inputs of these shapes write into them? Raises GraphArtifactError where it would take too much. Asked
+        once a shape."""
+        signature = (self.allowance, _plain(given))
         if signature in self._checked:
-            return
+            return self._checked[signature]
         try:
-            dry_run(self._program, given, tensors, limits(given, tensors.values(), self.allowance))
+            writes = dry_run(self._program, given, tensors, limits(given, tensors.values(), self.allowance))
         except GraphArtifactError:
             raise
         except _FAILURES as error:
             raise GraphArtifactError(f"the stored graph does not run on {_shapes(given)}: {_line(error)}") from error
         if len(self._checked) >= MOST_SIGNATURES:
             self._checked.clear()
-        self._checked[signature] = None
+        self._checked[signature] = writes
+        return writes
 
 
 @dataclass(frozen=True)
@@ -134,7 +152,7 @@ def limits(given: Sequence[Any], weights: Iterable[Tensor], allowance: float = 1
     stay well below both.
     """
     weights = list(weights)
-    tensors = [value for value in given if isinstance(value, Tensor)]
+    tensors = _tensors(given)
     held = sum(t.numel() * t.element_size() for t in (*tensors, *weights))
     entries, parameters = sum(t.numel() for t in tensors), sum(t.numel() for t in weights)
     most = Limits(FREE_BYTES + BYTES_A_BYTE * held, FREE_WORK + REUSE * entries * parameters)
@@ -153,14 +171,17 @@ def run(program: Program, given: Sequence[Any], tensors: Mapping[str, Any]) -> A
     return _filled(program.output, slots, device)
 
 
-def dry_run(program: Program, given: Sequence[Any], tensors: Mapping[str, Tensor], most: Limits) -> None:
-    """Run the graph on tensors without memory, adding up what it would take. Raises GraphArtifactError beyond `most`."""
+def dry_run(program: Program, given: Sequence[Any], tensors: Mapping[str, Tensor], most: Limits) -> bool:
+    """Run the graph on tensors without memory, adding up what it would take; does it write into its inputs? Raises
+    GraphArtifactError beyond `most`."""
     meta = torch.device("meta")
     slots: list[Any] = [None] * program.slots
     bare = {name: _bare(tensor) for name, tensor in tensors.items()}
-    _place(program, slots, [_bare(value) for value in given], bare)
+    inputs = [_bare(value) for value in given]
+    _place(program, slots, inputs, bare)
     alive = _Alive([*slots])
-    work = 0.0
+    handed = _Alive(inputs).free
+    work, writes = 0.0, False
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
         for step in program.instructions:
             args = tuple(_filled(value, slots, meta) for value in step.args)
@@ -168,7 +189,11 @@ def dry_run(program: Program, given: Sequence[Any], tensors: Mapping[str, Tensor
             if makes_tensors(step.operation):
                 kwargs["device"] = meta
             check_call(step.operation, args, kwargs)
+            if work + (ahead := foreseen(step.operation, args, kwargs)) > most.work:  # where even the dry run would take long
+                raise _too_much(step, "work", work + ahead, most.work, given)
+            writes |= _writes(step.operation) and bool(handed & _Alive(args[:1]).free)
             result = slots[step.result] = _result(step.operation, args, kwargs)
+            check_result(result)
             spent = cost(step.operation, args, kwargs, result)
             work += spent.work
             alive.add(result)
@@ -179,13 +204,21 @@ def dry_run(program: Program, given: Sequence[Any], tensors: Mapping[str, Tensor
             for number in step.frees:
                 alive.remove(slots[number])
                 slots[number] = None
+    return writes
+
+
+@functools.cache
+def _writes(operation: Any) -> bool:
+    """Does it write into its first operand?"""
+    schema = getattr(operation, "_schema", None)
+    return schema is not None and any(a.alias_info is not None and a.alias_info.is_write for a in schema.arguments)
 
 
 class _Alive:
     """The bytes of the storages that values in use share, beside those of inputs and weights."""
 
     def __init__(self, free: Sequence[Any]) -> None:
-        self.free = {t.untyped_storage()._cdata for t in free if isinstance(t, Tensor)}
+        self.free = {t.untyped_storage()._cdata for t in _tensors(free)}
         self.users: dict[int, int] = {}
         self.bytes = 0
 
@@ -213,9 +246,10 @@ def _held(module: Any, name: str) -> Tensor:
 
 
 def _tensors(value: Any) -> list[Tensor]:
+    """The tensors in lists and tuples."""
     if isinstance(value, Tensor):
         return [value]
-    return [entry for entry in value if isinstance(entry, Tensor)] if isinstance(value, (list, tuple)) else []
+    return [tensor for entry in value for tensor in _tensors(entry)] if isinstance(value, (list, tuple)) else []
 
 
 def _place(program: Program, slots: list[Any], given: Sequence[Any], tensors: Mapping[str, Any]) -> None:
@@ -259,20 +293,39 @@ def _filled(value: Any, slots: Sequence[Any], device: torch.device) -> Any:
 
 
 def _bare(value: Any) -> Any:
-    """A tensor's shape, strides and type without its memory."""
+    """Tensors' shapes, strides and types without their memory; of a size that is still open, the example's."""
+    if isinstance(value, (list, tuple)):
+        return [_bare(entry) for entry in value]
     if not isinstance(value, Tensor):
         return value
-    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+    sizes, steps = ([_whole(size) for size in numbers] for numbers in (value.shape, value.stride()))
+    return torch.empty_strided(sizes, steps, dtype=value.dtype, device="meta")
+
+
+def _whole(size: Any) -> int:
+    return size if type(size) is int else int(size.node.hint)
+
+
+def _copy(value: Any) -> Any:
+    """Of an input that the graph writes into: the caller's own stays as it is."""
+    if isinstance(value, (list, tuple)):
+        return [_copy(entry) for entry in value]
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 def _plain(value: Any) -> Any:
+    """What a call's cost depends on, of an input."""
+    if isinstance(value, Tensor):
+        return tuple(value.shape), value.stride(), value.dtype
+    if isinstance(value, (list, tuple)):
+        return tuple(_plain(entry) for entry in value)
     return value if isinstance(value, (int, float, bool, str, type(None))) else type(value)
 
 
 def _is_traced(given: Sequence[Any]) -> bool:
-    if torch.compiler.is_compiling() or get_proxy_mode() is not None:
+    if get_proxy_mode() is not None:
         return True
-    return any(isinstance(value, FakeTensor) or (isinstance(value, Tensor) and value.is_meta) for value in given)
+    return any(isinstance(tensor, FakeTensor) for tensor in _tensors(given))
 
 
 def _too_much(step: Instruction, what: str, amount: float, most: float, given: Sequence[Any]) -> GraphArtifactError:
@@ -283,7 +336,9 @@ def _too_much(step: Instruction, what: str, amount: float, most: float, given: S
 
 
 def _shapes(given: Sequence[Any]) -> str:
-    return "inputs of " + ", ".join(str(tuple(v.shape)) if isinstance(v, Tensor) else type(v).__name__ for v in given)
+    tensors = _tensors(given)
+    more = f" and {len(tensors) - 20} more" if len(tensors) > 20 else ""
+    return "inputs of " + (", ".join(str(tuple(tensor.shape)) for tensor in tensors[:20]) or "no tensor") + more
 
 
 def _line(error: BaseException) -> str:

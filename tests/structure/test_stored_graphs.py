@@ -153,6 +153,44 @@ def deep(depth: int) -> list[list[Any]]:
 
 FLOATS = {"dtype": {"dtype": "float32"}, "device": {"device": "cpu"}}
 GREEDY: dict[str, list[list[Any]]] = {
+    "very many lists of tensors": [
+        call("r", "aten.expand.default", n("x"), [4096, 2]),
+        call("p", "aten.unbind.int", n("r")),
+        *[call(f"c{i}", "aten.stack.default", n("p")) for i in range(40)],
+        call("y", "getitem", n("p"), 0),
+    ],
+    "a grid of many dimensions": [
+        call("r", "aten.expand.default", n("x"), [70, 2]),
+        call("p", "aten.unbind.int", n("r")),
+        call("y", "aten.meshgrid.default", n("p")),
+    ],
+    "a tensor of many dimensions": [call("y", "aten.view.default", n("x"), [2] + [1] * 3000)],
+    "rolled on and on": [
+        call("r", "aten.repeat.default", n("x"), [1_000_000]),
+        call("y", "aten.roll.default", n("r"), [1] * 300, [0] * 300),
+    ],
+    "a copy of an expansion": [
+        call("e", "aten.expand.default", n("x"), [100_000_000, 2]),
+        call("y", "aten.logsumexp.default", n("e"), [0]),
+    ],
+    "steps without end": [
+        call("s", "aten.sum.default", n("x")),
+        call("v", "aten.view.default", n("s"), [1, 1, 1]),
+        call("e", "aten.expand.default", n("v"), [3_000_000, 1, 1]),
+        call("w", "aten.zeros.default", [3, 1]),
+        call("b", "aten.zeros.default", [3]),
+        call("g", "aten.gru.input", n("e"), n("v"), [n("w"), n("w"), n("b"), n("b")], True, 1, 0.0, False, False, False),
+        call("y", "getitem", n("g"), 0),
+    ],
+    "a scale that is not that of the sizes": [
+        call("v", "aten.view.default", n("x"), [1, 1, 1, 2]),
+        call("y", "aten._upsample_bilinear2d_aa.default", n("v"), [1, 1_000_000], False, None, 1 / 1024),
+    ],
+    "a freed place is not free": [
+        call("a", "aten.repeat.default", n("x"), [6_000_000]),
+        call("b", "aten.neg.default", n("a")),
+        call("y", "aten.neg.default", n("b")),
+    ],
     "zeros": [call("y", "aten.zeros.default", [3_000_000_000])],
     "zeros on a device": [call("y", "aten.zeros.default", [3_000_000_000], **FLOATS)],
     "repeat": [call("y", "aten.repeat.default", n("x"), [700_000_000])],
@@ -197,6 +235,81 @@ def test_what_takes_too_much_is_refused_before_it_runs(name: str, monkeypatch: p
     with pytest.raises(GraphArtifactError) as caught:
         made(torch.zeros(2))
     assert isinstance(caught.value, ArtifactError) and isinstance(caught.value, RuntimeError) and len(str(caught.value)) < 500
+
+
+def test_what_ends_the_process_or_shows_its_memory_is_refused() -> None:
+    """The least whole number divided by -1, towards zero; a sampler whose modes are none, which leaves its result unwritten."""
+    least = {"a": torch.tensor(-(2**63)), "b": torch.tensor(-1)}
+    tensors = {name: [False, [], "int64", False] for name in least}
+    reads = [["get_attr", name, name, [], {}] for name in least]
+    divided = call("y", "aten.div.Tensor_mode", n("a"), n("b"), rounding_mode="trunc")
+    nodes = [X, *reads, divided, ["output", "output", "output", [n("y")], {}]]
+    with pytest.raises(GraphArtifactError, match="whole numbers"):
+        from_dict({"format": 1, "tensors": tensors, "nodes": nodes}, least)(torch.zeros(1))
+    for modes in ((7, 0), (0, 7), (-1, -1)):
+        sampled = module(
+            call("y", "aten.grid_sampler_3d.default", n("x"), n("g"), *modes, False), state=weights(g=(1, 2, 2, 2, 3))
+        )
+        with pytest.raises(GraphArtifactError, match="modes"):
+            sampled(torch.ones(1, 1, 2, 2, 2))
+
+
+@pytest.mark.parametrize("target", ["aten.zero_.default", "aten.t_.default", "aten.unsqueeze_.default"])
+def test_a_graph_changes_neither_the_inputs_nor_the_form_of_weights(target: str) -> None:
+    args = [0] if "unsqueeze" in target else []
+    given = torch.ones(2, 3)
+    module(call("y", target, n("x"), *args))(given)
+    module(call("p", "getitem", n("x"), 1), call("y", target, n("p"), *args))([given, given])
+    assert torch.equal(given, torch.ones(2, 3))
+    if "zero" not in target:
+        made = module(call("y", target, n("w"), *args), state=weights(w=(2, 3)))
+        with torch.no_grad():
+            assert made(given).shape == made(given).shape
+        assert made.w.shape == (2, 3)
+
+
+def test_inputs_in_lists_and_on_meta_are_looked_at_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    greedy = [call("r", "aten.repeat.default", n("p"), [300_000_000]), call("y", "aten.sum.default", n("r"))]
+    monkeypatch.setattr(interpreted, "run", lambda *given: pytest.fail("it was run"))
+    with pytest.raises(GraphArtifactError):
+        module(call("p", "getitem", n("x"), 0), *greedy)([torch.ones(2), torch.ones(2)])
+    with pytest.raises(GraphArtifactError):
+        module(*greedy, state=weights(p=(2,)))(torch.ones(1, device="meta"))
+
+
+def test_what_comes_in_a_list_is_checked_for_each_shape() -> None:
+    made = module(
+        call("p", "getitem", n("x"), 0), call("t", "aten.t.default", n("p")), call("y", "aten.mm.default", n("p"), n("t"))
+    )
+    assert made([torch.ones(2, 1)]).shape == (2, 2)
+    with pytest.raises(GraphArtifactError, match="would take more"):
+        made([torch.ones(40_000, 1)])
+
+
+def test_a_graph_that_grows_with_the_batch_is_refused_where_it_is_traced() -> None:
+    """`export` traces with a batch of two what was run with a batch of one."""
+    state = weights(h=(1, 1, 1), a=(3, 1), b=(3, 1), c=(3,), d=(3,))
+    made = module(
+        call("batch", "aten.sym_size.int", n("x"), 0),
+        call("less", "sub", n("batch"), 1),
+        call("many", "mul", n("less"), 3_000_000),
+        call("steps", "add", n("many"), 1),
+        call("s", "aten.sum.default", n("x")),
+        call("v", "aten.view.default", n("s"), [1, 1, 1]),
+        call("e", "aten.expand.default", n("v"), [n("steps"), 1, 1]),
+        call("g", "aten.gru.input", n("e"), n("h"), [n(k) for k in "abcd"], True, 1, 0.0, False, False, False),
+        call("y", "getitem", n("g"), 0),
+        state=state,
+    )
+    made(torch.ones(1, 2))
+    with pytest.raises(GraphArtifactError, match="would take more work"), torch.no_grad():
+        torch.export.export(made, (torch.ones(2, 2),), dynamic_shapes={"inputs": ({0: torch.export.Dim.DYNAMIC},)})
+
+
+def test_names_that_stand_in_very_many_modules_are_refused() -> None:
+    state = {f"{number}." + ".".join("a" * 60): torch.zeros(0) for number in range(900)}
+    with pytest.raises(EditMismatch, match="modules"):
+        module(state=state, out="x")
 
 
 def test_the_allowance_lifts_the_limit_for_a_network_that_is_trusted() -> None:
@@ -257,7 +370,7 @@ def test_inputs_of_other_shapes_and_names_are_named_errors() -> None:
         [X, ["placeholder", "z", "x", [], {}], ["output", "output", "output", [n("x")], {}]],
         [["placeholder", "x", "a b", [], {}], ["output", "output", "output", [n("x")], {}]],
         [X, ["get_attr", "w", "w", [], {}], ["output", "output", "output", [n("x")], {}]],
-        [X, ["output", "output", "output", [functools.reduce(lambda inner, _: [inner], range(40), n("x"))], {}]],
+        [X, ["output", "output", "output", [functools.reduce(lambda inside, _: [inside], range(9), n("x"))], {}]],
         [X] * 60_000,
         [X, 3],
     ],
@@ -363,7 +476,7 @@ ROOMY: dict[str, tuple[Any, tuple[int, ...], tuple[int, ...]]] = {  # network, s
 
 @pytest.mark.parametrize("name", ROOMY)
 def test_ordinary_networks_stay_well_below_the_limits(name: str) -> None:
-    """At the size they are used at, on tensors without memory: a quarter of what is allowed is enough."""
+    """At the size they are used at, on tensors without memory: half of what is allowed is enough."""
     make, small, large = ROOMY[name]
     network = make().eval()
     kind = torch.long if name == "text" else torch.float32
@@ -373,7 +486,7 @@ def test_ordinary_networks_stay_well_below_the_limits(name: str) -> None:
     read = from_dict(to_dict(cut), cut.state_dict())
     given = torch.zeros(large, dtype=kind, device="meta")
     held = dict(read.named_parameters()) | dict(read.named_buffers())
-    most = interpreted.limits([given], held.values(), allowance=0.25)
+    most = interpreted.limits([given], held.values(), allowance=0.5)
     interpreted.dry_run(read._program, [given], held, most)
     with pytest.raises(GraphArtifactError):
         interpreted.dry_run(read._program, [given], held, interpreted.Limits(most.bytes / 1e5, most.work / 1e5))
