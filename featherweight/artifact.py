@@ -100,7 +100,7 @@ def _description(inside: int, folder: Path) -> Description:
     try:
         return description_from(text)
     except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path} is damaged or of another format:\n  - {shortened(str(error), 1000)}") from None
+        raise ArtifactError(f"{path} is damaged or of another format:\n  - {shortened(str(error), 400)}") from None
 
 
 def _whole(inside: int, folder: Path) -> tuple[Description, dict[str, Tensor]]:
@@ -150,12 +150,13 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
         side = "lacks" if missing else "holds"
         other = "has it" if missing else "does not have"
         near = did_you_mean(name, expected)
-        raise ArtifactError(f"{folder} is not of a {type(model).__name__}: it {side} {name!r}, which the network {other}.{near}")
+        shown = shortened(repr(name))
+        raise ArtifactError(f"{folder} is not of a {type(model).__name__}: it {side} {shown}, which the network {other}.{near}")
     for name, tensor in state.items():
         if name.rpartition(".")[2] == EXTRA:  # the module itself says what it takes
             continue
         if tensor.shape != expected[name].shape or tensor.dtype != expected[name].dtype:
-            given, wanted = (f"{tuple(t.shape)} {t.dtype}" for t in (tensor, expected[name]))
+            given, wanted = (f"{shortened(str(tuple(t.shape)))} {t.dtype}" for t in (tensor, expected[name]))
             raise ArtifactError(f"{folder} is not of a {type(model).__name__}: {name!r} is {given}, the network has {wanted}")
     fill(network, state)
     check_state(network)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from featherweight.structure import Graph
@@ -40,6 +41,11 @@ class Spent:
     left_out: dict[str, str] = field(default_factory=dict)
     caveats: list[str] = field(default_factory=list)
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Spent:
+        """Checked and of the right types whatever `data` holds. Raises pydantic's ValidationError, a ValueError."""
+        return _SPENT.validate_python(data)
+
     def remarks(self) -> list[str]:
         """`left_out` and `caveats` as sentences; sites that share a reason share one."""
         sites: dict[str, list[str]] = {}
@@ -55,6 +61,9 @@ class Spent:
         told = f", predicted {self.predicted:.3g}" if self.predicted is not None else ""
         spread = f", spread {100 * self.spread:.0f} %" if self.spread is not None else ""
         return f"latency_ms: asked {self.asked:.3g}, measured {self.after:.3g} of {self.before:.3g}{told}{spread}{because}"
+
+
+_SPENT: TypeAdapter[Spent] = TypeAdapter(Spent)
 
 
 def cost_of(what: What, network: nn.Module, graph: Graph) -> Cost:

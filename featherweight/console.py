@@ -367,7 +367,7 @@ def cuts(found: dict[str, Any]) -> None:
         name = "MACs" if what == "macs" else what
         screen.print(written(f"{name}: {after:,} of {before:,}, {100 * after / max(before, 1):.2f} %{asked}"))
     if found["spent"]["note"] or found["spent"]["what"] == "latency_ms":
-        screen.print(written(str(Spent(**found["spent"]))))
+        screen.print(written(str(Spent.from_dict(found["spent"]))))
 
 
 def storage(rows: Sequence[tuple[str, int, float]], path: Path) -> None:

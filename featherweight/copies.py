@@ -11,6 +11,7 @@ import copy
 import copyreg
 import pickle
 import types
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -164,6 +165,7 @@ UNCOPYABLE = (  # what an object raises that cannot be taken apart
     TypeError, RuntimeError, ValueError, AttributeError, OSError, pickle.PicklingError, copy.Error,
 )  # fmt: skip
 ATOMIC = (type(None), int, float, complex, bool, str, bytes, type, torch.dtype, torch.device, torch.Size, range)
+EMPTYABLE = (dict, OrderedDict, list, set, tuple)  # a module holds a dozen of them, mostly empty
 
 
 def _share(root: Any, memo: dict[int, Any]) -> None:
@@ -174,7 +176,7 @@ def _share(root: Any, memo: dict[int, Any]) -> None:
     waiting, seen, alive = [root], set[int](), []
     while waiting:
         value = waiting.pop()
-        if id(value) in seen or id(value) in memo or isinstance(value, ATOMIC):
+        if isinstance(value, ATOMIC) or (type(value) in EMPTYABLE and not value) or id(value) in seen or id(value) in memo:
             continue
         seen.add(id(value))
         alive.append(value)  # an id is of one object only while that lives

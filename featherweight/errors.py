@@ -88,7 +88,11 @@ def short(value: object, most: int = 80) -> str:
     if isinstance(value, int) and value.bit_length() > 256:
         return f"a number of {value.bit_length()} bits"
     if isinstance(value, str | bytes):
-        return repr(value) if len(value) <= most else f"{value[: most - 20]!r}... ({len(value)} in all)"
+        whole = len(value) <= most
+        text = repr(value if whole else value[: most - 20])
+        if len(text) > most + 3:  # what cannot be printed takes up to ten characters
+            whole, text = False, text[: most - 20]
+        return text if whole else f"{text}... ({len(value)} in all)"
     if isinstance(value, list | tuple | dict | set | frozenset):
         return f"a {type(value).__name__} of {len(value)}" if value else repr(value)
     text = repr(value)

@@ -82,7 +82,7 @@ def why_not(model: nn.Module, name: str, view: View) -> str | None:
     if layer is model:
         return "it is the layer itself that was given: put it into an nn.Sequential, where it can be replaced"
     if split_of(view, weight_of(layer).ndim) is None:
-        return f"a low rank through {view.pattern!r} is not two layers; through {FITTING[weight_of(layer).ndim]} it is"
+        return f"a low rank through {view.shown} is not two layers; through {FITTING[weight_of(layer).ndim]} it is"
     if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks:
         return "its layer has hooks, which would be lost: remove them first"
     stacks = [module for module in layer.modules() if isinstance(module, parametrize.ParametrizationList)]

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from featherweight.budgets import Spent
 from featherweight.measure import Measurement
 
@@ -31,18 +33,17 @@ class Row:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Row:
-        targets = {name: (left, whole) for name, (left, whole) in data["targets"].items()}
-        listed = {name: tuple(data["measured"].get(name, ())) for name in ("uncounted", "notes")}
-        measured = Measurement(**data["measured"] | listed)
-        spent = Spent(**data["spent"]) if data.get("spent") else None
-        said = tuple(data.get("said", ()))
-        return cls(**data | {"targets": targets, "measured": measured, "spent": spent, "said": said})
+        """Checked and of the right types whatever `data` holds. Raises pydantic's ValidationError, a ValueError."""
+        return _ROW.validate_python(data)
 
     @property
     def kept(self) -> float | None:
         """Share of the targets' weights that are not zero."""
         whole = sum(of for _, of in self.targets.values())
         return sum(left for left, _ in self.targets.values()) / whole if whole else None
+
+
+_ROW: TypeAdapter[Row] = TypeAdapter(Row)
 
 
 def score(value: float, beside: Sequence[float] = ()) -> str:

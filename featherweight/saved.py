@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, ValidationError
 from torch import Tensor
 
 from featherweight import generators
@@ -92,10 +92,6 @@ class Saved(_Plain):
     work: SavedWork | None
 
 
-_ROW: TypeAdapter[Row] = TypeAdapter(Row)
-_SPENT: TypeAdapter[Spent] = TypeAdapter(Spent)
-
-
 def shape_problem(saved: Any) -> str:
     """Which field is missing, unknown, or not of its type; "" if none is."""
     try:
@@ -133,9 +129,9 @@ def problem(saved: dict[str, Any], recipe: Recipe) -> str:
         return failed[0]
     try:
         for row in {id(row): row for partial in [*pool, *results] for row in partial["rows"]}.values():
-            _ROW.validate_python(row)
+            Row.from_dict(row)
         if work and work["spent"]:
-            _SPENT.validate_python(work["spent"])
+            Spent.from_dict(work["spent"])
     except (ValidationError, ValueError, TypeError, RecursionError) as error:
         return f"a row of the report or a budget is none: {str(error)[:200]}"
     return ""

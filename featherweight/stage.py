@@ -54,7 +54,7 @@ class StageRun:
         self.plan = resolve(stage, self.network, decoded(original), self.squares, task.example)
         if self.work is not None:
             self.network, self.structural = self.work.snapshot.build(original), self.work.snapshot.structural()
-            self.spent = Spent(**self.work.spent) if self.work.spent else None
+            self.spent = Spent.from_dict(self.work.spent) if self.work.spent else None
         self.heads = self._auxiliary_heads()
         self.teacher = memory.baseline.build(original).eval() if stage.distill and stage.epochs else None
         self.distill, self.distilled = None, ""

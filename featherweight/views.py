@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from einops import EinopsError, rearrange
 from torch import Tensor
 
-from featherweight.errors import InputError, short
+from featherweight.errors import InputError, short, shortened
 
 LONGEST_PATTERN = 256  # characters
 MOST_AXES = 32
@@ -39,26 +39,33 @@ class View:
             )
         left, arrow, right = self.pattern.partition("->")
         if not arrow or "->" in right:
-            raise ViewError(f"view pattern {self.pattern!r} must have one '->', such as 'o i h w -> o (i h w)'")
+            raise ViewError(f"view pattern {self.shown} must have one '->', such as 'o i h w -> o (i h w)'")
         if len(_groups(right)) != 2:
             raise ViewError(
-                f"view pattern {self.pattern!r} must give a matrix: two groups on the right, it has {len(_groups(right))}"
+                f"view pattern {self.shown} must give a matrix: two groups on the right, it has {len(_groups(right))}"
             )
         names = [_names(side) for side in (left, right)]
         odd = [name for name in names[0] if name != "..." and not _is_axis(name, "..." in names[0])]
         if odd or _unbalanced(left) or _unbalanced(right):
-            what = f"{odd[0]!r} is no axis name" if odd else "its parentheses do not match or are nested"
-            raise ViewError(f"view pattern {self.pattern!r}: {what}; axes are words, such as in '(g h) i -> h (g i)'")
+            what = f"{short(odd[0])} is no axis name" if odd else "its parentheses do not match or are nested"
+            raise ViewError(f"view pattern {self.shown}: {what}; axes are words, such as in '(g h) i -> h (g i)'")
         if sorted(names[0]) != sorted(names[1]) or len(set(names[0])) != len(names[0]):
-            raise ViewError(f"view pattern {self.pattern!r} must name every axis once on each side, or it could not be undone")
+            raise ViewError(f"view pattern {self.shown} must name every axis once on each side, or it could not be undone")
         if len(names[0]) > MOST_AXES:
-            raise ViewError(f"view pattern {self.pattern!r} has {len(names[0])} axes; at most {MOST_AXES} are allowed")
+            raise ViewError(f"view pattern {self.shown} has {len(names[0])} axes; at most {MOST_AXES} are allowed")
         unknown = [name for name, _ in self.sizes if name not in names[0]]
         if unknown:
-            raise ViewError(f"view pattern {self.pattern!r} has no axis {short(unknown[0])}; its axes are {', '.join(names[0])}")
+            raise ViewError(
+                f"view pattern {self.shown} has no axis {short(unknown[0])}; its axes are {shortened(', '.join(names[0]))}"
+            )
         wrong = [size for _, size in self.sizes if not 1 <= size < LARGEST_SIZE]
         if wrong:
-            raise ViewError(f"view pattern {self.pattern!r}: axis sizes must be at least 1, given {short(wrong[0])}")
+            raise ViewError(f"view pattern {self.shown}: axis sizes must be at least 1, given {short(wrong[0])}")
+
+    @property
+    def shown(self) -> str:
+        """The pattern as messages show it."""
+        return short(self.pattern, 200)
 
     def to_matrix(self, weight: Tensor) -> Tensor:
         """(...) -> (rows, cols); shares memory where the pattern allows it. Raises ViewError if it does not fit."""
@@ -71,7 +78,7 @@ class View:
         try:
             return rearrange(matrix, f"{right} -> {left}", **sizes)
         except EinopsError as error:
-            raise ViewError(f"matrix of shape {tuple(matrix.shape)} is not a {self.pattern!r} of shape {tuple(shape)}") from error
+            raise ViewError(f"matrix of shape {tuple(matrix.shape)} is not a {self.shown} of shape {tuple(shape)}") from error
 
     def matrix_shape(self, shape: tuple[int, ...]) -> tuple[int, int]:
         """The (rows, cols) that a parameter of `shape` becomes."""
@@ -88,16 +95,16 @@ class View:
             left, right = left.replace("...", axes), right.replace("...", axes)
         groups = _groups(left)
         if len(groups) != len(shape):
-            raise ViewError(f"view {self.pattern!r} is for {len(groups)} dimensions, the parameter has shape {shape}")
+            raise ViewError(f"view {self.shown} is for {len(groups)} dimensions, the parameter has shape {shape}")
         sizes = dict(self.sizes)
         for group, extent in zip(groups, shape, strict=True):
             unknown = [name for name in group if name not in sizes]
             known = math.prod(sizes[name] for name in group if name in sizes)
             if len(unknown) > 1:
-                raise ViewError(f"view {self.pattern!r} needs a size for all but one of {', '.join(group)}: give `sizes`")
+                raise ViewError(f"view {self.shown} needs a size for all but one of {shortened(', '.join(group))}: give `sizes`")
             if extent % known or (not unknown and extent != known):
                 raise ViewError(
-                    f"view {self.pattern!r} with {dict(self.sizes)} does not divide the shape {shape}: {known} into {extent}"
+                    f"view {self.shown} with {shortened(str(dict(self.sizes)))} does not divide the shape {shape}: {known} into {extent}"
                 )
             if unknown:
                 sizes[unknown[0]] = extent // known

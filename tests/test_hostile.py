@@ -5,54 +5,79 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hostile import GENERATORS, judged, warm
+import torch
+from hostile import GENERATORS, MEGABYTES, Case, judged, victim, warm
 from torch import nn
 
 from featherweight.errors import ArtifactError
 
-FEW = ("tabular", "residual")
+FEW = ("small", "layers")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _warmed(tmp_path_factory: pytest.TempPathFactory) -> None:
+    warm(tmp_path_factory.mktemp("warm"), FEW, graphs=False)
 
 
 @pytest.mark.parametrize("kind", GENERATORS)
 def test_a_hostile_file_ends_in_a_named_error_or_a_network(kind: str, tmp_path: Path) -> None:
     random = np.random.default_rng(7)
-    warm(tmp_path, FEW)
-    verdicts = [judged(GENERATORS[kind](random, tmp_path / "hostile", FEW), tmp_path) for _ in range(60)]
+    verdicts = [judged(GENERATORS[kind](random, tmp_path / "hostile", FEW), tmp_path) for _ in range(150)]
     assert [verdict.faults for verdict in verdicts if verdict.faults] == []
-    assert {verdict.refused for verdict in verdicts} == {True, False}
+    ends = Counter(f"{verdict.kind} {verdict.outcome}" for verdict in verdicts)
+    wanted = ("mutated refused", "grown refused", "grown opened")
+    if kind == "artifact":
+        wanted = ("edits refused", "report refused", "report opened", "description refused", "graph refused", "graph ran")
+    assert all(ends[end] for end in wanted), ends
 
 
 def test_the_judge_sees_what_a_reader_must_not_do(tmp_path: Path) -> None:
-    def written() -> nn.Module:
+    def written() -> None:
         (tmp_path / "new").write_text("x")
-        return nn.Identity()
 
-    def elsewhere() -> nn.Module:
+    def elsewhere() -> None:
         Path(__file__).read_text()
-        return nn.Identity()
 
-    def started() -> nn.Module:
+    def started() -> None:
         subprocess.run([sys.executable, "-c", ""], check=True)
-        return nn.Identity()
 
-    def executed() -> nn.Module:
+    def executed() -> None:
         exec("x = 1")
-        return nn.Identity()
 
-    def removed() -> nn.Module:
+    def removed() -> None:
         os.remove(tmp_path / "new")
-        return nn.Identity()
 
-    def unnamed() -> nn.Module:
+    def unnamed() -> None:
         raise KeyError("x")
 
-    def named() -> nn.Module:
+    def long() -> None:
+        raise ArtifactError("x" * 2000)
+
+    def slow() -> None:
+        until = time.process_time() + 1.1
+        while time.process_time() < until:
+            pass
+
+    def large() -> None:
+        torch.ones(2**20 * (int(MEGABYTES) + 20), dtype=torch.uint8)
+
+    def named() -> None:
         raise ArtifactError("this is damaged")
 
-    for bad in (written, elsewhere, started, executed, removed, unnamed):
-        assert judged(bad, tmp_path).faults, bad.__name__
-    assert judged(named, tmp_path).refused and not judged(named, tmp_path).faults
+    for bad in (written, elsewhere, started, executed, removed, unnamed, long, slow, large):
+        assert judged(Case("bad", bad), tmp_path).faults, bad.__name__
+    found = judged(Case("good", named), tmp_path)
+    assert found.refused and not found.faults
+
+
+def test_the_judge_sees_that_a_network_has_grown() -> None:
+    found = victim("layers")
+    assert found.outgrown(found.model) == ""
+    wider = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Linear(6, 4))
+    assert "more than" in found.outgrown(wider)

@@ -166,6 +166,7 @@ def refused(folder: Path, network: nn.Module | None = None, seconds: float = 5.0
         tracemalloc.stop()
     assert time.monotonic() - began < seconds
     assert peak < megabytes * 2**20
+    assert len(str(caught.value).encode()) < 2000  # whatever the file says
     return str(caught.value)
 
 
@@ -207,6 +208,9 @@ TAMPERED: dict[str, Callable[[dict[str, Any]], Any]] = {
     "a pattern that is none": lambda d: edit_of(d).update(pattern="(a p i -> a (p i)"),
     "a pattern with a name that is none": lambda d: edit_of(d).update(pattern="(a! p) i -> a! (p i)"),
     "a pattern that is very long": lambda d: edit_of(d).update(pattern="(" * 100_000),
+    "a pattern that cannot be shown": lambda d: edit_of(d).update(pattern="\U000e0001" * 250 + " -> o"),
+    "a parameter that cannot be shown": lambda d: edit_of(d).update(parameter="\U000e0001" * 80),
+    "keys that take four bytes a letter": lambda d: d.update({"\U0001d4b3" * 190 + str(n): 1 for n in range(9)}),
     "sizes that do not divide": lambda d: edit_of(d).update(sizes=[["p", 5]]),
     "sizes of nothing": lambda d: edit_of(d).update(sizes=[["p", 0]]),
     "sizes below nothing": lambda d: edit_of(d).update(sizes=[["p", -2]]),
@@ -340,6 +344,12 @@ def test_a_tensor_too_many_is_refused(folder: Path) -> None:
     state = load_file(folder / WEIGHTS)
     save_file(state | {"out.bais": torch.zeros(4)}, folder / WEIGHTS)
     assert "it holds 'out.bais', which the network does not have. Did you mean 'out.bias'?" in refused(folder)
+
+
+@pytest.mark.parametrize("name", ["a" * 3000, "\U000e0001" * 400, "\U0001d4b3" * 900])
+def test_a_tensor_of_a_long_name_is_refused_in_short(name: str, folder: Path) -> None:
+    save_file(load_file(folder / WEIGHTS) | {name: torch.zeros(4)}, folder / WEIGHTS)
+    assert "which the network does not have" in refused(folder)
 
 
 def test_a_tensor_too_few_is_refused(folder: Path) -> None:

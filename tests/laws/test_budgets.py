@@ -83,6 +83,18 @@ def test_the_report_says_what_the_rebuilt_network_costs(what: str) -> None:
     assert Row.from_dict({key: value for key, value in row.to_dict().items() if key != "spent"}).spent is None
 
 
+@pytest.mark.parametrize("part", ["row", "measured", "spent"])
+def test_what_other_versions_add_to_a_row_is_no_error_and_what_they_write_as_text_is_a_number(part: str) -> None:
+    row = run(Units("l1", macs=0.4)).rows[0]
+    data = row.to_dict()
+    of = data if part == "row" else data[part]
+    of["a new field"] = 1
+    number = next(key for key, value in of.items() if type(value) in (int, float))
+    of[number] = str(of[number])
+    assert Row.from_dict(data) == row
+    assert part != "spent" or Spent.from_dict(of) == row.spent
+
+
 def test_what_was_made_of_the_budget_outlives_an_interruption(tmp_path: Any) -> None:
     units = Units("l1", parameters=0.4)
 
