@@ -104,7 +104,8 @@ class View:
                 raise ViewError(f"view {self.shown} needs a size for all but one of {shortened(', '.join(group))}: give `sizes`")
             if extent % known or (not unknown and extent != known):
                 raise ViewError(
-                    f"view {self.shown} with {shortened(str(dict(self.sizes)))} does not divide the shape {shape}: {known} into {extent}"
+                    f"view {self.shown} with {shortened(str(dict(self.sizes)))} does not divide the shape {shape}: {known} into "
+                    f"{extent}"
                 )
             if unknown:
                 sizes[unknown[0]] = extent // known
