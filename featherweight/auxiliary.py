@@ -19,7 +19,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from featherweight.calls import Inputs, changed, tensors_of
 from featherweight.coding import plain
-from featherweight.distillation import logits_of
+from featherweight.distillation import one_tensor
 from featherweight.errors import InputError, did_you_mean
 from featherweight.gates import Readers
 from featherweight.modes import evaluating
@@ -29,8 +29,9 @@ from featherweight.training import Batch, Task
 
 
 class Head(nn.Module):
-    """Batch norm, ReLU, mean over positions, linear: (batch, channels, positions...) -> the shape of the network's output. `axis`:
-    the dimension of the channels, 1 or -1.
+    """Batch norm, ReLU, mean over positions, linear: (batch, channels, positions...) -> the shape of the network's output.
+
+    axis    the dimension of the channels, 1 or -1
     """
 
     def __init__(self, channels: int, output: Sequence[int], axis: int = 1) -> None:
@@ -104,20 +105,17 @@ def _giving(made: Tensor, task: Task, output: Any) -> Replay:
 
 def _stood_for(task: Task, output: Any) -> Tensor:
     """The tensor of the network's output that a head gives in its place. Raises InputError where the task does not say which."""
-    if isinstance(output, Tensor) and output.ndim > 1:
-        return output
-    if task.logits is None:
+    found = one_tensor(task, output, "auxiliary heads give one tensor in the network's place")
+    if found.ndim < 2:
         raise InputError(
-            "auxiliary heads give logits in the network's place, and its output is no tensor (batch, ...): say which part of it "
-            "is the logits, Task(..., logits=lambda output: ...), or choose another criterion, or auxiliary=False"
+            f"auxiliary heads give (batch, ...), and the network gives shape {tuple(found.shape)}: choose another recipe"
         )
-    logits = logits_of(task, output)
-    if all(tensor is not logits for tensor in tensors_of(output)):
+    if all(tensor is not found for tensor in tensors_of(output)):
         raise InputError(
             "auxiliary heads give logits in the network's place, so the task's `logits` has to pick a tensor out of the output "
-            "and not compute one: choose another criterion, or auxiliary=False"
+            "and not compute one: choose another recipe, or auxiliary=False"
         )
-    return logits
+    return found
 
 
 def with_auxiliary(task: Task, heads: Mapping[str, nn.Module], least: float = 0.01, most: float = math.inf) -> Task:

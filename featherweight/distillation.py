@@ -18,6 +18,7 @@ from featherweight.task import Batch, Task
 SAID = "say so in the task: Task(..., logits=lambda output: ..., classes=1), the output's logits and the dimension of the classes"
 NOT_CALLED = "distillation reads the outputs of the network when the task's loss calls it, and it never does: give distill=0"
 FITTED = 0.25  # share by which outputs must fit their own samples better than others' for a network to count as trained
+FAILURES = (Exception,)  # a user's loss may raise anything
 LOOKS = 8  # batches on which that is seen
 
 
@@ -109,6 +110,18 @@ def logits_of(task: Task, output: Any) -> Tensor:
     return logits
 
 
+def one_tensor(task: Task, output: Any, why: str) -> Tensor:
+    """The output where it is a tensor, else its logits, as the task says. Raises InputError, which begins with `why`."""
+    if isinstance(output, Tensor):
+        return output
+    if task.logits is None:
+        raise InputError(
+            f"{why}, and the network gives a {type(output).__name__}: say which part of it is the logits, "
+            "Task(..., logits=lambda output: ...)"
+        )
+    return logits_of(task, output)
+
+
 def settled(asked: Distillation | None, task: Task, teacher: nn.Module, epoch: int) -> tuple[Distillation | None, str]:
     """What is distilled in a stage, and a sentence on why where that was left open (`Distillation.auto`), else "".
 
@@ -130,7 +143,7 @@ def settled(asked: Distillation | None, task: Task, teacher: nn.Module, epoch: i
     handle = teacher.register_forward_hook(look)
     try:
         own, others = fit_of(task, teacher, epoch)
-    except Exception as error:  # whatever the user's loss raises
+    except FAILURES as error:
         seen.append(f"the task's loss fails in eval mode: {type(error).__name__}: {error}")
     finally:
         handle.remove()

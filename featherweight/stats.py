@@ -32,7 +32,7 @@ from torch import Generator, Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from featherweight.calls import Inputs, first_tensor
-from featherweight.distillation import logits_of
+from featherweight.distillation import one_tensor
 from featherweight.errors import FeatherweightError, InputError, did_you_mean
 from featherweight.gates import Layer, Reader, Readers, Unobservable, differentiable, find_readers, gated, producers, unit_sums
 from featherweight.modes import evaluating
@@ -386,14 +386,8 @@ class _Run:
             self.gates[site] = like.new_ones(self.samples, self.graph.sites[site].size).requires_grad_()
 
     def _after(self, model: nn.Module, inputs: tuple[Any, ...], outputs: Any) -> None:
-        if self.wanted in ("least_squares", "outputs") and not isinstance(outputs, Tensor):
-            if self.task.logits is None:
-                raise InputError(
-                    f"curvature={self.wanted!r} is that of one tensor, and the network gives {type(outputs).__name__}: say which "
-                    "part of it is meant, Task(..., logits=lambda output: ...), or take curvature='loss'"
-                )
-            outputs = logits_of(self.task, outputs)
-        self.outputs = outputs
+        if self.wanted in ("least_squares", "outputs"):
+            self.outputs = one_tensor(self.task, outputs, f"curvature={self.wanted!r} is that of one tensor")
 
     def check(self, loss: Tensor) -> None:
         """The loss ran the network once and, for least squares, has the same curvature along every output."""
