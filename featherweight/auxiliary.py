@@ -107,9 +107,7 @@ def _stood_for(task: Task, output: Any) -> Tensor:
     """The tensor of the network's output that a head gives in its place. Raises InputError where the task does not say which."""
     found = one_tensor(task, output, "auxiliary heads give one tensor in the network's place")
     if found.ndim < 2:
-        raise InputError(
-            f"auxiliary heads give (batch, ...), and the network gives shape {tuple(found.shape)}: choose another recipe"
-        )
+        raise InputError(f"auxiliary heads give (batch, ...), and the network {tuple(found.shape)}: choose another recipe")
     if all(tensor is not found for tensor in tensors_of(output)):
         raise InputError(
             "auxiliary heads give logits in the network's place, so the task's `logits` has to pick a tensor out of the output "

@@ -13,12 +13,11 @@ from featherweight.calls import changed, tensors_of
 from featherweight.errors import InputError
 from featherweight.modes import evaluating
 from featherweight.recipe import Distillation
-from featherweight.task import Batch, Task
+from featherweight.task import Batch, Task, loss_in_eval
 
 SAID = "say so in the task: Task(..., logits=lambda output: ..., classes=1), the output's logits and the dimension of the classes"
 NOT_CALLED = "distillation reads the outputs of the network when the task's loss calls it, and it never does: give distill=0"
 FITTED = 0.25  # share by which outputs must fit their own samples better than others' for a network to count as trained
-FAILURES = (Exception,)  # a user's loss may raise anything
 LOOKS = 8  # batches on which that is seen
 
 
@@ -143,8 +142,8 @@ def settled(asked: Distillation | None, task: Task, teacher: nn.Module, epoch: i
     handle = teacher.register_forward_hook(look)
     try:
         own, others = fit_of(task, teacher, epoch)
-    except FAILURES as error:
-        seen.append(f"the task's loss fails in eval mode: {type(error).__name__}: {error}")
+    except InputError as error:
+        seen.append(str(error))
     finally:
         handle.remove()
     if seen:
@@ -172,10 +171,10 @@ def fit_of(task: Task, model: nn.Module, epoch: int) -> tuple[float, float]:
     with torch.random.fork_rng(devices=[]), evaluating(model):
         count = 0
         for batch in itertools.islice(iter(task.batches(epoch)), LOOKS):
-            sums[0] += float(task.loss(model, batch).detach())
+            sums[0] += float(loss_in_eval(task, model, batch).detach())
             handle = model.register_forward_hook(_exchange)
             try:
-                sums[1] += float(task.loss(model, batch).detach())
+                sums[1] += float(loss_in_eval(task, model, batch).detach())
             finally:
                 handle.remove()
             count += 1

@@ -33,11 +33,12 @@ from torch.nn.modules.conv import _ConvNd
 
 from featherweight.calls import Inputs, first_tensor
 from featherweight.distillation import one_tensor
-from featherweight.errors import FeatherweightError, InputError, did_you_mean
+from featherweight.errors import InputError, did_you_mean
 from featherweight.gates import Layer, Reader, Readers, Unobservable, differentiable, find_readers, gated, producers, unit_sums
 from featherweight.modes import evaluating
 from featherweight.patches import drawn, patches
 from featherweight.structure import Graph
+from featherweight.task import loss_in_eval
 from featherweight.training import Batch, Task
 
 Curvature = Literal["loss", "least_squares", "outputs"]
@@ -179,15 +180,7 @@ def collect(
     sums = _Sums(model, graph, found, chosen, asked, positions, seed, curvature)
     with evaluating(model):
         for batch in task.batches(epoch):
-            try:
-                sums.add(task, batch)
-            except FeatherweightError:
-                raise
-            except Exception as error:  # whatever the user's loss raises
-                raise InputError(
-                    f"the task's loss fails in eval mode, in which statistics are taken: {type(error).__name__}: {error}. Let it "
-                    "take what the network gives in eval mode, or rank by l1 or l2, which look at weights alone"
-                ) from error
+            sums.add(task, batch)
             if sums.samples >= samples:
                 break
     if not sums.samples:
@@ -274,7 +267,7 @@ class _Sums:
         run = _Run(self.model, self.graph, self.sites if backward else [], self.curvature, task)
         gates = gated(self.model, self.readers, run.gates, self._watch)
         with torch.set_grad_enabled(backward), differentiable(self.parameters.values()), gates, run.listening():
-            loss = task.loss(self.model, batch)
+            loss = loss_in_eval(task, self.model, batch)
             run.check(loss)
             if backward:
                 self._gradients(run, loss)
