@@ -30,6 +30,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from featherweight.calls import Inputs, tensors_of
+
 HERE = Path(__file__).resolve().parent
 ROWS, TABLE = HERE / "coverage.jsonl", HERE / "coverage.md"
 SECONDS, GIGABYTES = {"one": 300, "peer": 120}, 10  # of processor time: the machine has other work
@@ -256,7 +258,6 @@ def measure(suite: str, name: str) -> dict[str, Any]:
     from featherweight.structure import expressible, prune
     from featherweight.structure.capture import capture
     from featherweight.structure.errors import NotExact, NotExportable
-    from featherweight.structure.gate import difference
     from featherweight.structure.graph import analyse
 
     torch.set_num_threads(1)
@@ -310,7 +311,7 @@ def measure(suite: str, name: str) -> dict[str, Any]:
     row |= {"graph": result.where, "graph_error": result.check.error, "refused": result.refused}
     if result.where == "graph":
         row["graph_cut"] = round(1 - sum(p.numel() for p in result.model.parameters()) / total, 4)
-        row["changed"] = difference(before, plain_outputs(result.model, captured.inputs))
+        row["changed"] = apart(before, plain_outputs(result.model, captured.inputs))
     start = time.process_time()
     chosen = {n: half[n] for n in half if n in graph.sites}
     try:
@@ -335,11 +336,23 @@ def measure(suite: str, name: str) -> dict[str, Any]:
     return row | memory()
 
 
-def plain_outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
+def plain_outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     """In single precision: only to show that the cut was not vacuous."""
     with torch.no_grad():
-        leaves = torch.utils._pytree.tree_leaves(model.eval()(*inputs))
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+        return floating(inputs.call(model.eval()))
+
+
+def floating(output: Any) -> list[Tensor]:
+    return [tensor for tensor in tensors_of(output) if tensor.is_floating_point()]
+
+
+def apart(wanted: list[Tensor], got: list[Tensor]) -> float:
+    """Largest difference over the largest output; infinite where they cannot be compared."""
+    from featherweight.structure.gate import difference
+    from featherweight.structure.observe import Observed
+
+    error = difference(Observed(outputs=wanted), Observed(outputs=got)).error
+    return float("inf") if error is None else error
 
 
 def memory() -> dict[str, int]:
@@ -389,13 +402,7 @@ def torch_pruning(suite: str, name: str) -> dict[str, Any]:
         result = model(*example)
         expected = reference(*example)
     cut = round(1 - sum(p.numel() for p in model.parameters()) / total, 4)
-    from featherweight.structure.gate import difference
-
-    flat = [
-        [o for o in torch.utils._pytree.tree_leaves(v) if isinstance(o, Tensor) and o.is_floating_point()]
-        for v in (expected, result)
-    ]
-    error = difference(*flat)
+    error = apart(floating(expected), floating(result))
     return {
         "tp": "exact" if error <= 1e-9 else "runs, not checked" if not checked and error < float("inf") else "different",
         "tp_error": error,

@@ -19,7 +19,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from featherweight.calls import Inputs, changed, tensors_of
 from featherweight.coding import plain
-from featherweight.distillation import logits_of
+from featherweight.distillation import one_tensor
 from featherweight.errors import InputError, did_you_mean, shortened
 from featherweight.gates import Readers
 from featherweight.modes import evaluating
@@ -104,20 +104,15 @@ def _giving(made: Tensor, task: Task, output: Any) -> Replay:
 
 def _stood_for(task: Task, output: Any) -> Tensor:
     """The tensor of the network's output that a head gives in its place. Raises InputError where the task does not say which."""
-    if isinstance(output, Tensor) and output.ndim > 1:
-        return output
-    if task.logits is None:
-        raise InputError(
-            "auxiliary heads give logits in the network's place, and its output is no tensor (batch, ...): say which part of it "
-            "is the logits, Task(..., logits=lambda output: ...), or choose another criterion, or auxiliary=False"
-        )
-    logits = logits_of(task, output)
-    if all(tensor is not logits for tensor in tensors_of(output)):
+    found = one_tensor(task, output, "auxiliary heads give one tensor in the network's place")
+    if found.ndim < 2:
+        raise InputError(f"auxiliary heads give (batch, ...), and the network {tuple(found.shape)}: choose another recipe")
+    if all(tensor is not found for tensor in tensors_of(output)):
         raise InputError(
             "auxiliary heads give logits in the network's place, so the task's `logits` has to pick a tensor out of the output "
-            "and not compute one: choose another criterion, or auxiliary=False"
+            "and not compute one: choose another recipe, or auxiliary=False"
         )
-    return logits
+    return found
 
 
 def with_auxiliary(task: Task, heads: Mapping[str, nn.Module], least: float = 0.01, most: float = math.inf) -> Task:

@@ -28,6 +28,7 @@ from featherweight.measure import Measurement
 from featherweight.recipe import Recipe
 from featherweight.report import Row
 from featherweight.run import Progress
+from featherweight.selection import said
 
 PLAIN_WIDTH = 200  # columns where the output is not a terminal: a table is not to be folded in a file
 LINES, LONGEST = 60, 2000  # of a message; characters of a line
@@ -255,6 +256,8 @@ def plan(recipe: Recipe, stages: Sequence[dict[str, Any]]) -> None:
             if stage["budget"]:
                 cells.append(("  together", "", "", _count(stage["budget"]["size"]), _whole(stage["budget"]["of"])))
             screen.print(table(("  parameter", "set", "view", "size", "of"), cells, left=3))
+        for line in said(stage["left_out"]):
+            screen.print(written(f"  {line.replace('no target', 'left out', 1)}"))
     steps = sum(stage[phase]["steps"] for stage in stages for phase in ("train", "retrain"))
     more = f"; with {recipe.candidates} candidates up to {recipe.candidates} times that" if recipe.candidates > 1 else ""
     screen.print(written(f"{recipe.epochs()} epochs, {steps:,} steps{more}"))

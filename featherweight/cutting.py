@@ -236,7 +236,7 @@ def _judged(network: nn.Module, task: Task, batch: Batch) -> float:
         logits = given[-1] if isinstance(given[-1], Tensor) or task.logits is None else logits_of(task, given[-1])
         if isinstance(logits, Tensor) and logits.ndim == 2 and labels.dtype == torch.int64 and labels.shape == logits.shape[:1]:
             return float((logits.argmax(1) == labels).float().mean())
-    return -float(loss)
+    return -float(loss.detach())
 
 
 SOLVED = 33  # sizes at which a ranking that solves a problem for each is asked; between them the damage is interpolated

@@ -13,7 +13,7 @@ from featherweight.calls import changed, tensors_of
 from featherweight.errors import InputError
 from featherweight.modes import evaluating
 from featherweight.recipe import Distillation
-from featherweight.task import Batch, Task
+from featherweight.task import Batch, Task, loss_in_eval
 
 SAID = "say so in the task: Task(..., logits=lambda output: ..., classes=1), the output's logits and the dimension of the classes"
 NOT_CALLED = "distillation reads the outputs of the network when the task's loss calls it, and it never does: give distill=0"
@@ -109,6 +109,18 @@ def logits_of(task: Task, output: Any) -> Tensor:
     return logits
 
 
+def one_tensor(task: Task, output: Any, why: str) -> Tensor:
+    """The output where it is a tensor, else its logits, as the task says. Raises InputError, which begins with `why`."""
+    if isinstance(output, Tensor):
+        return output
+    if task.logits is None:
+        raise InputError(
+            f"{why}, and the network gives a {type(output).__name__}: say which part of it is the logits, "
+            "Task(..., logits=lambda output: ...)"
+        )
+    return logits_of(task, output)
+
+
 def settled(asked: Distillation | None, task: Task, teacher: nn.Module, epoch: int) -> tuple[Distillation | None, str]:
     """What is distilled in a stage, and a sentence on why where that was left open (`Distillation.auto`), else "".
 
@@ -159,10 +171,10 @@ def fit_of(task: Task, model: nn.Module, epoch: int) -> tuple[float, float]:
     with torch.random.fork_rng(devices=[]), evaluating(model):
         count = 0
         for batch in itertools.islice(iter(task.batches(epoch)), LOOKS):
-            sums[0] += float(task.loss(model, batch).detach())
+            sums[0] += float(loss_in_eval(task, model, batch).detach())
             handle = model.register_forward_hook(_exchange)
             try:
-                sums[1] += float(task.loss(model, batch).detach())
+                sums[1] += float(loss_in_eval(task, model, batch).detach())
             finally:
                 handle.remove()
             count += 1

@@ -15,14 +15,17 @@ import torch
 from torch import nn
 
 from featherweight import artifact, console, given, storage
-from featherweight.coding import coded
+from featherweight.coding import coded, plain
 from featherweight.compress import Compressed, compress
+from featherweight.cutting import may_go
 from featherweight.devices import chosen
 from featherweight.errors import InputError, StorageError
 from featherweight.measure import decoded
 from featherweight.plan import resolve
-from featherweight.recipe import Recipe
+from featherweight.recipe import Recipe, Units
 from featherweight.run import CHECKPOINT
+from featherweight.structure import trace
+from featherweight.structure.errors import StructureError
 from featherweight.task import Task, steps_of
 from featherweight.tasks import BATCHES, TASKS
 from featherweight.zoo import NETWORKS
@@ -170,11 +173,21 @@ def plan(job: Job, recipe: Recipe) -> list[dict[str, Any]]:
                 "driver": console.described(stage.driver and stage.driver.paced(stage.train.epochs * steps, stage.train.epochs)),
                 "options": options,
                 "targets": targets,
+                "left_out": resolved.left_out | (_sites_left_out(job, stage.units) if stage.units else {}),
                 "budget": budget if budget["of"] else None,
             }
         )
         changed = changed or bool(targets) or stage.epochs > 0
     return stages
+
+
+def _sites_left_out(job: Job, asked: Units) -> dict[str, str]:
+    """Site -> why it keeps all its units, as far as can be said without data. Nothing where the network cannot be followed."""
+    try:
+        graph = trace(plain(job.network), job.task.example)
+        return may_go(plain(job.network), graph, asked)[1]
+    except StructureError as error:
+        return {"all sites": str(error)}
 
 
 def weights_left(network: nn.Module, original: nn.Module) -> dict[str, dict[str, Any]]:

@@ -34,12 +34,13 @@ from torch.nn.modules.conv import _ConvNd
 
 from featherweight import gates
 from featherweight.calls import Inputs, first_tensor
-from featherweight.distillation import logits_of
-from featherweight.errors import FeatherweightError, InputError, did_you_mean
+from featherweight.distillation import one_tensor
+from featherweight.errors import InputError, did_you_mean
 from featherweight.gates import Layer, Reader, Readers, Unobservable, differentiable, find_readers, producers, unit_sums
 from featherweight.modes import evaluating
 from featherweight.patches import drawn, patches
 from featherweight.structure import Graph
+from featherweight.task import loss_in_eval
 from featherweight.training import Batch, Task
 
 Curvature = Literal["loss", "least_squares", "outputs"]
@@ -181,15 +182,7 @@ def collect(
     sums = _Sums(model, graph, found, chosen, asked, positions, seed, curvature)
     with evaluating(model):
         for batch in task.batches(epoch):
-            try:
-                sums.add(task, batch)
-            except FeatherweightError:
-                raise
-            except Exception as error:  # whatever the user's loss raises
-                raise InputError(
-                    f"the task's loss fails in eval mode, in which statistics are taken: {type(error).__name__}: {error}. Let it "
-                    "take what the network gives in eval mode, or rank by l1 or l2, which look at weights alone"
-                ) from error
+            sums.add(task, batch)
             if sums.samples >= samples:
                 break
     if not sums.samples:
@@ -277,7 +270,7 @@ class _Sums:
         self.watching, watched = True, gates.gated(self.model, self.readers, run.gates, self._watch)
         with torch.enable_grad(), differentiable(self.parameters.values()), watched, run.listening():  # losses may differentiate
             try:
-                run.check(loss := task.loss(self.model, batch))
+                run.check(loss := loss_in_eval(task, self.model, batch))
                 self.watching = False  # checkpointed parts run a second time in the pass back
                 if backward:
                     self._gradients(run, loss)
@@ -393,14 +386,8 @@ class _Run:
             self.gates[site] = like.new_ones(self.samples, self.graph.sites[site].size).requires_grad_()
 
     def _after(self, model: nn.Module, inputs: tuple[Any, ...], outputs: Any) -> None:
-        if self.wanted in ("least_squares", "outputs") and not isinstance(outputs, Tensor):
-            if self.task.logits is None:
-                raise InputError(
-                    f"curvature={self.wanted!r} is that of one tensor, and the network gives {type(outputs).__name__}: say which "
-                    "part of it is meant, Task(..., logits=lambda output: ...), or take curvature='loss'"
-                )
-            outputs = logits_of(self.task, outputs)
-        self.outputs = outputs
+        if self.wanted in ("least_squares", "outputs"):
+            self.outputs = one_tensor(self.task, outputs, f"curvature={self.wanted!r} is that of one tensor")
 
     def check(self, loss: Tensor) -> None:
         """The loss ran the network once and, for least squares, has the same curvature along every output."""

@@ -12,7 +12,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from featherweight.calls import Example, Inputs
-from featherweight.errors import InputError
+from featherweight.errors import FeatherweightError, InputError
 
 Batch = Any
 
@@ -52,6 +52,19 @@ class Task:
     optimizer: Callable[[Iterable[Parameter]], Optimizer]
     logits: Callable[[Any], Tensor] | None = None
     classes: int = 1
+
+
+def loss_in_eval(task: Task, model: nn.Module, batch: Batch) -> Tensor:
+    """The task's loss of a network in eval mode. Raises InputError where it takes only what training mode gives."""
+    try:
+        return task.loss(model, batch)
+    except FeatherweightError:
+        raise
+    except Exception as error:  # whatever the user's code raises
+        raise InputError(
+            f"the task's loss fails in eval mode: {type(error).__name__}: {error}. Let it take what the network gives there too; "
+            "where units are to be ranked, l1 and l2 look at weights alone"
+        ) from error
 
 
 @dataclass(frozen=True)

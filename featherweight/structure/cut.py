@@ -88,7 +88,8 @@ def prune(
                takes the example's, doubled
 
     A site whose cut is not exact is refused: it is frozen in `graph` with what differed, and the others are cut. Raises
-    UnknownSite, BadSelection, StaleGraph; NotExact when `where="class"` and the class cannot express the cut.
+    UnknownSite, BadSelection, StaleGraph; NotExact when `where="class"` and the class cannot express the cut, or a name of the
+    network has no place in an exported module.
     """
     selection: dict[str, Sequence[int]] = dict(site) if not isinstance(site, str) else {site: keep if keep is not None else []}
     model = unwrapped(model)

@@ -5,6 +5,8 @@ It is called as the network is, by position or by name, and gives what the netwo
 
 from __future__ import annotations
 
+import functools
+import keyword
 import operator
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,6 +16,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree
 
 from featherweight.structure.capture import Captured
+from featherweight.structure.errors import NotExact
 
 
 class Movable(fx.GraphModule):
@@ -39,7 +42,7 @@ def _on(device: torch.device, arguments: Any) -> Any:
 
 
 def module_of(captured: Captured, rewritten: fx.GraphModule, tensors: dict[str, Tensor]) -> fx.GraphModule:
-    """The rewritten graph as a module of its own."""
+    """The rewritten graph as a module of its own. Raises NotExact where a name of the network has no place in it."""
     root = nn.Module()
     graph = fx.Graph()
     replaced: dict[fx.Node, fx.Node] = {}
@@ -62,6 +65,7 @@ def module_of(captured: Captured, rewritten: fx.GraphModule, tensors: dict[str, 
                 pending.append((node, kind, name))
     for node, kind, name in pending:
         if name not in made:
+            _check_name(name)
             trains = kind == "parameter" and captured.tensors[name].requires_grad
             made[name] = register(root, name, tensors[name], kind == "parameter", trains)
         replaced[node] = graph.get_attr(made[name])
@@ -74,6 +78,23 @@ def module_of(captured: Captured, rewritten: fx.GraphModule, tensors: dict[str, 
             replaced[node] = graph.node_copy(node, replaced.__getitem__)
             replaced[node].meta = dict(node.meta)
     return Movable(root, graph)
+
+
+@functools.cache
+def _taken() -> frozenset[str]:
+    """What a graph module has of its own, where a network may have a part of that name."""
+    return frozenset(dir(fx.GraphModule(nn.Module(), fx.Graph())))
+
+
+def _check_name(name: str) -> None:
+    """A graph module is written out as Python and has attributes of its own."""
+    first, *_ = parts = name.split(".")
+    taken = first if first in _taken() else next((part for part in parts if keyword.iskeyword(part)), None)
+    if taken is not None:
+        raise NotExact(
+            f"the exported module cannot have a part named {taken!r}, as the network has ({name}): torch.fx needs that name. "
+            "Give the part another name, or cut what the network's own class can express (where='class')"
+        )
 
 
 def _inputs(captured: Captured, graph: fx.Graph, old: list[fx.Node]) -> list[fx.Node]:

@@ -170,3 +170,16 @@ def test_inputs_are_given_by_position_by_name_or_both() -> None:
     both = trace(network, Inputs((image,), {"row": row}))
     assert by_name.macs() == both.macs() == by_position.macs() > 0
     assert list(by_name.sites) == list(both.sites) == list(by_position.sites)
+
+
+@pytest.mark.parametrize(
+    "wrap", [nn.DataParallel, lambda network: torch.compile(network, backend="eager")], ids=["parallel", "compiled"]
+)
+def test_a_wrapper_is_looked_through_and_the_network_inside_is_cut(wrap: Any) -> None:
+    network = ORDINARY["tabular"].make()
+    wrapped = wrap(network)
+    graph = trace(wrapped, EXAMPLES["tabular"])
+    assert list(graph.sites) == list(traced("tabular")[1].sites)
+    result = prune(wrapped, graph, "3", [0, 2, 5])
+    assert result.model is network and result.where == "class" and network[3].out_features == 3
+    assert sweep(wrapped, trace(wrapped, EXAMPLES["tabular"])).where == "nothing"

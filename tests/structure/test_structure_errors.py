@@ -14,6 +14,7 @@ from featherweight.structure.errors import (
     BadSelection,
     DataDependentControlFlow,
     EditMismatch,
+    NotExact,
     NotExportable,
     StaleGraph,
     UnknownSite,
@@ -146,3 +147,21 @@ def test_edits_set_only_whole_numbers_that_are_there(attribute: list[object]) ->
 
 def test_errors_have_one_base() -> None:
     assert issubclass(BadSelection, FeatherweightError) and issubclass(DataDependentControlFlow, NotExportable)
+
+
+@pytest.mark.parametrize("name", ["graph", "code", "meta", "recompile", "lambda", "class"])
+def test_a_name_that_an_exported_module_cannot_have_is_refused_and_the_class_is_cut(name: str) -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.add_module(name, nn.Linear(4, 6))
+            self.out = nn.Linear(6, 2)
+
+        def forward(self, row: Tensor) -> Tensor:
+            return self.out(torch.relu(getattr(self, name)(row)))
+
+    network = Named()
+    graph = trace(network, (torch.ones(1, 4),))
+    with pytest.raises(NotExact, match=rf"cannot have a part named '{name}'.*Give the part another name.*where='class'"):
+        prune(network, graph, name, [0, 1], where="graph")
+    assert prune(network, graph, name, [0, 1]).where == "class" and network.out.in_features == 2
