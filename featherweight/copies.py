@@ -92,8 +92,8 @@ def copied(model: nn.Module) -> nn.Module:
 
 
 def copied_whole(model: nn.Module) -> nn.Module:
-    """The same with its wrappers, so that all names in it are those of `model`."""
-    return _copied(model, wrappers=True)
+    """The same, but wrappers inside are copied too, so that all names are those of `unwrapped(model)`."""
+    return _copied(unwrapped(model), wrappers=True)
 
 
 def _copied(network: nn.Module, wrappers: bool) -> nn.Module:

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from featherweight import artifact, checkpoint, export, packed
+from featherweight.calls import Inputs
 from featherweight.edits import Snapshot
 from featherweight.errors import StorageError
 torch.set_num_threads(1)
@@ -113,10 +114,10 @@ killed(write, read, "pack")
 EXPORT = """
 networks = [nn.Linear(4, 4), nn.Linear(4, 4)]
 for version, network in enumerate(networks):
-    nn.init.constant_(network.weight, version), nn.init.constant_(network.bias, version)
+    nn.init.constant_(network.weight, version), nn.init.constant_(network.bias, version + 1)
 example = (torch.ones(1, 4),)
-programs = [export._program(network, example, True) for network in networks]  # capturing takes a second, and writes nothing
-export._program = lambda network, example, dynamic: programs[int(network.bias[0])]
+programs = [export._program(network, Inputs.of(example), True) for network in networks]  # a second each, and writes nothing
+export._program = lambda network, example, dynamic: programs[int(network.bias[0]) - 1]
 
 def write(version):
     export.export(networks[version], example, place / "n.pt2", "pt2")
@@ -127,7 +128,7 @@ def read():
     content = (place / "n.pt2").read_bytes()
     if content not in known:
         (known[content],) = set(torch.export.load(place / "n.pt2").module()(torch.zeros(2, 4)).flatten().tolist())
-    return int(known[content])
+    return int(known[content]) - 1
 
 killed(write, read, "export", longest=0.05)
 """

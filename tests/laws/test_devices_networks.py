@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from featherweight import artifact, compress, data, latency, pace, packed, tasks
 from featherweight.calls import Inputs, tensors_of
+from featherweight.copies import unwrapped
 from featherweight.data import Dataset
 from featherweight.devices import placed
 from featherweight.drivers import Target, freeze
@@ -49,6 +50,7 @@ def test_ordinary_networks_are_cut_where_they_are(name: str) -> None:
 
     def work(device: Any) -> Any:
         network, example = ordinary_on(name, device)
+        network = unwrapped(network)  # as `compress` does first
         graph = trace(network, example)
         keep = {site.name: list(range(0, site.size, 2)) for site in graph.sites.values()}
         outputs: list[Any] = [list(graph.sites), graph.macs()]
@@ -60,7 +62,7 @@ def test_ordinary_networks_are_cut_where_they_are(name: str) -> None:
             assert device == CPU or all_there(cut.model, made)
             outputs += [cut.where, sorted(cut.refused), made]
             if cut.edit is not None:
-                assert device == CPU or all_there(replay(ordinary_on(name, device)[0], [cut.edit]))
+                assert device == CPU or all_there(replay(unwrapped(ordinary_on(name, device)[0]), [cut.edit]))
         return outputs
 
     on_both(work)

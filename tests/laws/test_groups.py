@@ -113,6 +113,6 @@ def test_compress_retrains_with_the_groups_of_the_dense_network() -> None:
 
 def test_an_optimizer_without_a_target_is_refused_before_the_first_stage_trains() -> None:
     calls: list[int] = []
-    with pytest.raises(InputError, match=r"does not hold parameter 'hidden.weight'"):
+    with pytest.raises(InputError, match=r"does not hold hidden\.weight"):
         compress(table.toy(), recipe(), task(lambda ps: SGD([p for p in ps if p.ndim == 1], 0.1), calls))
-    assert calls == []
+    assert len(calls) == 1, "the one batch that the task is tried on"

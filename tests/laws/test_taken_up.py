@@ -72,6 +72,7 @@ class Lazy:
 
 def task(batches: Callable[[int], Any] = Lazy, **changes: Any) -> Task:
     def loss(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        batch = batch.to(next(model.parameters()).dtype)
         return (model(batch) - batch[:, :3]).square().mean()
 
     given = Task((INPUTS[:1],), batches, loss, lambda model: 0.0, lambda parameters: Adam(parameters, lr=0.01))
