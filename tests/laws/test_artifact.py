@@ -269,7 +269,7 @@ def test_a_code_cannot_untie_two_weights_and_so_make_the_network_larger() -> Non
     network[1].weight = network[0].weight
     code = {"kind": "factors", "rows": 1, "cols": 144, "sizes": {"rank": 1}}
     edit = {"edit": "code", "parameter": "0.weight", "pattern": "... -> () (...)", "sizes": [], "code": code}
-    with pytest.raises(ArtifactError, match="edit 0 would untie '0.weight'"):
+    with pytest.raises(ArtifactError, match=r"edit 0 would untie '0\.weight'"):
         edits.replay(network, [edit])
     assert network[1].weight is network[0].weight
 
