@@ -147,6 +147,8 @@ def _attach_blank(model: nn.Module, given: Mapping[str, Any], where: str) -> Non
     stack = owner(model, name)[0]
     if isinstance(stack, parametrize.ParametrizationList) and any(isinstance(part, Viewed) for part in stack):
         raise ArtifactError(f"{where} is for {short(name)}, which is the free part of a code and takes no other")
+    if layout.kind == "factors" and sum(p is known[name] for _, p in model.named_parameters(remove_duplicate=False)) > 1:
+        raise ArtifactError(f"{where} would untie {short(name)}: factors of one owner leave the whole weight to the other")
     shape = tuple(known[name].shape)
     try:
         view = View(edit.pattern, tuple(edit.sizes))

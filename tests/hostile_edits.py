@@ -27,7 +27,7 @@ WORDS = (
     "../x",
     "日本",
     "\U000e0001" * 250,
-    "𝒳" * 200,
+    "\U0001d4b3" * 200,
 )
 LONG = tuple("k" * size for size in (300, 5_000, 20_000))  # some below and some above what a description takes
 PATTERNS = (

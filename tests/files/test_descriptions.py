@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from featherweight import artifact
+from featherweight import artifact, description
 from featherweight.artifact import DESCRIPTION, WEIGHTS
 from featherweight.edits import Snapshot
 from featherweight.errors import ArtifactError
@@ -53,6 +53,12 @@ def test_a_description_beyond_measure_is_refused_soon_in_few_words(text: str, tm
         artifact.load(tmp_path / "art", NET)
     assert time.process_time() - began < 3  # several times what it takes
     assert len(str(caught.value)) < 2_000
+
+
+def test_a_wrong_entry_is_told_before_a_million_values_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(description, "_check_values", lambda data: pytest.fail("they were looked at"))
+    with pytest.raises(ValueError, match="edits: an entry is list, and all have to be objects"):
+        description.description_from(b'{"format":1,"edits":[[' + b"[1,2]," * 100_000 + b'3]],"recipe":{},"report":[]}')
 
 
 def test_another_encoding_is_refused(tmp_path: Path) -> None:

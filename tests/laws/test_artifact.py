@@ -264,6 +264,16 @@ def test_a_description_that_was_tampered_with_is_refused(change: Callable[[dict[
     assert len(refused(folder)) > 20
 
 
+def test_a_code_cannot_untie_two_weights_and_so_make_the_network_larger() -> None:
+    network = nn.Sequential(nn.Linear(12, 12), nn.Linear(12, 12))
+    network[1].weight = network[0].weight
+    code = {"kind": "factors", "rows": 1, "cols": 144, "sizes": {"rank": 1}}
+    edit = {"edit": "code", "parameter": "0.weight", "pattern": "... -> () (...)", "sizes": [], "code": code}
+    with pytest.raises(ArtifactError, match=r"edit 0 would untie '0\.weight'"):
+        edits.replay(network, [edit])
+    assert network[1].weight is network[0].weight
+
+
 @pytest.mark.parametrize("kind", ["rows", "sparse", "sparse_shared", "sparse_scaled"])
 def test_a_code_cannot_claim_more_places_than_its_matrix_has(kind: str) -> None:
     """Refused before anything of that size is made: `count` rows of a large layer are a file of bytes and gigabytes of memory."""
