@@ -103,10 +103,8 @@ class View:
             if len(unknown) > 1:
                 raise ViewError(f"view {self.shown} needs a size for all but one of {shortened(', '.join(group))}: give `sizes`")
             if extent % known or (not unknown and extent != known):
-                raise ViewError(
-                    f"view {self.shown} with {shortened(str(dict(self.sizes)))} does not divide the shape {shape}: {known} into "
-                    f"{extent}"
-                )
+                given = shortened(str(dict(self.sizes)))
+                raise ViewError(f"view {self.shown} with {given} does not divide the shape {shape}: {known} into {extent}")
             if unknown:
                 sizes[unknown[0]] = extent // known
         return left, right, sizes
