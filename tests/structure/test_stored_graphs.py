@@ -186,11 +186,6 @@ GREEDY: dict[str, list[list[Any]]] = {
         call("v", "aten.view.default", n("x"), [1, 1, 1, 2]),
         call("y", "aten._upsample_bilinear2d_aa.default", n("v"), [1, 1_000_000], False, None, 1 / 1024),
     ],
-    "a freed place is not free": [
-        call("a", "aten.repeat.default", n("x"), [6_000_000]),
-        call("b", "aten.neg.default", n("a")),
-        call("y", "aten.neg.default", n("b")),
-    ],
     "zeros": [call("y", "aten.zeros.default", [3_000_000_000])],
     "zeros on a device": [call("y", "aten.zeros.default", [3_000_000_000], **FLOATS)],
     "repeat": [call("y", "aten.repeat.default", n("x"), [700_000_000])],
@@ -490,6 +485,19 @@ def test_ordinary_networks_stay_well_below_the_limits(name: str) -> None:
     interpreted.dry_run(read._program, [given], held, most)
     with pytest.raises(GraphArtifactError):
         interpreted.dry_run(read._program, [given], held, interpreted.Limits(most.bytes / 1e5, most.work / 1e5))
+
+
+def test_what_an_input_leaves_free_is_not_free_for_others() -> None:
+    """Two layers of 63 planes are alive at one time, and the input that was let go before does not count for one of them."""
+    network, x = Upscale().eval(), torch.zeros(1, 1, 16, 16)
+    graph = trace(network, (x,))
+    cut = prune(network, graph, next(iter(graph.sites)), range(63), where="graph", any_batch=True).model
+    read = from_dict(to_dict(cut), cut.state_dict())
+    given, held = torch.zeros(1, 1, 1080, 1920, device="meta"), dict(read.named_parameters())
+    one = 63 * 1080 * 1920 * 4
+    with pytest.raises(GraphArtifactError, match="bytes"):
+        interpreted.dry_run(read._program, [given], held, interpreted.Limits(1.5 * one, 1e15))
+    interpreted.dry_run(read._program, [given], held, interpreted.Limits(2.1 * one, 1e15))
 
 
 def test_a_probe_runs_where_its_inputs_are() -> None:
