@@ -12,7 +12,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from featherweight.calls import Example, Inputs
-from featherweight.errors import FeatherweightError, InputError
+from featherweight.errors import FeatherweightError, InputError, shortened
 
 Batch = Any
 
@@ -62,8 +62,9 @@ def loss_in_eval(task: Task, model: nn.Module, batch: Batch) -> Tensor:
         raise
     except Exception as error:  # whatever the user's code raises
         raise InputError(
-            f"the task's loss fails in eval mode: {type(error).__name__}: {error}. Let it take what the network gives there too; "
-            "where units are to be ranked, l1 and l2 look at weights alone"
+            f"the task's loss fails in eval mode while the network is watched: {type(error).__name__}: "
+            f"{shortened(str(error).strip())}. Let it take what the network gives there too; where units are to be ranked, l1 and "
+            "l2 look at weights alone"
         ) from error
 
 
