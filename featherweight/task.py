@@ -63,8 +63,8 @@ def loss_in_eval(task: Task, model: nn.Module, batch: Batch) -> Tensor:
     except Exception as error:  # whatever the user's code raises
         raise InputError(
             f"the task's loss fails in eval mode while the network is watched: {type(error).__name__}: "
-            f"{shortened(str(error).strip())}. Let it take what the network gives there too; where units are to be ranked, l1 and "
-            "l2 look at weights alone"
+            f"{shortened(str(error).strip())}. Let it take what the network gives there too; where units are to be ranked, l1 "
+            "and l2 look at weights alone"
         ) from error
 
 
