@@ -100,7 +100,7 @@ def structure_edit(edit: structure.Edit) -> Edit:
 def _replay_structure(model: nn.Module, edit: Mapping[str, Any], where: str) -> None:
     try:
         with layouts_kept(model):
-            structure.replay(model, [edit["change"]])
+            structure.replay(model, [edit["change"]], values=False)
     except KeyError:
         raise ArtifactError(f"{where} is of kind 'structure' and says no change") from None
     except (StructureError, TypeError, ValueError, RuntimeError) as error:

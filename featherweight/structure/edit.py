@@ -169,9 +169,12 @@ def attribute_tensor(model: nn.Module, name: str) -> Tensor | None:
     return value if isinstance(value, Tensor) else None
 
 
-def apply(model: nn.Module, edit: Edit) -> tuple[Moved, ...]:
+def apply(model: nn.Module, edit: Edit, *, values: bool = True) -> tuple[Moved, ...]:
     """Carry out an edit on `model` itself. Returns what became of its tensors. Everything is checked before anything is
     changed.
+
+    values  False: a state is loaded afterwards, and parameters that are cut hold anything until then. A thousand edits of a file
+            then cost no copies
     """
     tensors = all_tensors(model)
     modules = dict(model.named_modules(remove_duplicate=False))
@@ -185,7 +188,11 @@ def apply(model: nn.Module, edit: Edit) -> tuple[Moved, ...]:
         raise EditMismatch(f"the edit does not fit this network: {problem}. Build the network as it was before it was compressed")
     moved: list[Moved] = []
     for name, (old, cuts) in work.items():
-        new = Moved(old, None, tuple(cuts)).select(old.detach()).contiguous()
+        if values or not isinstance(old, nn.Parameter):
+            new = Moved(old, None, tuple(cuts)).select(old.detach()).contiguous()
+        else:
+            shorter = {cut.dim: cut.left for cut in cuts}
+            new = old.detach().new_empty([shorter.get(dim, size) for dim, size in enumerate(old.shape)])
         result: Tensor = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
         vars(result).update(vars(old))  # the marks that the user's code put on it
         moved.append(Moved(old, result, tuple(cuts)))
@@ -282,17 +289,17 @@ def replaceable(path: str, module: nn.Module) -> bool:
     return bool(path) and next(module.parameters(), None) is not None
 
 
-def replay(model: nn.Module, edits: Iterable[Edit | Mapping[str, Any]]) -> nn.Module:
+def replay(model: nn.Module, edits: Iterable[Edit | Mapping[str, Any]], *, values: bool = True) -> nn.Module:
     """Give a fresh `model` the structure that these edits made, in order; afterwards `load_state_dict(strict=True)` works.
 
     Nothing is traced and no data is needed. Raises EditMismatch, naming the first difference, when the network is not the one
-    the edits were made for; what was applied before the error stays applied.
+    the edits were made for; what was applied before the error stays applied. `values`: see `apply`.
     """
     for edit in edits:
         if not isinstance(edit, Edit):
             _bounded(model, edit)
             edit = Edit.from_dict(edit)
-        apply(model, edit)
+        apply(model, edit, values=values)
     return model
 
 

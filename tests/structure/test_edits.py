@@ -13,6 +13,7 @@ from probes import build
 from torch import Tensor, nn
 
 from featherweight import edits
+from featherweight.edits import replay as replay_file
 from featherweight.errors import ArtifactError
 from featherweight.structure import Cut, prune, replay, trace
 from featherweight.structure.errors import EditMismatch
@@ -167,3 +168,11 @@ def test_a_class_that_overrides_setattr_is_not_asked() -> None:
     cuts = [["0.weight", 0, 4, 0], ["0.bias", 0, 4, 0]]
     replay(model, [LENET | {"cuts": cuts, "attributes": [["0", "out_features", 4, 2]]}])
     assert model[0].weight.shape == (2, 3) and model[0].out_features == 2 and model[0].weight is model[0]._parameters["weight"]
+
+
+def test_edits_of_a_file_copy_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A state is loaded after them: a thousand cuts of one large matrix would otherwise take a minute."""
+    monkeypatch.setattr("featherweight.structure.edit.pick", lambda *given: pytest.fail("weights were copied"))
+    change = {"kind": "cut", "sites": {}, "keeps": [[0, 2]], "cuts": [["weight", 1, 3, 0]], "identities": []}
+    edit = {"edit": "structure", "change": change | {"attributes": [["", "in_features", 3, 2]]}}
+    assert replay_file(nn.Linear(3, 4), [edit]).weight.shape == (4, 2)
