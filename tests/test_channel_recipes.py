@@ -59,9 +59,14 @@ def vgg16() -> nn.Module:
     return network
 
 
+def resnet() -> nn.Module:
+    """A CIFAR ResNet of eight layers, with projection shortcuts: one block a stage."""
+    return zoo.CifarResNet(1, zoo.ProjectionShortcut)
+
+
 # network -> what makes it, the sites that may go, the filters that `soft_filters` drops
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
-    "resnet20": (zoo.resnet20_projection, "re:stage2.*conv1", "re:stage2.*conv1.weight"),
+    "resnet": (resnet, "re:stage2.*conv1", "re:stage2.*conv1.weight"),
     "vgg16": (vgg16, "re:conv[1-7]$", "re:conv[67].weight"),
     "own": (Own, "*", "conv_in.weight"),
 }
