@@ -339,6 +339,32 @@ class UnevenGroups(nn.Module):
         return self.head(F.relu(self.compress(h)).mean((2, 3)))
 
 
+class SelectiveScan(nn.Module):
+    """The state of a channel decays by what its input says: einsums of three operands, and one with an ellipsis."""
+
+    def __init__(self, width: int = 12, state: int = 4, inner: int = 16) -> None:
+        super().__init__()
+        self.state = state
+        self.inputs, self.gate = nn.Linear(width, inner), nn.Linear(width, inner)
+        self.split, self.rate = nn.Linear(inner, 2 + 2 * state, bias=False), nn.Linear(2, inner)
+        self.decay = nn.Parameter(torch.log(torch.arange(1, state + 1.0).repeat(inner, 1)))
+        self.skip = nn.Parameter(torch.ones(inner))
+        self.mixed, self.out = nn.Parameter(torch.randn(width, inner) / 4), nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.silu(self.inputs(x))
+        rate, b, c = self.split(h).split([2, self.state, self.state], -1)
+        rate = F.softplus(self.rate(rate))
+        kept = torch.exp(torch.einsum("bld,dn->bldn", rate, -torch.exp(self.decay)))
+        added = torch.einsum("bld,bln,bld->bldn", rate, b, h)
+        carried, outputs = torch.zeros_like(added[:, 0]), []
+        for i in range(x.shape[1]):
+            carried = kept[:, i] * carried + added[:, i]
+            outputs.append(torch.einsum("bdn,bn->bd", carried, c[:, i]))
+        y = (torch.stack(outputs, 1) + h * self.skip) * F.silu(self.gate(x))
+        return self.out(torch.einsum("... i, o i -> ... o", y, self.mixed))
+
+
 def image(channels: int = 3, size: int = 16) -> tuple[Tensor, ...]:
     return (torch.randn(1, channels, size, size),)
 
@@ -369,6 +395,7 @@ MORE: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Tensor, ...]]]
     "projected lstm": (ProjectedLstm, lambda: (torch.randn(1, 5, 6),)),
     "constant order": (ConstantOrder, image),
     "uneven groups": (UnevenGroups, image),
+    "selective scan": (SelectiveScan, lambda: (torch.randn(1, 5, 12),)),
 }
 
 

@@ -21,6 +21,7 @@ NOT_IN_CLASS = {
     "grouped queries": {"q", "v"},
     "group shuffle depthwise": {"stem#2"},  # 4 groups are written into the forward
     "strided slice": {"conv1", "conv1#2"},  # a random half does not alternate
+    "selective scan": {"split#2"},  # the two numbers a rate is made of are written into the forward
     "constant order": {"conv1"},  # the order is a tensor made in the code
 }
 

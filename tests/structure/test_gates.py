@@ -22,6 +22,7 @@ NOT_WATCHED = {  # probe -> sites that no module reads
     "einsum": {"w2"},
     "strided slice": {"conv1#2"},
     "plain parameters": {"conv1_w", "conv2_w", "fc1_w"},
+    "selective scan": {"decay", "split"},
     "projected lstm": {"rnn.weight_hr_l0", "rnn.weight_ih_l0"},
 }
 

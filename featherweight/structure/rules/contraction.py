@@ -6,6 +6,7 @@ lose entries where one factor is proved 0 there. The network's own tensors are o
 
 from __future__ import annotations
 
+import string
 from math import prod
 from typing import Any
 
@@ -147,14 +148,30 @@ def _addmm(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Any:
 
 def _einsum(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Any:
     equation, operands = str(bound["equation"]).replace(" ", ""), bound["tensors"]
+    if "..." in equation:
+        equation = _spelt_out(equation, [len(v.shape) for v in operands])
     left, arrow, out = equation.partition("->")
     letters = left.split(",")
-    if "." in equation or any(len(set(s)) < len(s) for s in letters) or len(operands) > 2:
-        return walk.opaque(node, "an einsum with repeated letters, an ellipsis or more than two operands")
+    if any(len(set(s)) < len(s) for s in letters):
+        return walk.opaque(node, "an einsum with repeated letters")
     if not arrow:
         joined = left.replace(",", "")
         out = "".join(sorted(c for c in set(joined) if joined.count(c) == 1))
     return contract(walk, node, operands, letters, out)
+
+
+def _spelt_out(equation: str, dims: list[int]) -> str:
+    """The equation with letters in place of `...`, which stands for the same last dimensions in each operand that has it."""
+    left, arrow, out = equation.partition("->")
+    parts = left.split(",")
+    free = [letter for letter in string.ascii_letters if letter not in equation]
+    hidden = [n - len(part.replace("...", "")) if "..." in part else 0 for n, part in zip(dims, parts, strict=True)]
+    names = free[: max(hidden)]
+    spelt = [part.replace("...", "".join(names[len(names) - n :])) for part, n in zip(parts, hidden, strict=True)]
+    if not arrow:
+        joined = left.replace(",", "").replace("...", "")
+        out = "..." + "".join(sorted(c for c in set(joined) if joined.count(c) == 1))
+    return ",".join(spelt) + "->" + out.replace("...", "".join(names))
 
 
 def _conv(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Any:
