@@ -16,9 +16,10 @@ import torch
 from rows import Line, Rows, parser, wanted
 from torch import nn
 
-from featherweight import compress, tasks
-from featherweight.recipe import Distillation
+from featherweight import compress
 from featherweight.recipes import adaptive
+from featherweight.training.schedule import Distillation
+from featherweight.zoo import tasks
 
 HERE = Path(__file__).parent
 ROWS = Rows(__file__)

@@ -19,10 +19,11 @@ import torch
 from rows import Line, Rows, parser, wanted
 from torch import Tensor
 
-from featherweight import structure, tasks
+from featherweight import structure
 from featherweight.criteria import Quadratic, collaborative
-from featherweight.plan import matches
-from featherweight.stats import collect
+from featherweight.criteria.statistics import collect
+from featherweight.recipe.plan import matches
+from featherweight.zoo import tasks
 
 ROWS = Rows(__file__)
 GOES = {"47.0 %": 0.472, "52.6 %": 0.528}  # MACs saved -> the share of the units inside each block that goes for it

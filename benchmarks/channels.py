@@ -30,15 +30,20 @@ from channels_table import table, uneven
 from rows import Line, Rows, parser, wanted
 from torch import nn
 
-from featherweight import compress, devices, latency, structure, tasks
-from featherweight.distillation import distilled
-from featherweight.export import require
-from featherweight.measure import count_macs, measure
-from featherweight.plan import matches
-from featherweight.recipe import Recipe, Stage, Training
+from featherweight import compress, structure
+from featherweight.measurement import measure
+from featherweight.network import devices
+from featherweight.recipe.plan import matches
+from featherweight.recipe.schema import Recipe, Stage
 from featherweight.recipes import RECIPES
+from featherweight.ship import bench
+from featherweight.ship.export import require
+from featherweight.structure.count import count_macs
 from featherweight.task import Task
-from featherweight.training import recalibrate
+from featherweight.training.distillation import distilled
+from featherweight.training.fit import recalibrate
+from featherweight.training.schedule import Training
+from featherweight.zoo import tasks
 
 HERE = Path(__file__).parent
 ROWS = Rows(__file__)
@@ -73,7 +78,7 @@ def run(cut: Cut, held_out: int = 0, again: bool = False) -> Line:
         learned = taught(task, dense) if cut.long else task
         result = compress(cifar.channels_last(network), recipe, learned, workdir=work, checkpoint_seconds=60)
         tuned, network = result.rows[-1], result.model
-    timed = latency.bench({"dense": dense, "cut": network}, task.example, runtimes=("onnx",), rounds=ROUNDS)
+    timed = bench.bench({"dense": dense, "cut": network}, task.example, runtimes=("onnx",), rounds=ROUNDS)
     return {
         "before": before,
         "top1": tuned.measured.score,

@@ -7,7 +7,7 @@ from typing import Any
 
 import cifar
 
-from featherweight.recipe import Distillation, Training
+from featherweight.training.schedule import Distillation, Training
 
 SEED = 0
 MORE_SEEDS = (1, 2)  # for the methods that the paper is compared with: one seed's difference of 0.2 says nothing

@@ -11,9 +11,9 @@ from channels_rows import COMPARED, LONG, MORE_SEEDS, NETWORKS, PAPERS, SAVED, S
 from rows import Line
 
 from featherweight import structure, zoo
-from featherweight.measure import Measurement
-from featherweight.plan import matches
-from featherweight.recipes.soft_filters import macs_by_formula
+from featherweight.measurement import Measurement
+from featherweight.recipe.plan import matches
+from featherweight.recipes.soft_pruning import macs_by_formula
 
 # the published delta of ResNet-56, and the share of every convolution's filters that it was pruned by
 PAPER = {(PAPERS, "52.6 %"): (-0.08, 0.4), ("collaborative_ac", "47.0 %"): (0.19, 0.35), (SOFT, "52.6 %"): (-0.24, 0.4)}

@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from featherweight import artifact, zoo
-from featherweight.measure import Measurement
-from featherweight.report import Row
+from featherweight import zoo
+from featherweight.files import artifact
+from featherweight.measurement import Measurement
+from featherweight.run.report import Row
 
 BASELINE = Path(__file__).parent / "artifacts" / "resnet20-baseline"
 RESNET56 = BASELINE.with_name("resnet56-baseline")

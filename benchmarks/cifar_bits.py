@@ -22,9 +22,12 @@ from cifar import channels_last, resnet20
 from rows import Line, Rows, parser, wanted
 from torch import Tensor, nn
 
-from featherweight import compress, packed, tasks, zoo
-from featherweight.recipe import Distillation, Recipe, Stage, Training
+from featherweight import compress, zoo
+from featherweight.files import packed
+from featherweight.recipe.schema import Recipe, Stage
 from featherweight.recipes import admm_binarization, admm_quantization
+from featherweight.training.schedule import Distillation, Training
+from featherweight.zoo import tasks
 
 HERE = Path(__file__).parent
 WORK = HERE.parent / "runs" / "cifar-bits"

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from featherweight.calls import Inputs, tensors_of
+from featherweight.network.calls import Inputs, tensors_of
 
 HERE = Path(__file__).resolve().parent
 ROWS, TABLE = HERE / "coverage.jsonl", HERE / "coverage.md"

@@ -18,10 +18,12 @@ from typing import Any
 import torch
 from rows import Line, Rows, parser, wanted
 
-from featherweight import Compressed, compress, tasks, zoo
-from featherweight.recipe import Distillation, Recipe, Stage, Training
+from featherweight import Compressed, compress, zoo
+from featherweight.recipe.schema import Recipe, Stage
 from featherweight.recipes import progressive_admm
-from featherweight.report import Row
+from featherweight.run.report import Row
+from featherweight.training.schedule import Distillation, Training
+from featherweight.zoo import tasks
 
 HERE = Path(__file__).parent
 ROWS = Rows(__file__)

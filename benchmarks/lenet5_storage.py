@@ -23,16 +23,20 @@ import torch.nn.functional as F
 from rows import Line, Rows, parser, wanted
 from torch import Tensor, nn
 
-from featherweight import artifact, compress, data, packed, tasks, zoo
-from featherweight.codes import SparseShared
-from featherweight.coding import attach, plain
-from featherweight.edits import Snapshot
-from featherweight.recipe import Distillation, Recipe, Training
+from featherweight import compress, zoo
+from featherweight.files import artifact, packed
+from featherweight.files.edits import Snapshot
+from featherweight.recipe.schema import Recipe
 from featherweight.recipes import admm_binarization, admm_clustering, progressive_admm
-from featherweight.report import Row
-from featherweight.tasks import EpochBatches, LabelledImages
-from featherweight.training import Task, fit
-from featherweight.views import WHOLE
+from featherweight.run.report import Row
+from featherweight.training import fit
+from featherweight.training.fit import Task
+from featherweight.training.schedule import Distillation, Training
+from featherweight.weights.codes import SparseShared
+from featherweight.weights.parametrized import attach, plain
+from featherweight.weights.views import WHOLE
+from featherweight.zoo import datasets, tasks
+from featherweight.zoo.tasks import EpochBatches, LabelledImages
 
 HERE = Path(__file__).parent
 ROWS = Rows(__file__)
@@ -123,7 +127,7 @@ To meet (ADMM-NN): 1,910x data only, 2,730 bytes, at 99.0. To beat (MIRACLE): 1,
 
 def distilled(seed: int, dense: nn.Module, held_out: int = 0) -> Task:
     """MNIST without augmentation whose loss is the distance from the dense network's outputs, which are computed once."""
-    dataset = data.held_out(data.mnist(), held_out) if held_out else data.mnist()
+    dataset = datasets.held_out(datasets.mnist(), held_out) if held_out else datasets.mnist()
     pixels = dataset.train_inputs
     with torch.no_grad():
         dense.eval()

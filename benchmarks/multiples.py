@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from featherweight import Recipe, Stage, compress, zoo
-from featherweight.recipe import Units
+from featherweight.recipe.schema import Units
 
 TABLE = Path(__file__).with_suffix(".md")
 NETWORKS = {"ResNet-20": (zoo.resnet20_projection, 16), "VGG-16": (zoo.vgg16_cifar10, 1)}  # and the batch size

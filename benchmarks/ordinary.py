@@ -27,10 +27,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from featherweight import FeatherweightError, LowRank, Recipe, Task, Training, compress
 from featherweight.errors import shortened
-from featherweight.measure import Measurement, measure
-from featherweight.modes import evaluating
+from featherweight.measurement import Measurement, measure
+from featherweight.network.evaluating import evaluating
 from featherweight.recipes import RECIPES, decompose, l1_filters
-from featherweight.report import Row
+from featherweight.run.report import Row
 from featherweight.task import itself
 
 ROWS = Rows(__file__)

@@ -18,12 +18,13 @@ import torch
 from rows import Line, Rows, parser, wanted
 from torch import Tensor, nn
 
-from featherweight import ADMM, Codebook, Imposed, Levels, LowRank, Periodic, Target, TopK, tasks
-from featherweight.allocate import magnitude
-from featherweight.drivers import Spread
-from featherweight.ranks import CHANNEL, SPATIAL, convolutions
-from featherweight.views import View
-from featherweight.zoo import NETWORKS
+from featherweight import ADMM, Codebook, Imposed, Levels, LowRank, Periodic, Target, TopK
+from featherweight.lowrank.ranks import CHANNEL, SPATIAL, convolutions
+from featherweight.weights.counts import magnitude
+from featherweight.weights.drivers import Spread
+from featherweight.weights.views import View
+from featherweight.zoo import tasks
+from featherweight.zoo.networks import NETWORKS
 
 ROWS = Rows(__file__)
 

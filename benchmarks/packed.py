@@ -21,11 +21,12 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "packed"))
 import networks
 
-from featherweight import packed, zoo
-from featherweight.codes import Scaled, Shared, SparseShared
-from featherweight.coding import attach
-from featherweight.edits import Snapshot
-from featherweight.views import View
+from featherweight import zoo
+from featherweight.files import packed
+from featherweight.files.edits import Snapshot
+from featherweight.weights.codes import Scaled, Shared, SparseShared
+from featherweight.weights.parametrized import attach
+from featherweight.weights.views import View
 
 ROWS = View("o i -> o i")
 

@@ -19,8 +19,10 @@ from cifar import ENOUGH, RESNET56, channels_last, resnet56
 from rows import Line, Rows
 from safetensors.torch import load_file
 
-from featherweight import compress, tasks, zoo
-from featherweight.recipe import Recipe, Stage, Training
+from featherweight import compress, zoo
+from featherweight.recipe.schema import Recipe, Stage
+from featherweight.training.schedule import Training
+from featherweight.zoo import tasks
 
 HERE = Path(__file__).parent
 ROWS = Rows(__file__)

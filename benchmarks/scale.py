@@ -19,7 +19,7 @@ from rows import Line, Rows, parser, wanted
 from torch import nn
 
 from featherweight import ADMM, Rule, Stage, TopK
-from featherweight.plan import resolve
+from featherweight.recipe.plan import resolve
 from featherweight.structure import Graph, prune
 from featherweight.structure.capture import capture
 from featherweight.structure.graph import analyse

@@ -22,13 +22,17 @@ from rows import Line, Rows, parser, wanted
 from safetensors.torch import load_file
 from torch import nn
 
-from featherweight import artifact, compress, latency, tasks, zoo
-from featherweight.ranks import allocate, convolutions
-from featherweight.recipe import Distillation, Recipe, Stage, Training
+from featherweight import compress, zoo
+from featherweight.files import artifact
+from featherweight.lowrank.ranks import allocate, convolutions
+from featherweight.recipe.schema import Recipe, Stage
 from featherweight.recipes import trained_rank_pruning
-from featherweight.recipes.decompose import decompose, low_rank_from_scratch
-from featherweight.recipes.trained_rank_pruning import TARGETS, VIEWS
-from featherweight.report import Row
+from featherweight.recipes.low_rank import decompose, low_rank_from_scratch
+from featherweight.recipes.trained_ranks import TARGETS, VIEWS
+from featherweight.run.report import Row
+from featherweight.ship import bench
+from featherweight.training.schedule import Distillation, Training
+from featherweight.zoo import tasks
 
 HERE = Path(__file__).parent
 ROWS = Rows(__file__)
@@ -149,7 +153,7 @@ def times(dense: nn.Module) -> Line:
     task = tasks.cifar10(SEED)
     views: tuple[View, ...] = ("spatial", "channel")
     thin = {view: compress(channels_last(dense), decompose(view, macs=MACS[view]), task).model for view in views}
-    found = latency.bench({"baseline": dense} | thin, task.example, runtimes=("onnx",), rounds=ROUNDS)
+    found = bench.bench({"baseline": dense} | thin, task.example, runtimes=("onnx",), rounds=ROUNDS)
     verdicts = {one.variant: str(one) for one in found.comparisons}
     measured = {one.variant: {"ms": one.median, "verdict": verdicts.get(one.variant, "")} for one in found.timings}
     return {"timed": measured, "warnings": list(found.warnings)}

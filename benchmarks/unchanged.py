@@ -25,7 +25,9 @@ import torch
 import torch.nn.functional as F
 sys.path.insert(0, "benchmarks")
 import channels, cifar, lenet5_pruning, trp
-from featherweight import Task, compress, tasks, zoo
+from featherweight import Task, compress
+from featherweight.zoo import tasks
+from featherweight import zoo
 torch.set_num_threads(1)
 
 def shorter(recipe, most):

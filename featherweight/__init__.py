@@ -1,15 +1,16 @@
 """Makes trained PyTorch networks small and fast, and measures what came out."""
 
 from featherweight import recipes, structure
-from featherweight.artifact import load, save_cut
-from featherweight.compress import Compressed, compress
-from featherweight.drivers import ADMM, Imposed, Periodic, Target
+from featherweight.compression import Compressed, compress
 from featherweight.errors import FeatherweightError
-from featherweight.recipe import Distillation, Recipe, Rule, Stage, Training
-from featherweight.sets import Codebook, Levels, LowRank, SparseCodebook, TopK, TopRows
+from featherweight.files.artifact import load, save_cut
+from featherweight.recipe.schema import Recipe, Rule, Stage
 from featherweight.task import Steps, Task
+from featherweight.training.schedule import Distillation, Training
 from featherweight.version import __version__
-from featherweight.views import View
+from featherweight.weights.drivers import ADMM, Imposed, Periodic, Target
+from featherweight.weights.sets import Codebook, Levels, LowRank, SparseCodebook, TopK, TopRows
+from featherweight.weights.views import View
 
 __all__ = [
     "ADMM",

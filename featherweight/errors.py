@@ -97,3 +97,10 @@ def short(value: object, most: int = 80) -> str:
         return f"a {type(value).__name__} of {len(value)}" if value else repr(value)
     text = repr(value)
     return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def require(*checks: tuple[bool, str]) -> None:
+    """Raises one InputError that holds the message of every check that failed."""
+    failed = [message for holds, message in checks if not holds]
+    if failed:
+        raise InputError("; ".join(failed))

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from featherweight.calls import Example, Inputs
 from featherweight.errors import FeatherweightError, InputError, shortened
+from featherweight.network.calls import Example, Inputs
 
 Batch = Any
 

@@ -14,9 +14,10 @@ from torch.optim import SGD
 from torch.utils._pytree import tree_leaves, tree_map
 
 from featherweight import Task
-from featherweight.drivers import ADMM
-from featherweight.recipe import Recipe, Rule, Stage, Training
-from featherweight.sets import TopK
+from featherweight.recipe.schema import Recipe, Rule, Stage
+from featherweight.training.schedule import Training
+from featherweight.weights.drivers import ADMM
+from featherweight.weights.sets import TopK
 
 GPU = "cuda"
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}  # another order of summation

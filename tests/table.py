@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
-from featherweight import allocate, codes, recipes, tasks, zoo
-from featherweight.drivers import ADMM, Driver, Periodic
-from featherweight.freezing import Freezing
-from featherweight.recipes.decompose import low_rank_from_scratch
-from featherweight.sets import Codebook, Levels, LowRank, Set, SparseCodebook, TopK, TopRows
+from featherweight import recipes, zoo
+from featherweight.recipes.low_rank import low_rank_from_scratch
+from featherweight.weights import codes, counts
+from featherweight.weights.drivers import ADMM, Driver, Periodic
+from featherweight.weights.freezing import Freezing
+from featherweight.weights.sets import Codebook, Levels, LowRank, Set, SparseCodebook, TopK, TopRows
+from featherweight.zoo import tasks
 
 ROWS, COLS = 6, 8  # of the matrices that the instances below fit
 
@@ -158,7 +160,7 @@ CRITERIA = (
     *("l1", "l2", "bn_scale", "apoz", "taylor", "taylor_weight", "nisp"),
     *("thinet", "channel_lasso", "collaborative", "discriminative"),
 )
-ALLOCATORS = {"uniform": allocate.uniform, "magnitude": allocate.magnitude, "lamp": allocate.lamp}
+ALLOCATORS = {"uniform": counts.uniform, "magnitude": counts.magnitude, "lamp": counts.lamp}
 NETWORKS: dict[str, tuple[tuple[int, ...], Callable[[], nn.Module]]] = {  # name -> (shape of one example, builder)
     "lenet5": ((1, 28, 28), zoo.lenet5),
     "lenet_300_100": ((1, 28, 28), zoo.lenet_300_100),

@@ -14,67 +14,13 @@ TESTS = Path(__file__).parent
 PACKAGE = Path(featherweight.__file__).parent
 TEST_FILES = sorted(TESTS.rglob("test_*.py"))
 
-ORDER = (  # each may import only what stands before it; `structure` and `recipes` are packages with an order of their own
-    *(
-        "version",
-        "errors",
-        "storage",
-        "tensor_files",
-        "generators",
-        "calls",
-        "modes",
-        "devices",
-        "views",
-        "svd",
-        "scales",
-        "kmeans",
-        "codes",
-        "copies",
-        "coding",
-    ),  # weights
-    *(
-        "optimizers",
-        "distributed",
-        "menus",
-        "sets",
-        "allocate",
-        "targets",
-        "drivers",
-        "freezing",
-        "bits",
-    ),  # what must hold of them, and how it is imposed
-    *(
-        "structure",
-        "measure",
-        "ranks",
-        "units",
-        "budgets",
-        "factor",
-        "edits",
-        "checkpoint",
-    ),  # structure, and what was done as data
-    *("notation", "patterns", "recipe", "recipes", "selection", "plan"),  # what to do
-    *(
-        "fetch",
-        "data",
-        "zoo",
-        "packed",
-        "description",
-        "artifact",
-        "report",
-        "task",
-        "distillation",
-        "training",
-        "contract",
-        "fingerprint",
-        "export",
-        "latency",
-        "pace",
-        "tasks",
-    ),
-    *("gates", "patches", "stats", "auxiliary", "criteria"),  # which units go
-    *("cutting", "proportions", "saved", "run", "stage", "compress", "__init__"),  # the program
-    *("outline", "usercode", "given", "console", "failures", "job", "subject", "checkout", "cli", "__main__"),  # its command line
+ORDER = (  # the rooms: each may import only what stands before it
+    *("version", "errors"),
+    *("network", "task"),  # a stranger's network and problem: how they are called, copied, moved
+    *("weights", "structure", "measurement"),  # what weights may be; what can go; what is there
+    *("training", "criteria", "budget", "lowrank", "files"),
+    *("recipe", "recipes", "zoo", "ship"),
+    *("run", "compression", "__init__", "cli", "__main__"),
 )
 ASSERTING = ("assert_close", "assert_array_equal", "assert_allclose", "raises", "gradcheck", "warns")  # calls that are assertions
 

@@ -22,7 +22,7 @@ CRITERIA: dict[str, Criterion] = {
     "discriminative": discriminative,
 }
 
-NEEDS: dict[str, tuple[str, ...]] = {  # criterion -> the statistics that `stats.collect` has to be asked for
+NEEDS: dict[str, tuple[str, ...]] = {  # criterion -> the statistics that `statistics.collect` has to be asked for
     "l1": (),
     "l2": (),
     "bn_scale": (),

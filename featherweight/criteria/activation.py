@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from featherweight.criteria.ranking import Ranking, Rankings, Unsuited, by_score, made_by_weights, ranked
-from featherweight.stats import Stats
+from featherweight.criteria.statistics import Stats
 from featherweight.structure import Graph
 
 

@@ -19,12 +19,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from featherweight.auxiliary import default_pivots, losses, trained_heads
+from featherweight.criteria.auxiliary import default_pivots, losses, trained_heads
 from featherweight.criteria.ranking import Ordered, Rankings, ranked
+from featherweight.criteria.readers import Reader, differentiable
 from featherweight.criteria.reconstruct import refit
-from featherweight.gates import Reader, differentiable
-from featherweight.modes import evaluating
-from featherweight.stats import Stats
+from featherweight.criteria.statistics import Stats
+from featherweight.network.evaluating import evaluating
 from featherweight.structure import Graph
 
 

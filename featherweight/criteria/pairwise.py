@@ -1,6 +1,6 @@
 """Collaborative channel pruning (Peng et al., ICML 2019): units are chosen together, by what their pairs do to the loss.
 
-With gates g (see `stats`), u their mean gradient and S the curvature between them, the loss after the units of z (z_i = 1: goes)
+With gates g (see `statistics`), u their mean gradient and S the curvature between them, the loss after the units of z (z_i = 1: goes)
 are cut is, to second order,
 
     L(z) - L(0) = -u^T z + 1/2 z^T S z,                                       z in {0, 1}^c, 1^T z = c - k,
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from featherweight.criteria.bound import proved
 from featherweight.criteria.ranking import Ranking, Rankings, ranked
-from featherweight.stats import Stats
+from featherweight.criteria.statistics import Stats
 from featherweight.structure import Graph
 
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from featherweight.criteria.ranking import Rankings, Unsuited, by_score, ranked
+from featherweight.criteria.readers import Layer, Reader, gated
+from featherweight.criteria.statistics import Moments, Stats, last_layer
 from featherweight.errors import shortened
-from featherweight.gates import Layer, Reader, gated
-from featherweight.modes import evaluating
-from featherweight.stats import Moments, Stats, last_layer
+from featherweight.network.evaluating import evaluating
 from featherweight.structure import Graph
 from featherweight.structure.gate import double_copy
 from featherweight.structure.walk import operation

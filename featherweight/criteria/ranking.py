@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from featherweight.criteria.readers import producers
+from featherweight.criteria.statistics import Stats
 from featherweight.errors import InputError
-from featherweight.gates import producers
-from featherweight.stats import Stats
 from featherweight.structure import Graph
 
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from featherweight.criteria.ranking import Ordered, Ranking, Rankings, ranked
-from featherweight.gates import Reader
-from featherweight.stats import Moments, Stats
+from featherweight.criteria.readers import Reader
+from featherweight.criteria.statistics import Moments, Stats
 from featherweight.structure import Graph
 
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from featherweight.criteria.ranking import Ranking, Rankings, Unsuited, by_score, made_by_weights, ranked
-from featherweight.gates import unit_sums
-from featherweight.stats import Stats
+from featherweight.criteria.readers import unit_sums
+from featherweight.criteria.statistics import Stats
 from featherweight.structure import Graph
 
 BY_DATA = "Rank by a criterion that looks at activations, such as taylor"

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from featherweight.recipe import Recipe
-from featherweight.recipes.adaptive import adaptive
-from featherweight.recipes.admm_binarization import admm_binarization
-from featherweight.recipes.admm_clustering import admm_clustering
-from featherweight.recipes.admm_joint import admm_joint
-from featherweight.recipes.admm_quantization import admm_quantization
-from featherweight.recipes.decompose import decompose
+from featherweight.recipe.schema import Recipe
+from featherweight.recipes.binarization import admm_binarization
+from featherweight.recipes.channels_and_layers import adaptive
+from featherweight.recipes.clustering import admm_clustering
+from featherweight.recipes.joint import admm_joint
+from featherweight.recipes.low_rank import decompose
 from featherweight.recipes.one_shot import (
     amc,
     apoz,
@@ -24,9 +23,10 @@ from featherweight.recipes.one_shot import (
     taylor,
     thinet,
 )
-from featherweight.recipes.progressive_admm import progressive_admm
-from featherweight.recipes.soft_filters import soft_filters
-from featherweight.recipes.trained_rank_pruning import trained_rank_pruning
+from featherweight.recipes.pruning import progressive_admm
+from featherweight.recipes.quantization import admm_quantization
+from featherweight.recipes.soft_pruning import soft_filters
+from featherweight.recipes.trained_ranks import trained_rank_pruning
 
 RECIPES: dict[str, Callable[..., Recipe]] = {
     "progressive_admm": progressive_admm,

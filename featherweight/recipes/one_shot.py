@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from featherweight.allocate.amc import Search
-from featherweight.recipe import Criterion, Recipe, Stage, Taught, Training, Units, taught
-from featherweight.units import Allotment, Stopping
+from featherweight.budget.amc import Search
+from featherweight.budget.units import Allotment, Stopping
+from featherweight.recipe.schema import Criterion, Recipe, Stage, Units
+from featherweight.training.schedule import Taught, Training, taught
 
 PARAMETERS = """
 macs      share of the multiply-accumulates to keep, a half without a budget; or of parameters or bytes; or latency_ms, for

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from featherweight.drivers import ADMM
-from featherweight.recipe import Rule, Stage, Taught, Training, taught
+from featherweight.recipe.schema import Rule, Stage
+from featherweight.training.schedule import Taught, Training, taught
+from featherweight.weights.drivers import ADMM
 
 Step = tuple[str, tuple[Rule, ...]]  # the name of a stage, and what it imposes
 

@@ -1,15 +1,15 @@
 """Structure: find, cut and verify the channels, heads, recurrent units and blocks of any network."""
 
 from featherweight.structure.blocks import Block
+from featherweight.structure.constant_units import silence
 from featherweight.structure.counting import ParameterCount
 from featherweight.structure.cut import Result, expressible, prune
-from featherweight.structure.dead import sweep
+from featherweight.structure.dead_units import sweep
 from featherweight.structure.drop import branches, drop, droppable
 from featherweight.structure.edit import Attribute, Edit, Moved, replay
 from featherweight.structure.entries import Cut
 from featherweight.structure.gate import Check
 from featherweight.structure.graph import Graph, Site, Slice, trace
-from featherweight.structure.silent import silence
 from featherweight.structure.state import carry, carry_average
 
 __all__ = [

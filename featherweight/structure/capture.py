@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
 
-from featherweight.calls import Example, Inputs, plain_outputs
 from featherweight.errors import InputError
-from featherweight.modes import evaluating
+from featherweight.network.calls import Example, Inputs, plain_outputs
+from featherweight.network.evaluating import evaluating
 from featherweight.structure.errors import BadExample, DataDependentControlFlow, NotExportable
 
 Kind = Literal["parameter", "buffer", "constant", "input", "other"]

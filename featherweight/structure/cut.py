@@ -12,19 +12,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
-from featherweight.calls import Inputs
-from featherweight.copies import copied_whole, unwrapped
+from featherweight.network.calls import Inputs
+from featherweight.network.copies import copied_whole, unwrapped
 from featherweight.structure.capture import capture, first_line
 from featherweight.structure.edit import Edit, Moved, all_tensors, apply
 from featherweight.structure.entries import Cut, pick
 from featherweight.structure.errors import BadSelection, NotExact, StaleGraph, StructureError
 from featherweight.structure.gate import Check, Expected, difference, exercises, fill_zeros, trains_otherwise, zero_slices
 from featherweight.structure.graph import Graph, analyse
+from featherweight.structure.graph_module import module_of
 from featherweight.structure.inplace import Masks, cuts_of, stock_attributes, trial
 from featherweight.structure.observe import RUN_FAILURES, Runner, in_eval, run_in_eval, run_in_training
 from featherweight.structure.precision import PRECISIONS, Precision
 from featherweight.structure.rewrite import Rewritten, rewrite
-from featherweight.structure.unlift import module_of
 from featherweight.structure.walk import Value, operation
 
 

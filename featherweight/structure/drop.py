@@ -11,8 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
-from featherweight.calls import Inputs
-from featherweight.copies import unwrapped
+from featherweight.network.calls import Inputs
+from featherweight.network.copies import unwrapped
 from featherweight.structure.blocks import Block, needed
 from featherweight.structure.cut import Result, as_module, check_fresh, placed, training_lost
 from featherweight.structure.edit import Edit, apply, replaceable

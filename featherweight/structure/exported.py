@@ -21,9 +21,9 @@ from torch import Tensor, fx, nn
 from featherweight.errors import short
 from featherweight.structure import operations
 from featherweight.structure.errors import EditMismatch, StructureError
+from featherweight.structure.graph_module import register
 from featherweight.structure.interpreted import Instruction, Interpreted, Program
 from featherweight.structure.operations import DEVICE, BadArgument, Slot
-from featherweight.structure.unlift import register
 
 FORMAT = 1
 MOST_NODES, MOST_TENSORS = 50_000, 100_000

@@ -21,8 +21,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from featherweight.calls import Inputs, varied
-from featherweight.modes import asks_for_its_mode
+from featherweight.network.calls import Inputs, varied
+from featherweight.network.evaluating import asks_for_its_mode
 from featherweight.structure.capture import Captured, first_line
 from featherweight.structure.edit import all_tensors
 from featherweight.structure.entries import clear

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from featherweight.calls import Example, Inputs
-from featherweight.copies import unwrapped
+from featherweight.network.calls import Example, Inputs
+from featherweight.network.copies import unwrapped
 from featherweight.structure.blocks import Block, find_blocks
 from featherweight.structure.capture import Captured, capture
 from featherweight.structure.errors import BadSelection, unknown

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from featherweight.copies import copied_whole
+from featherweight.network.copies import copied_whole
 from featherweight.structure.edit import Attribute, Edit, all_tensors, apply, attribute_tensor
 from featherweight.structure.entries import Cut
 from featherweight.structure.gate import Check, Reference

@@ -17,8 +17,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.utils._python_dispatch import _disable_current_modes
 
-from featherweight.calls import tensors_of
 from featherweight.errors import ArtifactError
+from featherweight.network.calls import tensors_of
 from featherweight.structure.costs import check_call, check_result, cost, foreseen
 from featherweight.structure.operations import ARITHMETIC, DEVICE, LARGEST_INTEGER, BadArgument, Slot, makes_tensors
 

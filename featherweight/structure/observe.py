@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from featherweight.calls import Inputs, tensors_of
+from featherweight.network.calls import Inputs, tensors_of
 from featherweight.structure.capture import as_trained, evaluation
 from featherweight.structure.precision import Precision, computed_in
 

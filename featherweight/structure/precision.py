@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from featherweight.calls import Inputs
-from featherweight.copies import copied_whole
+from featherweight.network.calls import Inputs
+from featherweight.network.copies import copied_whole
 
 TOLERANCE = 1e-9
 

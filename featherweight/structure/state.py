@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from featherweight.optimizers import chain
 from featherweight.structure.cut import Result
 from featherweight.structure.edit import Cut, Edit, Moved, replay
 from featherweight.structure.errors import StructureError
+from featherweight.weights.optimizers import chain
 
 NEW_ONE = "build a new optimizer from the smaller network"
 

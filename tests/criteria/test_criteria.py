@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from toys import SAMPLES, data, task, trained
 
-from featherweight.auxiliary import default_pivots, losses, trained_heads, with_auxiliary
+from featherweight.budget.units import stopping
 from featherweight.criteria import (
     CRITERIA,
     NEEDS,
@@ -27,13 +27,13 @@ from featherweight.criteria import (
     refit,
     unfitted,
 )  # fmt: skip
+from featherweight.criteria.auxiliary import default_pivots, losses, trained_heads, with_auxiliary
 from featherweight.criteria.propagate import infinite_selection
+from featherweight.criteria.readers import find_readers, gated, masks
 from featherweight.criteria.reconstruct import responses_of
+from featherweight.criteria.statistics import STATISTICS, Moments, collect
 from featherweight.errors import InputError
-from featherweight.gates import find_readers, gated, masks
-from featherweight.stats import STATISTICS, Moments, collect
 from featherweight.structure import Graph, trace
-from featherweight.units import stopping
 
 WITH_BATCH_NORM = ("stem", "block.conv1")  # `hidden` has none
 

@@ -14,8 +14,8 @@ from toys import task, trained
 
 from featherweight.criteria import Quadratic, bound, collaborative
 from featherweight.criteria.pairwise import choose, damage, relaxed
+from featherweight.criteria.statistics import collect
 from featherweight.errors import InputError
-from featherweight.stats import collect
 
 
 def instance(size: int, samples: int, seed: int, mixed: float = 0.3) -> tuple[Tensor, Tensor]:

@@ -16,10 +16,10 @@ from toys import CLASSES, SAMPLES, Net, cross_entropy, data, task, trained
 
 from featherweight import zoo
 from featherweight.criteria import CRITERIA, NEEDS
+from featherweight.criteria.patches import patches
+from featherweight.criteria.readers import Unobservable
+from featherweight.criteria.statistics import STATISTICS, Stats, TooFewSamples, collect, memory
 from featherweight.errors import InputError
-from featherweight.gates import Unobservable
-from featherweight.patches import patches
-from featherweight.stats import STATISTICS, Stats, TooFewSamples, collect, memory
 from featherweight.structure import trace
 from featherweight.structure.errors import UnknownSite
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from featherweight.structure import Graph, trace
-from featherweight.training import Task
+from featherweight.training.fit import Task
 
 CLASSES, SAMPLES = 4, 128
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from featherweight import artifact, description
-from featherweight.artifact import DESCRIPTION, WEIGHTS
-from featherweight.edits import Snapshot
 from featherweight.errors import ArtifactError
+from featherweight.files import artifact, description
+from featherweight.files.artifact import DESCRIPTION, WEIGHTS
+from featherweight.files.edits import Snapshot
 
 NET = nn.Linear(3, 2)
 REST = '"edits":[],"recipe":{},"report":[]}'

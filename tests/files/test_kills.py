@@ -11,17 +11,20 @@ import pytest
 import torch
 
 import featherweight
-from featherweight import artifact
-from featherweight.edits import Snapshot
+from featherweight.files import artifact
+from featherweight.files.edits import Snapshot
 
 PRELUDE = """
 import os, random, resource, signal, sys, time
 from pathlib import Path
 import torch
 from torch import nn
-from featherweight import artifact, checkpoint, export, packed
-from featherweight.calls import Inputs
-from featherweight.edits import Snapshot
+from featherweight.files import artifact
+from featherweight.files import checkpoint
+from featherweight.ship import export
+from featherweight.files import packed
+from featherweight.network.calls import Inputs
+from featherweight.files.edits import Snapshot
 from featherweight.errors import StorageError
 torch.set_num_threads(1)
 os.fsync = lambda handle: None  # a kill leaves its writes to the kernel
@@ -77,7 +80,7 @@ SAVE = SAVED + 'killed(save, saved, "save")'
 RENAMES = (
     SAVED
     + """
-from featherweight import storage
+from featherweight.files import storage
 exchange, storage.exchange = storage.exchange, lambda one, other: False
 killed(save, saved, "save by renames")
 storage.exchange = exchange

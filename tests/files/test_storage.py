@@ -15,9 +15,12 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from featherweight import artifact, checkpoint, data, given, packed, recipe, storage
-from featherweight.edits import Snapshot
+from featherweight.cli import inputs
 from featherweight.errors import ArtifactError, FeatherweightError, InputError, StorageError, did_you_mean
+from featherweight.files import artifact, checkpoint, packed, storage
+from featherweight.files.edits import Snapshot
+from featherweight.recipe import schema as recipe
+from featherweight.zoo import datasets
 
 BLANK = artifact.Description(edits=[], recipe={}, report=[])
 NET = nn.Linear(3, 2)
@@ -83,11 +86,11 @@ def test_so_is_every_other_file_that_is_read(name: str, make: Callable[[Path], N
     make(path)
     read = {
         "x.fwz": lambda: packed.load(path, NET),
-        "x.safetensors": lambda: given._load(NET, path, "net"),
-        "x.pt": lambda: given._load(NET, path, "net"),
+        "x.safetensors": lambda: inputs._load(NET, path, "net"),
+        "x.pt": lambda: inputs._load(NET, path, "net"),
         "x.yaml": lambda: recipe.read(path),
         "checkpoint.pt": lambda: checkpoint.read(path),
-        "x.bin": lambda: data._verified(path, data.File("x.bin", 0, "")),
+        "x.bin": lambda: datasets._verified(path, datasets.File("x.bin", 0, "")),
     }[name]
     with pytest.raises(FeatherweightError, match=name):
         read()
@@ -99,7 +102,7 @@ def test_a_link_that_the_user_names_is_followed_to_a_regular_file(art: Path, tmp
     assert torch.equal(artifact.load(tmp_path / "latest", nn.Linear(3, 2)).weight, NET.weight)
     (tmp_path / "w.safetensors").symlink_to(art / artifact.WEIGHTS)
     other = nn.Linear(3, 2)
-    given._load(other, tmp_path / "w.safetensors", "net")
+    inputs._load(other, tmp_path / "w.safetensors", "net")
     assert torch.equal(other.weight, NET.weight)
     packed.write(tmp_path / "real.fwz", Snapshot.of(NET, []), NET)
     (tmp_path / "n.fwz").symlink_to("real.fwz")
@@ -231,7 +234,7 @@ def test_weights_of_torch_save_are_read(suffix: str, wrap: Callable[[object], ob
     network = table.toy()
     torch.save(wrap(network.state_dict()), tmp_path / f"w{suffix}")
     other = table.toy(seed=5)
-    given._load(other, tmp_path / f"w{suffix}", "toy")
+    inputs._load(other, tmp_path / f"w{suffix}", "toy")
     assert all(torch.equal(other.state_dict()[name], value) for name, value in network.state_dict().items())
 
 
@@ -241,7 +244,7 @@ def test_weights_that_are_none_are_refused_with_the_way_out(tmp_path: Path) -> N
     save_file(dict(NET.state_dict()), tmp_path / "w.bin")
     for name, said in (("whole.pt", "state_dict"), ("none.pt", "no state dict"), ("w.bin", "safetensors.*makes one")):
         with pytest.raises(FeatherweightError, match=said):
-            given._load(NET, tmp_path / name, "net")
+            inputs._load(NET, tmp_path / name, "net")
 
 
 def test_a_suggestion_costs_little_whatever_the_names(tmp_path: Path) -> None:

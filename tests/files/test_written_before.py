@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from featherweight import artifact
+from featherweight.files import artifact
 
 WRITTEN = Path(__file__).parent / "written"
 OUTPUTS = json.loads((WRITTEN / "outputs.json").read_text())

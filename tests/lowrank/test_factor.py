@@ -14,12 +14,13 @@ from counting import counted
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from featherweight import codes, coding, zoo
+from featherweight import zoo
 from featherweight.errors import ArtifactError
-from featherweight.factor import ReducedGRU, ReducedLSTM, factor, materialise, replay_factor, why_not
-from featherweight.measure import decoded
-from featherweight.ranks import CHANNEL, SPATIAL, FactorError, break_even, convolutions, macs
-from featherweight.views import View
+from featherweight.lowrank.factor import ReducedGRU, ReducedLSTM, factor, materialise, replay_factor, why_not
+from featherweight.lowrank.ranks import CHANNEL, SPATIAL, FactorError, break_even, convolutions, macs
+from featherweight.weights import codes, parametrized
+from featherweight.weights.parametrized import decoded
+from featherweight.weights.views import View
 
 INPUTS_FIRST = View("o i h w -> i (o h w)")
 MIRRORED = View("o i h w -> (o h) (i w)")  # first layer 1 x w, second h x 1, with the second's axes as rows
@@ -262,7 +263,7 @@ def coded_model() -> Mixed:
     model = Mixed().double()
     for name, (view, rank) in TARGETS.items():
         weight = model.get_parameter(name)
-        coding.attach(model, name, view, codes.Factors(*view.matrix_shape(tuple(weight.shape)), rank))
+        parametrized.attach(model, name, view, codes.Factors(*view.matrix_shape(tuple(weight.shape)), rank))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "original" in name:
@@ -283,7 +284,7 @@ def test_materialise_keeps_the_function_and_says_what_it_left() -> None:
     assert done.whole.keys() == {"cell.weight_hh_l0", "fc.weight"}
     assert "saves bytes and no time" in done.whole["cell.weight_hh_l0"]
     assert "rank 5 is not below 5" in done.whole["fc.weight"]  # 10 * 9 / (10 + 9) = 4.7
-    assert list(coding.coded(model)) == ["cell.weight_hh_l0"]  # it moved into the new layer, as it was
+    assert list(parametrized.coded(model)) == ["cell.weight_hh_l0"]  # it moved into the new layer, as it was
     assert torch.equal(decoded(model)["cell.weight_hh_l0"], recurrent)
     assert type(model.fc) is nn.Linear and torch.equal(model.fc.weight.detach(), dense)
     assert torch.equal(model.conv[0].weight.detach().reshape(3, 9), left.T)
@@ -296,7 +297,7 @@ def test_materialised_networks_replay_from_json_by_shape_alone() -> None:
     images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
     done = materialise(model, ["conv.weight", "cell.weight_ih_l0"], (images,))
     for name in ("cell.weight_hh_l0", "fc.weight"):
-        coding.detach(model, name)
+        parametrized.detach(model, name)
     fresh = Mixed().double()
     for edit in json.loads(json.dumps(done.edits)):
         replay_factor(fresh, edit)
@@ -311,7 +312,7 @@ def test_materialise_refuses_names_without_a_low_rank_code() -> None:
 
 def test_rank_zero_stays_a_code() -> None:
     model = nn.Sequential(nn.Linear(8, 8))
-    coding.attach(model, "0.weight", PLAIN, codes.Factors(8, 8, 0))
+    parametrized.attach(model, "0.weight", PLAIN, codes.Factors(8, 8, 0))
     done = materialise(model)
     assert "rank is 0" in done.whole["0.weight"] and not done.edits
 

@@ -8,10 +8,10 @@ from counting import counted
 from torch import nn
 
 from featherweight import zoo
-from featherweight.factor import factor
-from featherweight.measure import decoded
-from featherweight.ranks import CHANNEL, SPATIAL, allocate, choices, convolutions
-from featherweight.views import View
+from featherweight.lowrank.factor import factor
+from featherweight.lowrank.ranks import CHANNEL, SPATIAL, allocate, choices, convolutions
+from featherweight.weights.parametrized import decoded
+from featherweight.weights.views import View
 
 
 @pytest.mark.parametrize(("view", "keep"), [(CHANNEL, 0.6), (CHANNEL, 0.5), (SPATIAL, 0.5), (SPATIAL, 1 / 2.84), (SPATIAL, 0.8)])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from featherweight.errors import InputError
-from featherweight.svd import DecompositionError, squared_values, truncated, truncated_all
+from featherweight.weights.svd import DecompositionError, squared_values, truncated, truncated_all
 
 SHAPES = [(48, 48), (96, 192), (16, 144), (144, 16), (1, 7), (7, 1), (1, 1)]
 

@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from featherweight.devices import chosen, multiplies_bfloat16, synchronise
-from featherweight.latency import interleaved, judge
+from featherweight.budget.units import allot
+from featherweight.network.devices import chosen, multiplies_bfloat16, synchronise
+from featherweight.ship.bench import interleaved, judge
 from featherweight.structure import Graph, prune, trace
-from featherweight.units import allot
 
 HERE = Path(__file__).parent
 LAWS_AT_MOST = 200  # seconds

@@ -35,12 +35,14 @@ from test_devices_networks import (  # noqa: F401
     test_sweep_silence_drop_and_factor_where_the_network_is,
 )
 
-from featherweight import artifact, compress, latency
-from featherweight.devices import multiplies_bfloat16
-from featherweight.tasks import cross_entropy_autocast, digits
-from featherweight.zoo import lenet5
+from featherweight import compress
+from featherweight.files import artifact
+from featherweight.network.devices import multiplies_bfloat16
+from featherweight.ship import bench
+from featherweight.zoo.networks import lenet5
+from featherweight.zoo.tasks import cross_entropy_autocast, digits
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here: tests/laws/test_devices.py pretends one")
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here: tests/network/test_devices.py pretends one")
 
 
 class Real:
@@ -92,6 +94,6 @@ def test_the_loss_is_autocast_by_the_gpu() -> None:
 def test_a_larger_network_is_slower_and_the_clock_waits() -> None:
     """Queued and not done, both would take the same few microseconds."""
     small, large = torch.nn.Linear(4096, 4096), torch.nn.Sequential(*(torch.nn.Linear(4096, 4096) for _ in range(16)))
-    found = latency.bench({"large": large, "small": small}, (torch.ones(8192, 4096),), batches=[8192], devices=["cuda"], rounds=5)
+    found = bench.bench({"large": large, "small": small}, (torch.ones(8192, 4096),), batches=[8192], devices=["cuda"], rounds=5)
     assert found.timings[0].median > 4 * found.timings[1].median
     assert not any(parameter.is_cuda for parameter in copy.deepcopy(small).parameters())

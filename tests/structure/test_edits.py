@@ -12,9 +12,9 @@ import torch
 from probes import build
 from torch import Tensor, nn
 
-from featherweight import edits
-from featherweight.edits import replay as replay_file
 from featherweight.errors import ArtifactError
+from featherweight.files import edits
+from featherweight.files.edits import replay as replay_file
 from featherweight.structure import Cut, prune, replay, trace
 from featherweight.structure.errors import EditMismatch
 from featherweight.structure.numbers import Numbers

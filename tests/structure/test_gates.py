@@ -8,7 +8,7 @@ from probes import MORE, PROBES, build
 from torch import Tensor, nn
 from zeroing import half, inputs, output, relative, zeroed
 
-from featherweight.gates import Reader, Unobservable, find_readers, gated, masks
+from featherweight.criteria.readers import Reader, Unobservable, find_readers, gated, masks
 from featherweight.structure import trace
 
 NOT_WATCHED = {  # probe -> sites that no module reads

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from zeroing import half
 
 from featherweight.structure import prune, trace
-from featherweight.zoo import resnet20, resnet56
+from featherweight.zoo.networks import resnet20, resnet56
 
 
 def test_lenet_by_hand() -> None:

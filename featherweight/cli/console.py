@@ -1,0 +1,396 @@
+"""What the command line shows: a run while it goes, plans, and measurements beside their claims."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.padding import Padding
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from featherweight.budget.costs import Spent
+from featherweight.measurement import Measurement
+from featherweight.recipe.schema import Recipe
+from featherweight.recipe.selection import said
+from featherweight.run import report
+from featherweight.run.report import Row
+from featherweight.run.state import Progress
+from featherweight.ship.export import Exported
+
+PLAIN_WIDTH = 200  # columns where the output is not a terminal: a table is not to be folded in a file
+LINES, LONGEST = 60, 2000  # of a message; characters of a line
+WIDE, NARROW = 100, 80  # columns from which the table of results has room for all of its own, and for most
+
+
+def output() -> Console:
+    """Standard output: results."""
+    return Console(highlight=False, soft_wrap=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+
+
+def messages() -> Console:
+    """Standard error: progress, notes and errors."""
+    return Console(highlight=False, stderr=True, width=None if sys.stderr.isatty() else PLAIN_WIDTH)
+
+
+def note(message: str) -> None:
+    """A message on standard error, not folded where it is not a terminal; never a traceback. Lines after the first are indented:
+    a name from a file, with a line break in it, cannot look like a line of ours."""
+    console = messages()
+    first, *others = message.splitlines() or [""]
+    if len(others) > LINES:
+        others = [*others[:LINES], f"... ({len(others) - LINES} lines more)"]
+    for line in [first, *(line if line.startswith("  ") else f"  {line}" for line in others)]:
+        console.print(written(line), soft_wrap=not console.is_terminal)
+
+
+def command(text: str) -> None:
+    """A command on standard error, unfolded, so that it can be copied."""
+    messages().print(written(text), soft_wrap=True)
+
+
+def lines(text: str) -> None:
+    """Lines on standard output, as they are wide."""
+    sys.stdout.write("".join(f"{printable(line)}\n" for line in text.splitlines()))
+
+
+def json_object(value: dict[str, Any]) -> None:
+    """One JSON object on standard output. JSON has no NaN and no infinity: null stands for them."""
+    sys.stdout.write(json.dumps(_finite(value), indent=2) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class Display:
+    """A monitor of `compress`: live on a terminal, elsewhere one line a finished stage. Ctrl-C stops it at the next step.
+
+    `with Display(...) as display: compress(..., monitor=display)`. The first SIGINT makes the monitor raise KeyboardInterrupt
+    after the step in hand, so that compress saves; a second one raises it on the spot.
+    """
+
+    def __init__(self, stages: Sequence[str]):
+        self.stages = list(stages)
+        self.console = messages()
+        self.progress: Progress | None = None
+        self.mean_loss = math.nan
+        self.stopping = False
+        self.began = time.monotonic()
+        self.live = Live(self, console=self.console, refresh_per_second=4, transient=True) if sys.stderr.isatty() else None
+        self._before: Any = None
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._interrupted)
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.live:
+            self.live.stop()
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def __call__(self, progress: Progress) -> None:
+        before = self.progress
+        if before is None or (before.stage, before.phase) != (progress.stage, progress.phase):
+            if before is not None and before.stage != progress.stage:
+                self.finished(before.stage, progress.score)
+            self.mean_loss = progress.loss
+        self.mean_loss += 0.1 * (progress.loss - self.mean_loss)
+        self.progress = progress
+        if self.stopping:
+            raise KeyboardInterrupt
+
+    def finished(self, stage: str, score: float | None) -> None:
+        """A line for a stage that is done."""
+        now = time.monotonic()
+        scored = "" if score is None else f"score {report.score(score)}, "
+        self.console.print(written(f"stage {stage} done: {scored}{clock(now - self.began)}"))
+        self.began = now
+
+    def __rich__(self) -> RenderableType:
+        """The live lines."""
+        seen = self.progress
+        if seen is None:
+            return written("preparing ...")
+        line = Table.grid(padding=(0, 1), expand=True)
+        for ratio in (None, 1, None, None):
+            line.add_column(ratio=ratio, no_wrap=True)
+        number = f" {self.stages.index(seen.stage) + 1}/{len(self.stages)}" if seen.stage in self.stages else ""
+        what = f"stage{number} {seen.stage}, {seen.phase}"
+        left = "stopping" if self.stopping else f"{clock(seen.seconds_left)} left"
+        line.add_row(written(what), ProgressBar(total=seen.steps, completed=seen.step), f"{seen.step}/{seen.steps}", left)
+        facts = [f"loss {self.mean_loss:.4f}"]
+        if seen.score is not None:
+            facts.append(f"last score {report.score(seen.score)}")
+        if seen.residuals and seen.phase == "train":
+            worst = max(seen.residuals, key=lambda name: seen.residuals[name])
+            facts.append(f"residual {seen.residuals[worst]:.3f} at {worst}")
+        return Group(line, Text(printable("   ".join(facts)), style="dim", no_wrap=True, overflow="ellipsis"))
+
+    def _interrupted(self, number: int, frame: FrameType | None) -> None:
+        if self.stopping:
+            raise KeyboardInterrupt
+        self.stopping = True
+
+
+def clock(seconds: float) -> str:
+    """m:ss, or h:mm:ss."""
+    whole = max(0, round(seconds))
+    minutes, rest = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+# --- tables --------------------------------------------------------------------------------------------------------------
+
+
+def results(rows: Sequence[Row], out: Path, files: dict[str, int], commands: Sequence[str] = ()) -> None:
+    """Print the report's table (without what there is no room for) and notes, the gain, the files written, and
+    commands that go on from there."""
+    screen = output()
+    wide = screen.width >= WIDE
+    left_out = () if wide else ("epochs",) if screen.width >= NARROW else ("epochs", "minutes", "residual", "asked")
+    shown = [name for name in report.HEADERS if name not in left_out]
+    cells = [[cell for name, cell in zip(report.HEADERS, line, strict=True) if name in shown] for line in report.table(rows)]
+    screen.print(table(shown, cells, gap=2 if wide else 1))
+    for remark in report.notes(rows):
+        screen.print(written(remark, "yellow"))
+    first, last = rows[0], rows[-1]
+    if not first.targets and first is not last:
+        fewer = f"{first.measured.nonzeros / max(1, last.measured.nonzeros):.1f}x fewer weights"
+        screen.print()
+        screen.print(written(f"{first.stage} to {last.stage}: {fewer}, {change(first.measured.score, last.measured.score)}"))
+    screen.print()
+    for name, size in files.items():
+        screen.print(written(f"wrote {out / name}  {size:,} bytes"), soft_wrap=True)
+    if commands:
+        screen.print()
+        for number, text in enumerate(commands):
+            screen.print(written(f"{'next:' if not number else '':5} {text}"), soft_wrap=True)
+
+
+def change(before: float, after: float) -> str:
+    """What became of a score, in its own unit."""
+    by = report.score(abs(after - before), (before, after))
+    told = f"score {report.score(before, (after,))} to {report.score(after, (before,))}"
+    return f"{told}, {by} {'lower' if after < before else 'higher'}" if after != before else f"{told}, the same"
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1, gap: int = 2) -> Table:
+    """Text cells without boxes: the first `left` columns flush left, the others right."""
+    made = Table(box=None, padding=(0, gap, 0, 0), pad_edge=False, header_style="bold")
+    for number, header in enumerate(headers):
+        made.add_column(Text(header), justify="left" if number < left else "right", overflow="fold")
+    for row in rows:
+        made.add_row(*(written(cell) for cell in row))
+    return made
+
+
+def printable(text: str) -> str:
+    """On one line, without control characters and not endless: names from a foreign file must not drive the terminal, turn its
+    writing round or forge lines."""
+    short = text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text):,} characters)"
+    return "".join(letter if letter.isprintable() else "?" for letter in short)
+
+
+def written(text: str, style: str = "") -> Text:
+    """A line as it may be printed; brackets are no markup."""
+    return Text(printable(text), style=style)
+
+
+def described(value: Any) -> str:
+    """A set or driver as `TopK count=100`: its name and the fields that are set."""
+    if value is None:
+        return "none"
+    fields = [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
+    shown = [f"{name}={v:g}" if isinstance(v, float) else f"{name}={v}" for name, v in fields if v is not None and name != "kind"]
+    return " ".join([type(value).__name__, *shown])
+
+
+def plan(recipe: Recipe, stages: Sequence[dict[str, Any]]) -> None:
+    """Print a plan as `jobs.plan` gives it."""
+    screen = output()
+    for stage in stages:
+        screen.print(written(f"stage {stage['stage']}", "bold"))
+        if stage["units"]:
+            screen.print(written(f"  {_cut(stage['units'])}"))
+        if stage["adaptive"]:
+            share = f"{100 * stage['adaptive']['parameters']:g} % of the parameters"
+            screen.print(
+                written(f"  learn in train which units and blocks to keep, and how many, for {share}; then cut the others")
+            )
+        phases = [(name, stage[name]) for name in ("train", "retrain") if stage[name]["epochs"]]
+        for name, part in phases:
+            epochs = f"{part['epochs']} epochs ({part['steps']:,} steps)"
+            screen.print(written(f"  {name}: {epochs}, {part['shape']} rate, {part['rate']:g} x the base"))
+        if not phases:
+            screen.print(written("  no training"))
+        if stage["targets"]:
+            screen.print(written(f"  driver: {stage['driver']}"))
+            options = ", ".join(f"{name} {_option(value)}" for name, value in stage["options"].items())
+            screen.print(Padding(written(options), (0, 0, 0, 2)))
+            cells = [
+                (f"  {target['parameter']}", target["set"], target["view"], _count(target["size"]), _whole(target["of"]))
+                for target in stage["targets"]
+            ]
+            if stage["budget"]:
+                cells.append(("  together", "", "", _count(stage["budget"]["size"]), _whole(stage["budget"]["of"])))
+            screen.print(table(("  parameter", "set", "view", "size", "of"), cells, left=3))
+        for line in said(stage["left_out"]):
+            screen.print(written(f"  {line.replace('no target', 'left out', 1)}"))
+    steps = sum(stage[phase]["steps"] for stage in stages for phase in ("train", "retrain"))
+    more = f"; with {recipe.candidates} candidates up to {recipe.candidates} times that" if recipe.candidates > 1 else ""
+    screen.print(written(f"{recipe.epochs()} epochs, {steps:,} steps{more}"))
+    if any(target["size"] is None and target["of"] for stage in stages for target in stage["targets"]):
+        screen.print(
+            written("later: the sum holds; it is spread over the parameters during the run, by the weights as they then are")
+        )
+
+
+def _cut(units: dict[str, Any]) -> str:
+    """A budget of units in words."""
+    what = next(name for name in ("macs", "parameters", "bytes", "latency_ms") if units[name] is not None)
+    amount = f"{units[what]:g} ms on this machine" if what == "latency_ms" else f"{100 * units[what]:g} % of the {what}"
+    spread = _option(units["allot"])
+    kept = f"keep {amount}, {spread} over the sites {units['sites']}"
+    multiples = f", multiples of {units['multiple']}" if units["multiple"] > 1 else ""
+    return f"cut units by {units['criterion']}: {kept}{multiples}{', refit' if units['refit'] else ''}"
+
+
+def _option(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"({', '.join(f'{name} {_option(part)}' for name, part in value.items())})"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _whole(size: int | None) -> str:
+    return "" if size is None else f"{size:,}"
+
+
+def _count(size: int | None) -> str:
+    return "later" if size is None else f"{size:,}"
+
+
+COMPARED = {
+    "score": "score",
+    "parameters": "parameters",
+    "nonzeros": "non-zeros",
+    "macs": "MACs",
+    "bits": "bits in codes",
+}
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "not counted"
+    return f"{value:.6g}" if isinstance(value, float) else f"{value:,}"
+
+
+def compared(measured: Measurement, claimed: Measurement) -> tuple[Table, list[str]]:
+    """What was measured beside what the report says, with what the sizes leave out; and the names of the numbers that differ."""
+    rows, differ = [], []
+    for name, title in COMPARED.items():
+        ours, theirs = getattr(measured, name), getattr(claimed, name)
+        same = math.isclose(ours, theirs, rel_tol=1e-9) if name == "score" else ours == theirs
+        if not same:
+            differ.append(title)
+        rows.append((title, _number(ours), _number(theirs), "" if same else "DIFFERS"))
+    made = table(("", "measured", "report says", ""), rows)
+    if measured.notes:
+        made.caption = Text("\n".join(printable(f"sizes: {note}") for note in measured.notes), justify="left")
+    return made, differ
+
+
+def inspection(numbers: Table, left: dict[str, dict[str, Any]], files: dict[str, int]) -> None:
+    """Print what `compared` gave, the coded parameters one by one, and the files."""
+    screen = output()
+    screen.print(numbers)
+    screen.print()
+    cells = [
+        (name, held["code"], f"{held['nonzeros']:,}", f"{held['of']:,}", f"{100 * held['nonzeros'] / held['of']:.2f} %")
+        for name, held in left.items()
+    ]
+    screen.print(table(("parameter", "code", "non-zeros", "of", "kept"), cells, left=2))
+    screen.print()
+    screen.print(table(("file", "bytes"), [(name, f"{size:,}") for name, size in files.items()]))
+
+
+def outline(title: str, found: dict[str, Any]) -> None:
+    """Print a network's structure as `outline.outline` gives it."""
+    screen = output()
+    screen.print(written(f"{title}: {found['parameters']:,} parameters, {found['macs']:,} MACs", "bold"))
+    cells = [
+        (site["site"], f"{site['units']:,}", f"{site['macs_a_unit']:,}", f"{site['parameters_a_unit']:,}", site["changes"])
+        for site in found["sites"]
+    ]
+    screen.print(table(("site", "units", "MACs a unit", "parameters a unit", "changes"), cells))
+    if found["blocks"]:
+        blocks = [(block["block"], f"{block['macs']:,}") for block in found["blocks"]]
+        screen.print()
+        screen.print(written("blocks that can go whole", "bold"))
+        screen.print(table(("block", "MACs"), blocks))
+    if found["frozen"]:
+        screen.print()
+        screen.print(written("frozen", "bold"))
+        screen.print(table(("parameter", "why"), list(found["frozen"].items()), left=2))
+    for operation, count in found["uncounted"].items():
+        screen.print(written(f"not in the MACs: {operation} ({count} times) has no counting rule"))
+
+
+def cuts(found: dict[str, Any]) -> None:
+    """Print what a budget would cut, as `outline.cuts` gives it."""
+    screen = output()
+    cells = [(name, f"{site['units']:,}", f"{site['of']:,}") for name, site in found["kept"].items()]
+    screen.print(table(("site", "keeps", "of"), cells))
+    for what in ("macs", "parameters", "bytes"):
+        after, before = found[what]["after"], found[what]["before"]
+        asked = f", asked {100 * found['asked'][what]:g} %" if what in found["asked"] else ""
+        name = "MACs" if what == "macs" else what
+        screen.print(written(f"{name}: {after:,} of {before:,}, {100 * after / max(before, 1):.2f} %{asked}"))
+    if found["spent"]["note"] or found["spent"]["what"] == "latency_ms":
+        screen.print(written(str(Spent.from_dict(found["spent"]))))
+
+
+def storage(rows: Sequence[tuple[str, int, float]], path: Path) -> None:
+    """Print what a packed file takes beside other means."""
+    output().print(table(("storage", "bytes", "smaller"), [(what, f"{size:,}", f"{times:,.1f}x") for what, size, times in rows]))
+    output().print()
+    output().print(written(f"wrote {path}"), soft_wrap=True)
+
+
+def exported(done: Exported) -> None:
+    """What was written, and how far the file's outputs are from the network's."""
+    screen, batches = output(), ", ".join(str(batch) for batch in done.batches)
+    size = "any batch size" if done.dynamic_batch else f"batch size {batches} only"
+    version = f", opset {done.opset}" if done.opset is not None else ""
+    screen.print(written(f"{done.path}: {done.bytes:,} bytes{version}, {size}"))
+    screen.print(f"run again from the file at batch {batches}: differs by {done.relative:.1e} of the largest output, at most")
+
+
+def export_noted(name: str, measured: dict[str, Any]) -> None:
+    """What an artifact's description says of a file that was exported into it."""
+    relative = measured.get("relative")
+    said = f"{relative:.1e} of the largest output" if isinstance(relative, float) else "an unknown amount"
+    output().print(written(f"{name}: differed from the network by {said} when it was exported and run"))

@@ -1,0 +1,50 @@
+"""How a command ends that failed: a message, an exit code, and the traceback where it is asked for."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from pathlib import Path
+
+from featherweight.cli import console, usercode
+from featherweight.errors import FeatherweightError, InputError
+
+DEBUG = "FEATHERWEIGHT_DEBUG"
+WHOLE = f"{DEBUG}=1 before the command shows the whole traceback"
+
+
+def quiet() -> None:
+    """PyTorch's exporter writes the graphs that it could not follow, hundreds of lines, before an error that says so in one."""
+    if not os.environ.get(DEBUG):
+        for name in ("torch.fx.experimental.symbolic_shapes", "torch.export", "torch._export"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def tell(error: Exception) -> int:
+    """Says on standard error what went wrong; the exit code."""
+    if os.environ.get(DEBUG):
+        for line in "".join(traceback.format_exception(error)).splitlines():
+            sys.stderr.write(f"{console.printable(line)}\n")
+    if isinstance(error, FeatherweightError):
+        console.note(f"error: {error}")
+        return error.exit_code
+    theirs = usercode.excerpt(error)
+    if theirs is not None:
+        console.note(f"error: your own code failed; {WHOLE}:\n{theirs}")
+        return InputError.exit_code
+    said = usercode.shortened(f"{type(error).__name__}: {error}")
+    if "DataLoader worker" in str(error):
+        console.note(
+            "error: a worker of a DataLoader failed. What it wrote is above; num_workers=0 shows the error where it happens. "
+            "Workers that are spawned import your file by its name, so no other module may have that name, and what they are "
+            f"given has to be defined at the top level of the file, no lambda and no function in a function; {WHOLE}:\n{said}"
+        )
+        return InputError.exit_code
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    console.note(
+        f"error: {said}\nThis has no message of its own yet, which is a fault of featherweight ({Path(frame.filename).name}, "
+        f"line {frame.lineno}): please report it; {WHOLE}"
+    )
+    return FeatherweightError.exit_code

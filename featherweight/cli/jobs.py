@@ -1,0 +1,199 @@
+"""One job of the command line: a network, a task and a recipe brought together, planned, run, taken up again and saved."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shlex
+import tempfile
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from featherweight.cli import console, inputs
+from featherweight.compression import Compressed, compress
+from featherweight.errors import InputError, StorageError
+from featherweight.files import artifact, storage
+from featherweight.network.devices import chosen
+from featherweight.recipe.plan import resolve
+from featherweight.recipe.schema import Recipe, Units
+from featherweight.run.cut_units import may_go
+from featherweight.run.state import CHECKPOINT
+from featherweight.structure import trace
+from featherweight.structure.errors import StructureError
+from featherweight.task import Task, steps_of
+from featherweight.weights.parametrized import coded, decoded, plain
+from featherweight.zoo.networks import NETWORKS
+from featherweight.zoo.tasks import BATCHES, TASKS
+
+RUN = "run.json"  # in a workdir of an earlier version
+HINT = re.compile(r"[\w./-]{1,100}\.py:[A-Za-z_]\w{0,60}", re.ASCII)  # plain text that means the same in a shell
+SHOWN_APART = ("name", "rules", "keep", "allocate", "driver", "train", "retrain", "units", "adaptive")  # of a stage in a plan
+
+
+@dataclass(frozen=True)
+class Job:
+    """The network and the task that a command works on, and the names they were given by."""
+
+    model: str
+    data: str
+    network: nn.Module
+    task: Task
+    trained: bool  # are the weights given, or a built-in network's first random ones?
+    identity: dict[str, Any]  # what must be the same for a run to be taken up again
+    device: str = "cpu"  # as it was named
+
+    @classmethod
+    def load(
+        cls,
+        model: str,
+        data: str | None,
+        weights: Path | None = None,
+        seed: int = 0,
+        threads: int | None = None,
+        *,
+        shapes: Sequence[str] = (),
+        device: str = "cpu",
+    ) -> Job:
+        """Bring them together on `device` after seeding torch. `shapes`: of the inputs, in place of data, where only structure is
+        asked for. Raises InputError where they are not made for each other."""
+        if threads is not None:
+            torch.set_num_threads(threads)
+        torch.manual_seed(seed)
+        place = chosen(device)
+        network = inputs.network(model, weights).to(place)
+        task, data = inputs.work(data, shapes, seed, place)
+        inputs.check_fit(network, task, model, data)
+        identity = {"model": model, "data": data, "seed": seed}  # a checkpoint knows the weights themselves
+        return cls(model, data, network, task, weights is not None or model not in NETWORKS, identity, device)
+
+
+def run(job: Job, recipe: Recipe, out: Path, workdir: Path, keep_workdir: bool) -> tuple[Compressed, dict[str, int]]:
+    """Compress and save, going on from a checkpoint in `workdir`: what was done, and the sizes of the files written.
+
+    Raises KeyboardInterrupt after saving, and every FeatherweightError.
+    """
+    _check_output(out)
+    if job.data in TASKS:
+        job.task.batches(0)  # reads the files: what is missing is said before a workdir is made
+    first = recipe.stages[0]
+    if (workdir / CHECKPOINT).exists():
+        console.note(f"going on from the checkpoint in {workdir}")
+    elif not job.trained and (first.rules or not first.train.epochs):
+        hint = "give --weights FILE, or let the recipe train it first (progressive_admm: --set dense_epochs=20)"
+        console.note(f"note: {job.model} starts from random weights, and no stage trains it before it is compressed; {hint}")
+    with console.Display([stage.name for stage in recipe.stages]) as display:
+        done = compress(job.network, recipe, job.task, workdir=workdir, monitor=display, identity=job.identity)
+    display.finished(done.rows[-1].stage, done.rows[-1].measured.score)
+    files = done.save(out, model=noted(job.model, NETWORKS), data=noted(job.data, TASKS))
+    if not keep_workdir:
+        with contextlib.suppress(InputError):  # another has begun there: the folder is its own now
+            _remove(workdir)
+    return done, files
+
+
+def noted(text: str, known: Collection[str]) -> str | None:
+    """What an artifact holds of a name on the command line: a built-in name, or `file.py:name` as a hint that is shown and never
+    run; without the folders of an absolute path, which are nobody else's business. None where it is not plain text."""
+    if text in known:
+        return text
+    file, _, name = text.rpartition(":")
+    hint = f"{Path(file).name if Path(file).is_absolute() or '..' in Path(file).parts else file}:{name}"
+    return hint if HINT.fullmatch(hint) else None
+
+
+def next_commands(program: str, job: Job, out: Path) -> list[str]:
+    """The commands that go on from an artifact, exact: code of the user's own has to be named in each."""
+    model = [] if job.model in NETWORKS else ["--model", job.model]
+    data = [] if job.data in TASKS else ["--data", job.data]
+    known = [] if noted(job.model, NETWORKS) == job.model else model  # else the target names it
+    where = [] if job.device == "cpu" else ["--device", job.device]  # rounding differs: measured anew where it was measured
+    forms = (("inspect", str(out), *model, *where), ("bench", job.model, str(out), *known), ("export", str(out), *model))
+    return [f"{program} {shlex.join(words)}" for words in (*((*form, *data) for form in forms), ("pack", str(out), *model))]
+
+
+def beside(out: Path) -> Path:
+    """The default workdir."""
+    return out.resolve().with_name(f"{out.resolve().name}.work")
+
+
+def _check_output(out: Path) -> None:
+    """Fail before the work and not after it. Raises InputError, StorageError."""
+    try:
+        artifact.check_output(out)
+        parent = out.resolve().parent
+        parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=parent):
+            pass
+    except OSError as error:
+        raise StorageError(f"cannot write to {out}: {error.strerror}. Choose another output folder") from error
+
+
+def _remove(place: Path) -> None:
+    """Remove our own files, and the folder if nothing else is in it. Raises InputError if another run is going on there."""
+    with storage.claimed(place):
+        for name in (CHECKPOINT, RUN):
+            (place / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # something else is in it
+        place.rmdir()
+
+
+def plan(job: Job, recipe: Recipe) -> list[dict[str, Any]]:
+    """Every stage as plain data. A size that an allocator will choose on weights, or gradients, still to come is None."""
+    steps = BATCHES[job.data] if job.data in BATCHES else steps_of(job.task, 0)
+    stages = []
+    changed = False  # will the weights be others than now when the stage starts?
+    for stage in recipe.stages:
+        resolved = resolve(stage, job.network, example=job.task.example)
+        targets = []
+        budget = {"size": 0, "of": 0}
+        for name, target in resolved.targets.items():
+            rule = resolved.rules[name]
+            size, of = resolved.sizes.get(name, (None, None))
+            allocated = rule.keep is None and not rule.set.complete()
+            if allocated and size is not None and of is not None:
+                budget = {"size": budget["size"] + size, "of": budget["of"] + of}
+            described = {"set": console.described(rule.set), "view": target.view.pattern}
+            later = allocated and (changed or stage.fisher > 0 or stage.respread)
+            targets.append({"parameter": name, **described, "size": None if later else size, "of": of})
+        options: dict[str, Any] = {"keep": stage.keep, "allocate": stage.allocate} if budget["of"] else {}
+        everything = asdict(stage)
+        options |= {name: value for name, value in everything.items() if name not in SHOWN_APART and value}
+        stages.append(
+            {
+                "stage": stage.name,
+                "train": asdict(stage.train) | {"steps": stage.train.epochs * steps},
+                "retrain": asdict(stage.retrain) | {"steps": stage.retrain.epochs * steps},
+                "units": asdict(stage.units) if stage.units else None,
+                "adaptive": asdict(stage.adaptive) if stage.adaptive else None,
+                "driver": console.described(stage.driver and stage.driver.paced(stage.train.epochs * steps, stage.train.epochs)),
+                "options": options,
+                "targets": targets,
+                "left_out": resolved.left_out | (_sites_left_out(job, stage.units) if stage.units else {}),
+                "budget": budget if budget["of"] else None,
+            }
+        )
+        changed = changed or bool(targets) or stage.epochs > 0
+    return stages
+
+
+def _sites_left_out(job: Job, asked: Units) -> dict[str, str]:
+    """Site -> why it keeps all its units, as far as can be said without data. Nothing where the network cannot be followed."""
+    try:
+        graph = trace(plain(job.network), job.task.example)
+        return may_go(plain(job.network), graph, asked)[1]
+    except StructureError as error:
+        return {"all sites": str(error)}
+
+
+def weights_left(network: nn.Module, original: nn.Module) -> dict[str, dict[str, Any]]:
+    """Coded parameter -> its code, its non-zero weights, and its weights in the original network."""
+    now, before = decoded(network), decoded(original)
+    return {
+        name: {"code": viewed.code.kind, "nonzeros": int(now[name].count_nonzero()), "of": before[name].numel()}
+        for name, viewed in sorted(coded(network).items())
+    }

@@ -1,0 +1,99 @@
+"""A network's structure as plain data: what can go, what it would save, why the rest cannot, and what a budget would cut."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import Any
+
+from torch import nn
+
+from featherweight.budget.costs import SHARES, What, cost_of, counted
+from featherweight.budget.units import allot
+from featherweight.errors import InputError, did_you_mean
+from featherweight.network.copies import copied
+from featherweight.recipe import schema
+from featherweight.recipe.schema import Units
+from featherweight.run.cut_units import cut_units
+from featherweight.structure import Graph, trace
+from featherweight.training.fit import Task
+
+BUDGETS: tuple[What, ...] = (*SHARES, "latency_ms")
+
+
+def outline(graph: Graph) -> dict[str, Any]:
+    """Sites with what one unit of each costs, blocks, frozen parameters with their reasons, and totals."""
+    macs, parameters = graph.macs(), graph.parameters()
+    sites = []
+    for name, site in graph.sites.items():
+        smaller = {name: site.size - 1} if site.size > 1 else {}
+        sites.append(
+            {
+                "site": name,
+                "units": site.size,
+                "macs_a_unit": macs - graph.macs(smaller),
+                "parameters_a_unit": parameters - graph.parameters(smaller),
+                "cuts": [f"{tensor} dim {dim}" for tensor, dim in site.parameters],
+                "changes": site.soft,
+            }
+        )
+    blocks = [{"block": b.name, "macs": b.macs, "parameters": list(b.parameters)} for b in graph.blocks.values()]
+    return {
+        "macs": macs,
+        "parameters": parameters,
+        "sites": sites,
+        "blocks": blocks,
+        "frozen": dict(graph.frozen),
+        "uncounted": dict(graph.uncounted),
+    }
+
+
+def budget_of(text: str) -> tuple[What, float]:
+    """`macs=50%`, `bytes=0.5` -> (what, the share to keep); `latency_ms=3` -> (what, milliseconds). Raises InputError."""
+    named, given, amount = text.partition("=")
+    what = next((budget for budget in BUDGETS if budget == named), None)
+    if what is None or not given:
+        forms = f"{', '.join(f'{share}=50%' for share in SHARES)} or latency_ms=3"
+        raise InputError(f"a budget is {forms}, given {text!r}.{did_you_mean(named, BUDGETS)}")
+    if what == "latency_ms":
+        wrong = InputError(f"the budget {text!r} needs a number of milliseconds above 0, such as latency_ms=3")
+        try:
+            milliseconds = float(amount)
+        except ValueError:
+            raise wrong from None
+        if not 0 < milliseconds < math.inf:
+            raise wrong
+        return what, milliseconds
+    try:
+        share = float(schema.share(amount))
+    except ValueError:
+        raise InputError(f"the budget {text!r} needs a number or a percentage, such as {what}=50%") from None
+    if not 0 < share <= 1:
+        percent = f": did you mean {what}={amount}%?" if 1 < share <= 100 and "%" not in amount else ""
+        raise InputError(f"the budget {text!r} is a share to keep, above 0 and at most 100 %{percent}")
+    return what, share
+
+
+def cuts(network: nn.Module, task: Task, what: What, amount: float) -> dict[str, Any]:
+    """The same share of units at every site, the largest within the budget, and single units more while they fit: what it keeps
+    and saves. A budget that is counted may cut sites that only the exported module can lose; for milliseconds a copy of the
+    network is cut in its own class, by the sums of |w|, and timed. Raises Infeasible, with the nearest feasible budget, where
+    even the smallest sizes are too much.
+    """
+    graph = trace(network, task.example)
+    kept = {name: site.size for name, site in graph.sites.items()}
+    if what == "latency_ms":
+        done = cut_units(copied(network), task, Units("l1", latency_ms=amount), 0)
+        spent = done.spent
+        kept |= dict(done.edit.sites) if done.edit is not None else {}
+    else:
+        cost = cost_of(what, network, graph)
+        kept = allot("uniform", {name: [0.0] * (size + 1) for name, size in kept.items()}, cost, amount * cost({}))
+        spent = counted(what, cost, kept, amount * cost({}))
+    costs = {share: cost_of(share, network, graph) for share in SHARES}
+    return {
+        "asked": {what: amount},
+        "kept": {name: {"units": kept[name], "of": site.size} for name, site in graph.sites.items()},
+        **{share: {"after": cost(kept), "before": cost({})} for share, cost in costs.items()},
+        "spent": asdict(spent),
+    }

@@ -1,0 +1,339 @@
+"""Recipes: what to do, as data. Patterns and ratios only; exact names and sizes are the plan's."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
+
+from featherweight.budget.amc import Search
+from featherweight.budget.costs import SHARES, What
+from featherweight.budget.units import Allotment, Stopping
+from featherweight.errors import InputError, RecipeError, did_you_mean, require, short
+from featherweight.recipe import notation
+from featherweight.training.schedule import Distillation, Training
+from featherweight.weights.counts import ALLOCATORS
+from featherweight.weights.drivers import ADMM, Periodic
+from featherweight.weights.freezing import Freezing
+from featherweight.weights.sets import Codebook, Levels, LowRank, SparseCodebook, TopK, TopRows
+from featherweight.weights.views import WHOLE, View
+
+AnySet = Annotated[TopK | TopRows | LowRank | Levels | Codebook | SparseCodebook, Field(discriminator="kind")]
+AnyDriver = Annotated[ADMM | Periodic | Freezing, Field(discriminator="kind")]
+AnyAllotment = Allotment | Annotated[Stopping | Search, Field(discriminator="kind")]
+Seen = Literal["rows", "channel", "spatial"]  # a view that each layer's kind decides, see `selection.view_of`
+AnyView = Annotated[
+    Annotated[View, Tag("view")] | Annotated[Seen, Tag("word")],
+    Discriminator(lambda given: "word" if given in get_args(Seen) else "view"),
+    BeforeValidator(lambda given: {"pattern": given} if isinstance(given, str) and given not in get_args(Seen) else given),
+]
+WEIGHTS = "weights"  # of a rule: all weights of linear, convolution, recurrent and attention layers
+
+
+MOST_STAGES = 1000
+MOST_MISTAKES = 50  # that are listed
+MOST_CANDIDATES = 1000
+LONGEST_SHOWN = 80  # characters of a name in a message
+
+
+def share(given: Any) -> Any:
+    """`"50%"` as 0.5, in recipes and on the command line alike; anything else as it is."""
+    percent = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*%\s*", given) if isinstance(given, str) else None
+    return float(percent[1]) / 100 if percent else given
+
+
+Share = Annotated[float, BeforeValidator(share)]
+
+
+def _not_of_before(given: Any) -> Any:
+    """What an earlier version wrote has no `loss`, and meant a mixture: refused, and not read as a sum."""
+    if isinstance(given, dict) and {"weight", "temperature"} == given.keys():
+        weight = given["weight"]
+        raise InputError(
+            "say `loss` beside the weight, which multiplies the task's own loss: 1 adds the distillation to it; "
+            f"1 - {weight} is the mixture that `weight: {weight}` alone meant in earlier versions"
+        )
+    return given
+
+
+AnyDistillation = Annotated[Distillation, BeforeValidator(_not_of_before)]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Parameters whose names match `targets` must lie in `set`, seen through `view`.
+
+    `targets`: `"weights"`, all weights of linear, convolution, recurrent and attention layers (see `targets`); a glob such as
+    `"*.weight"`, or `"re:"` and a regular expression, which mean what they match. Frozen and tied parameters are left out.
+    `view`: a pattern, or `"rows"` (a row an output: filter, neuron, recurrent unit), `"channel"`, `"spatial"`, for which each
+    layer's kind has its own. `keep`: the set's size as a share, in (0, 1], of its largest size in the network as it was given;
+    without it, and without a size in the set, the stage's budget decides.
+    """
+
+    targets: str
+    set: AnySet
+    view: AnyView = WHOLE
+    keep: Share | None = None
+
+    def __post_init__(self) -> None:
+        require((self.keep is None or 0 < self.keep <= 1, f"keep is a share in (0, 1], given {self.keep}"))
+
+
+Criterion = Literal[
+    "l1", "l2", "bn_scale", "apoz", "taylor", "taylor_weight", "nisp", "thinet", "channel_lasso", "collaborative",
+    "discriminative",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Units:
+    """Units (channels, neurons, heads) that go for good before the stage trains.
+
+    criterion         which go, and what that is predicted to cost: a name of `criteria.CRITERIA`
+    macs, parameters, bytes
+                      share in (0, 1] of what the network has when the stage starts to keep; bytes: of its state dict
+    latency_ms        or milliseconds that one example may take on this machine (see `latency_budget`). One budget of the four
+    allot             how that is spread over the sites (see `units.allot`), or Stopping, for which the budget is a ceiling, or
+                      Search, whose agent is rewarded by what the cut network makes of training samples not looked at before
+    sites             name pattern of the sites that may be cut; those that the network's class cannot express never are
+    samples           training samples that the criterion may look at
+    refit             fit what reads the remaining units anew, by least squares on its inputs
+    curvature         what pairs of units bend, for a criterion that looks at pairs: half the squared change of the outputs, or
+                      the loss itself, as in the paper (see `statistics`)
+    multiple          sizes are multiples of this, or the whole site: a site smaller than it is free
+    certify           prove how much another choice of as many units could save at most (see `Quadratic.certificate`), for
+                      collaborative: some seconds a site of 64 units, half a minute at 512
+    """
+
+    criterion: Criterion
+    macs: Share | None = None
+    parameters: Share | None = None
+    bytes: Share | None = None
+    latency_ms: float | None = None
+    allot: AnyAllotment = "uniform"
+    sites: str = "*"
+    samples: int = 1024
+    refit: bool = False
+    curvature: Literal["outputs", "loss"] = "outputs"
+    multiple: int = 1
+    certify: bool = False
+
+    def __post_init__(self) -> None:
+        given = self._given()
+        shares = [amount for what, amount in given if what in SHARES]
+        require(
+            (
+                len(given) == 1,
+                "units go by one budget, of macs, parameters, bytes or latency_ms, given "
+                f"{', '.join(f'{what}={amount}' for what, amount in given) or 'none'}",
+            ),
+            (all(0 < share <= 1 for share in shares), f"a budget of units is a share to keep in (0, 1], given {shares}"),
+            (self.latency_ms is None or 0 < self.latency_ms < math.inf, f"latency_ms must be above 0, given {self.latency_ms}"),
+            (
+                self.latency_ms is None or isinstance(self.allot, str),
+                "latency_ms is met along a path of sizes: allot by uniform, ranked, weighed or knapsack",
+            ),
+            (self.samples >= 1, f"samples must be at least 1, given {self.samples}"),
+            (self.multiple >= 1, f"multiple must be at least 1, given {self.multiple}"),
+            (
+                not self.certify or self.criterion == "collaborative",
+                f"certify needs a criterion that weighs choices as wholes, collaborative, given {self.criterion}",
+            ),
+        )
+
+    def _given(self) -> list[tuple[What, float]]:
+        amounts: dict[What, float | None] = {"macs": self.macs, "parameters": self.parameters, "bytes": self.bytes}
+        amounts["latency_ms"] = self.latency_ms
+        return [(what, amount) for what, amount in amounts.items() if amount is not None]
+
+    @property
+    def budget(self) -> tuple[What, float]:
+        """What the budget is of, and how much of it: a share, or milliseconds."""
+        return self._given()[0]
+
+    @property
+    def share(self) -> float | None:
+        """The share to keep; None for a budget of milliseconds, which is none."""
+        what, amount = self.budget
+        return amount if what in SHARES else None
+
+
+@dataclass(frozen=True)
+class Adaptive:
+    """Units and residual blocks that go for good after `train`, in which how many is learned (see `learn_units.Proportions`).
+
+    parameters  share in (0, 1] of the network's parameters to keep
+    weight      of max(0, share of the parameters left - `parameters`), which is added to the loss
+    rate        of Adam, which trains the gates beside the task's optimizer
+    """
+
+    parameters: Share
+    weight: float = 3.0
+    rate: float = 0.02
+
+    def __post_init__(self) -> None:
+        require(
+            (0 < self.parameters <= 1, f"parameters is a share to keep in (0, 1], given {self.parameters}"),
+            (0 < self.weight < math.inf, f"weight multiplies the excess of parameters, above 0, given {self.weight}"),
+            (0 < self.rate < math.inf, f"rate is the gates' own rate, above 0, given {self.rate}"),
+        )
+
+    @property
+    def share(self) -> float:
+        """The budget, as that of `Units`."""
+        return self.parameters
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One round: plan sizes, train under the driver, project and freeze, train on inside the sets. Or cut units, and train on.
+    Or learn in training what to cut, cut it, and train on.
+
+    units      units to cut first
+    adaptive   what is learned and cut; a stage has one of units, adaptive and rules
+    keep       share in (0, 1] of all targets' sizes to keep, spread over the rules that have no size by `allocate`
+    macs       share in (0, 1] of the network's multiply-accumulates to keep, for rules of LowRank without a size: the ranks that
+               drop least of the weights' squared norm (`ranks.allocate`), and layers for which no rank pays left whole
+    masked     what is zero when the stage starts stays zero
+    fisher     the power of the mean squared gradient that weighs magnitudes where sets select (see `drivers.Target`)
+    respread   spread `keep` anew at every projection, not only when the stage starts
+    auxiliary  the criterion of the units, and the training, see the losses of two heads inside the network besides its own
+               (see `auxiliary`); the heads are trained along and thrown away
+    sweep      after the projection, cut the units that it left dead; what stays trains the faster for it
+    """
+
+    name: str
+    rules: tuple[Rule, ...] = ()
+    keep: Share | None = None
+    macs: Share | None = None
+    allocate: str = "lamp"
+    driver: AnyDriver | None = None
+    train: Training = Training(0)
+    retrain: Training = Training(0)
+    masked: bool = True
+    fisher: float = 0.0
+    respread: bool = False
+    sweep: bool = False
+    distill: AnyDistillation | None = None
+    units: Units | None = None
+    auxiliary: bool = False
+    adaptive: Adaptive | None = None
+
+    def __post_init__(self) -> None:
+        allocator = f"no allocator is named {self.allocate!r}; there are {', '.join(ALLOCATORS)}."
+        more = "has rules" if self.rules else "cuts units"
+        require(
+            (self.keep is None or 0 < self.keep <= 1, f"stage {self.name!r}: keep is a share in (0, 1], given {self.keep}"),
+            (self.macs is None or 0 < self.macs <= 1, f"stage {self.name!r}: macs is a share in (0, 1], given {self.macs}"),
+            (self.macs is None or self.keep is None, f"stage {self.name!r}: give keep or macs, not both"),
+            (self.macs is None or bool(self.rules), f"stage {self.name!r} has a budget of macs but no rules to spend it on"),
+            (self.allocate in ALLOCATORS, f"stage {self.name!r}: {allocator}{did_you_mean(self.allocate, ALLOCATORS)}"),
+            (self.driver is None or bool(self.rules), f"stage {self.name!r} has a driver but no rules for it to impose"),
+            (
+                not self.auxiliary or bool(self.units or self.epochs),
+                f"stage {self.name!r}: auxiliary needs training or units to cut",
+            ),
+            (
+                not (self.auxiliary and (self.sweep or self.adaptive)),
+                f"stage {self.name!r}: what is cut after training is what auxiliary heads read; part them",
+            ),
+            (not (self.units and self.rules), f"stage {self.name!r} cuts units and has rules: make it two stages"),
+            (
+                not (self.adaptive and (self.units or self.rules)),
+                f"stage {self.name!r} is adaptive and {more}: make it two stages",
+            ),
+            (not self.adaptive or self.train.epochs > 0, f"stage {self.name!r} learns what to cut in train: give it epochs"),
+            (self.keep is None or bool(self.rules), f"stage {self.name!r} has a budget but no rules to spend it on"),
+            (0 <= self.fisher < math.inf, f"stage {self.name!r}: fisher is a power, at least 0, given {self.fisher}"),
+            (not self.respread or self.keep is not None, f"stage {self.name!r}: respread needs a budget (keep) to spread"),
+        )
+
+    @property
+    def imposes(self) -> bool:
+        """Does it make the network any smaller? What a stage that does not leaves behind is the dense network."""
+        return bool(self.rules or self.units or self.adaptive)
+
+    @property
+    def epochs(self) -> int:
+        """Of training, in both phases."""
+        return self.train.epochs + self.retrain.epochs
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Stages in order. `source`: the paper. `candidates`: how many partial networks are kept alive, each stage starting from
+    all of them and its best result (least training loss) replacing the one it came from (arXiv 1810.07378, sec. 2.4)."""
+
+    name: str
+    stages: tuple[Stage, ...]
+    source: str = ""
+    candidates: int = 1
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    def __post_init__(self) -> None:
+        names = [stage.name for stage in self.stages]
+        require(
+            (0 < len(self.stages) <= MOST_STAGES, f"a recipe has 1 to {MOST_STAGES} stages, given {len(self.stages)}"),
+            (len(set(names)) == len(names), f"stage names must differ, given {', '.join(map(short, names[:20]))}"),
+            (1 <= self.candidates <= MOST_CANDIDATES, f"candidates are 1 to {MOST_CANDIDATES}, given {short(self.candidates)}"),
+        )
+
+    def epochs(self) -> int:
+        """Epochs of one path through the stages (with several candidates a stage is run up to that many times)."""
+        return sum(stage.epochs for stage in self.stages)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, fit for JSON; `from_dict` is its inverse."""
+        return json.loads(_ADAPTER.dump_json(self))
+
+
+_ADAPTER: TypeAdapter[Recipe] = TypeAdapter(Recipe)
+
+
+def from_dict(data: Any) -> Recipe:
+    """A recipe from plain data. Raises RecipeError with every mistake at once."""
+    try:
+        return _ADAPTER.validate_python(data)
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+        more = [f"and {len(found) - MOST_MISTAKES} more"] if len(found) > MOST_MISTAKES else []
+        raise RecipeError([*map(_mistake, found[:MOST_MISTAKES]), *more]) from None
+
+
+def read(path: str | Path) -> Recipe:
+    """A recipe from a .json, .yaml or .yml file. Raises InputError."""
+    return from_dict(notation.read(Path(path)))
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """The recipe as YAML text that `read` takes back."""
+    return yaml.safe_dump(recipe.to_dict(), sort_keys=False)
+
+
+def _vocabulary() -> set[str]:
+    weights: tuple[type, ...] = (View, TopK, TopRows, LowRank, Levels, Codebook, SparseCodebook, ADMM, Periodic, Freezing)
+    described = (Recipe, Stage, Units, Adaptive, Rule, Training, Distillation, *weights)
+    return {field.name for kind in described for field in dataclasses.fields(kind)}
+
+
+def _mistake(item: Any) -> str:
+    """One pydantic error as `where: what was given, what is allowed`."""
+    where = ".".join(str(part)[:LONGEST_SHOWN] for part in item["loc"]) or "recipe"
+    given = item["input"]
+    if item["type"] == "unexpected_keyword_argument":
+        key = str(item["loc"][-1])
+        return f"{where}: there is no key {short(key)}.{did_you_mean(key[:LONGEST_SHOWN], _vocabulary())}"
+    if item["type"] == "value_error":
+        return f"{where}: {str(item['ctx']['error'])[:1000]}"
+    if item["type"] in ("missing", "missing_argument"):
+        return f"{where}: is required"
+    shown = f" (given {short(given)})" if not isinstance(given, dict | list) else ""
+    return f"{where}: {item['msg'][:300]}{shown}"

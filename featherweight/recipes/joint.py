@@ -1,0 +1,82 @@
+"""arXiv 1811.01907: ADMM-NN, pruning and quantisation or clustering joined: prune progressively, then level what is left.
+
+Published, LeNet-5: 2.57 K weights at 2 and 3 bits, 0.89 kB of weight data (1,910x), 2.73 kB with the index (623x), 99.0 percent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Literal
+
+from featherweight.errors import InputError
+from featherweight.recipe.schema import WEIGHTS, Recipe, Stage
+from featherweight.recipes.clustering import admm_clustering
+from featherweight.recipes.pruning import progressive_admm
+from featherweight.recipes.quantization import admm_quantization
+from featherweight.training.schedule import Taught
+from featherweight.weights.freezing import Freezing
+
+LEVELS = ("clustering", "uniform", "power_of_two")
+
+
+def admm_joint(
+    ratios: tuple[float, ...] = (5, 10, 20),
+    then: Literal["clustering", "uniform", "power_of_two"] = "clustering",
+    sizes: tuple[int, ...] = (8,),
+    sizes_of: Mapping[str, int] | None = None,
+    freezing: float | None = None,
+    freezing_epochs: int = 4,
+    targets: str = WEIGHTS,
+    dense_epochs: int = 0,
+    epochs: int = 4,
+    retrain_epochs: int = 4,
+    level_epochs: int = 4,
+    level_retrain_epochs: int = 4,
+    rate: float = 1.0,
+    retrain_rate: float = 1.0,
+    every: int | None = None,
+    rho: float = 0.03,
+    growth: float | None = None,
+    rho_max: float = 1.65,
+    distill: Taught = "auto",
+    sweep: bool = True,
+    narrow: float | None = None,
+    narrow_targets: str = WEIGHTS,
+) -> Recipe:
+    """The stages of `progressive_admm`, then those of `admm_clustering` or `admm_quantization` under the mask that is left.
+
+    then        what the weights that are left become: shared values, or levels
+    sizes       shared values, or bits, of a layer, a stage each; sizes_of: parameter -> size, in place of the last of these
+    freezing    share of the free weights of each level to freeze a round (the paper: 0.3), in a stage of `freezing_epochs` with
+                a round every `every` steps between the last ADMM and its retraining; None: none
+    level_epochs, level_retrain_epochs   of each stage with levels, at half the rates of the pruning
+    The other arguments are those of `progressive_admm`.
+    """
+    if then not in LEVELS:
+        raise InputError(f"then must be one of {', '.join(LEVELS)}, given {then!r}")
+    pruned = progressive_admm(
+        ratios, targets, dense_epochs, epochs, retrain_epochs, rate, retrain_rate, every, rho, growth, rho_max,
+        distill=distill, sweep=sweep, narrow=narrow, narrow_targets=narrow_targets,
+    )  # fmt: skip
+    if then == "clustering":
+        levelled = admm_clustering(
+            sizes, sizes_of, targets, 0, level_epochs, level_retrain_epochs, rate / 2, retrain_rate / 2, every, rho, growth,
+            rho_max, distill=distill,
+        )  # fmt: skip
+    else:
+        levelled = admm_quantization(
+            sizes, then, "layer", sizes_of, targets, 0, level_epochs, level_retrain_epochs, rate / 2, retrain_rate / 2, every,
+            rho, growth, rho_max, distill=distill,
+        )  # fmt: skip
+    *earlier, last = levelled.stages[1:]
+    stages: list[Stage] = [*pruned.stages, *earlier, last]
+    if freezing is not None:
+        frozen = replace(
+            last,
+            name=f"{last.name}, frozen step by step",
+            driver=Freezing(every, freezing),
+            train=replace(last.train, epochs=freezing_epochs, floor=0.1),
+        )
+        stages = [*stages[:-1], replace(last, retrain=replace(last.retrain, epochs=0)), frozen]
+    return Recipe("admm_joint", tuple(stages), "arXiv 1811.01907, 1810.07378")

@@ -1,0 +1,75 @@
+"""arXiv 1811.01907, 1810.07378: ADMM-NN, weights at equally spaced levels or at powers of two; zero belongs to pruning.
+
+Published, LeNet-5 with 167x fewer weights: 3 bits in the convolutions and the output layer, 2 in the other, 99.0 percent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from featherweight.errors import InputError
+from featherweight.recipe.schema import WEIGHTS, Recipe, Rule
+from featherweight.recipes.rounds import Round, Step
+from featherweight.training.schedule import Taught
+from featherweight.weights.sets import Levels
+from featherweight.weights.views import WHOLE, View
+
+ROW = View("o ... -> o (...)")  # a scale a filter or neuron
+SCALES: dict[str, View] = {"layer": WHOLE, "row": ROW}
+
+
+def admm_quantization(
+    bits: tuple[int, ...] = (4, 3),
+    levels: Literal["uniform", "power_of_two"] = "uniform",
+    per: Literal["layer", "row"] = "layer",
+    bits_of: Mapping[str, int] | None = None,
+    targets: str = WEIGHTS,
+    dense_epochs: int = 0,
+    epochs: int = 4,
+    retrain_epochs: int = 2,
+    rate: float = 0.5,
+    retrain_rate: float = 0.5,
+    every: int | None = None,
+    rho: float = 0.03,
+    growth: float | None = None,
+    rho_max: float = 1.65,
+    coupling: Literal["gradient", "proximal"] = "proximal",
+    distill: Taught = "auto",
+    temperature: float = 4.0,
+) -> Recipe:
+    """Stages of falling precision, each ADMM towards the levels and retraining of the scales (and of all that has none).
+
+    A weight that is zero when its stage starts stays zero and is at no level. The scale of a layer, or of each row, minimises
+    the distance over all scales at every projection.
+
+    bits      of the levels, 2^bits of them besides zero, a stage each: from fine to coarse the quantisation is progressive
+    bits_of   parameter -> bits, in place of `targets` and the last of `bits`: given, or `featherweight.budget.bits.spread(..)`
+    The other arguments are those of `progressive_admm`.
+    """
+    view = _scale(per)
+    if not bits:
+        raise InputError("bits names no stage: give the bits of each, such as (4, 3)")
+    rounds = Round(
+        epochs, retrain_epochs, rate, retrain_rate, every, rho, growth, rho_max, coupling, distill, temperature
+    )  # fmt: skip
+    steps = _steps(bits, levels, view, bits_of, targets)
+    return Recipe("admm_quantization", rounds.after_dense(dense_epochs, steps), "arXiv 1811.01907, 1810.07378")
+
+
+def _scale(per: str) -> View:
+    if per not in SCALES:
+        raise InputError(f"per must be one of {', '.join(SCALES)}, given {per!r}")
+    return SCALES[per]
+
+
+def _steps(
+    bits: tuple[int, ...], levels: Literal["uniform", "power_of_two"], view: View, bits_of: Mapping[str, int] | None, targets: str
+) -> list[Step]:
+    """(name, rules) of each stage."""
+    steps: list[Step] = [(f"{number} bits", (Rule(targets, Levels(levels, number), view),)) for number in bits]
+    if bits_of is not None:
+        if not bits_of:
+            raise InputError("bits_of names no parameter: give parameter -> bits, or leave it out for the same bits everywhere")
+        steps[-1] = ("bits by layer", tuple(Rule(name, Levels(levels, number), view) for name, number in bits_of.items()))
+    return steps

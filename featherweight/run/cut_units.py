@@ -1,0 +1,275 @@
+"""A stage's units cut: a criterion ranks them, an allotment says how many, the network's own class loses them."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from featherweight.budget.amc import Place, Search, search
+from featherweight.budget.costs import Spent, cost_of, counted
+from featherweight.budget.units import Sizes, Stopping, allot, offered
+from featherweight.criteria import CRITERIA, NEEDS, Ordered, Quadratic, Ranking, refit, unfitted
+from featherweight.criteria.auxiliary import new_heads, with_auxiliary
+from featherweight.criteria.readers import producers
+from featherweight.criteria.statistics import Stats, collect, unobservable
+from featherweight.errors import InputError
+from featherweight.network.calls import Inputs
+from featherweight.network.copies import copied
+from featherweight.network.evaluating import evaluating
+from featherweight.recipe.plan import matches
+from featherweight.recipe.schema import Units
+from featherweight.ship.latency_budget import within
+from featherweight.structure import Edit, Graph, expressible, prune, trace
+from featherweight.training.distillation import logits_of
+from featherweight.training.fit import Batch, Task
+from featherweight.weights.parametrized import coded, layouts_kept
+
+NOT_EXPRESSIBLE = "the network's own class cannot express a cut of it"
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """What `cut_units` did: the edit, or None where the budget held already; and what was made of the budget."""
+
+    edit: Edit | None
+    spent: Spent
+
+
+def cut_units(network: nn.Module, task: Task, asked: Units, epoch: int, auxiliary: bool = False) -> Cutting:
+    """Cut `network` in place, by what it does on the first batches of `epoch`. `auxiliary`: the loss that the criterion looks at
+    adds those of heads inside the network, trained here.
+
+    Sites that the class cannot express a cut of, or that the criterion cannot watch or rank, keep all their units:
+    `Spent.left_out` says why. Raises InputError where none is left or codes are in the way, Infeasible for a budget below what
+    the smallest sizes cost, and what the criterion raises about the network as a whole.
+    """
+    held = sorted(coded(network))
+    if held:
+        raise InputError(f"units are cut before weights are coded: {', '.join(held)} have a code. Put the stage that cuts first")
+    graph = trace(network, task.example)
+    statistics = _statistics(asked)
+    sites, left_out = may_go(network, graph, asked)
+    if not sites:
+        if not graph.sites:
+            why = "; ".join(f"{name}: {reason}" for name, reason in list(graph.frozen.items())[:3]) or "it has no layers"
+            raise InputError(
+                f"no units can go: none of the network's layers has units that its class can be without ({why}). Make its "
+                "weights smaller instead: progressive_admm (zeros), admm_quantization (bits) or decompose (ranks)"
+            )
+        told = "".join(f"; {name}: {why}" for name, why in left_out.items())
+        raise InputError(
+            f"no units can go: of the sites {', '.join(graph.sites) or '(none)'} those that match {asked.sites!r} cannot be cut "
+            f"in the network's own class, or not be watched{told}. Rank by l1 or l2, which look at weights alone, or match other "
+            "sites"
+        )
+    watched = with_auxiliary(task, new_heads(network, task, epoch), most=1.0) if auxiliary else task
+    stats = collect(
+        network, graph, watched, statistics, sites=sites, samples=asked.samples, epoch=epoch, curvature=asked.curvature
+    )
+    halved = isinstance(asked.allot, Search) and stats.count > 1 and not _more(task, epoch, stats.count)
+    caveats = [stats.caveat()] if stats.caveat() else []
+    if halved:  # the search is judged by samples that the criterion did not look at
+        caveats.append(f"the criterion looked at half of the {stats.samples:,} samples, and the search was judged by the others")
+        stats = collect(
+            network, graph, watched, statistics, sites=sites, samples=stats.samples // 2, epoch=epoch, curvature=asked.curvature
+        )
+    stats = replace(stats, task=task)
+    rankings = CRITERIA[asked.criterion](network, graph, stats)
+    ranked = Ranked(network, graph, stats, rankings, asked.refit)
+    sizes, spent = _sizes(ranked, asked)
+    if asked.certify:
+        spent = replace(spent, gaps=ranked.gaps(sizes))
+    caveats += [*rankings.caveats, *ranked.not_refitted(sizes)]
+    spent = replace(spent, left_out={**left_out, **rankings.left_out}, caveats=caveats)
+    return Cutting(ranked.cut(network, sizes), spent)
+
+
+def may_go(network: nn.Module, graph: Graph, asked: Units) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The sites of which units may go, and those that match but keep all of theirs, with why. No data is looked at: the criterion
+    may leave out more once it has seen some."""
+    possible = [name for name in graph.sites if matches(asked.sites, name)]
+    left_out = unobservable(network, graph, _statistics(asked), possible)
+    sites = expressible(network, graph, [name for name in possible if name not in left_out])
+    return sites, left_out | {name: NOT_EXPRESSIBLE for name in possible if name not in left_out and name not in sites}
+
+
+def _statistics(asked: Units) -> set[str]:
+    return {*NEEDS[asked.criterion], *(("gram",) if asked.refit else ())}
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A network whose units are ranked, to be cut to any sizes."""
+
+    network: nn.Module
+    graph: Graph
+    stats: Stats
+    rankings: Mapping[str, Ranking]
+    refit: bool
+
+    def cut(self, network: nn.Module, sizes: Sizes) -> Edit | None:
+        """Cut `network`, which is ours or a copy of it, in place. None where all units stay."""
+        keep = self.keep(sizes)
+        if self.refit and keep:
+            parameters = dict(network.named_parameters())
+            with torch.no_grad():
+                for name, values in refit(network, self.graph, self.stats, keep).items():
+                    parameters[name].copy_(values)
+        with layouts_kept(network):
+            return prune(network, self.graph, keep, where="class").edit if keep else None
+
+    def keep(self, sizes: Sizes) -> dict[str, tuple[int, ...]]:
+        """The units that stay of each site that loses some."""
+        return {site: self.rankings[site].keep(size) for site, size in sizes.items() if size < self.rankings[site].size}
+
+    def not_refitted(self, sizes: Sizes) -> list[str]:
+        """Which of the layers that read what is cut keep their weights, though they were to be fitted anew, and why."""
+        found = unfitted(self.network, self.stats, self.keep(sizes)) if self.refit else {}
+        return [f"{module} is not fitted anew: {why}" for module, why in found.items()]
+
+    def gaps(self, sizes: Sizes) -> dict[str, float]:
+        """Site that is cut -> how far its choice is from the best one at most, where the criterion can prove it."""
+        held = {site: (self.rankings[site], size) for site, size in sizes.items()}
+        return {site: r.certificate(k).gap for site, (r, k) in held.items() if isinstance(r, Quadratic) and k < r.size}
+
+    def copy(self, sizes: Sizes) -> nn.Module:
+        """A copy of the network, cut."""
+        made = copied(self.network)
+        self.cut(made, sizes)
+        return made
+
+
+def _sizes(ranked: Ranked, asked: Units) -> tuple[Sizes, Spent]:
+    """The sizes that meet the budget, and what they cost."""
+    losses = {site: _Damage(ranking) for site, ranking in ranked.rankings.items()}
+    what, amount = asked.budget
+    cost = cost_of(what, ranked.network, ranked.graph)
+
+    how = asked.allot
+
+    def allotted(limit: float) -> Sizes:
+        if isinstance(how, Search):
+            places = [_place(ranked, site, offered(r.size, asked.multiple)) for site, r in ranked.rankings.items()]
+            seed = int(torch.randint(2**31, ()))  # of the run's own generator, which a checkpoint holds
+            return search(places, cost, limit, _reward(ranked, asked.samples), how, seed)
+        return allot(how, losses, cost, limit, asked.multiple)
+
+    if what == "latency_ms":
+        whole = {site: ranking.size for site, ranking in ranked.rankings.items()}
+        least = {site: offered(size, asked.multiple)[0] for site, size in whole.items()}
+        return within(amount, ranked.stats.task.example, allotted, cost, ranked.copy, least, whole)
+    limit = amount * cost({})
+    sizes = allotted(limit)
+    why = f"the stopping rule at {how.tolerance:g} keeps no more" if isinstance(how, Stopping) else ""
+    why = "of all that the search tried this did best" if isinstance(how, Search) else why
+    return sizes, counted(what, cost, sizes, limit, why)
+
+
+def _place(ranked: Ranked, site: str, sizes: tuple[int, ...]) -> Place:
+    """What AMC's agent is told of the layer that makes the units of a site."""
+    name = producers(ranked.graph, site)
+    path = name[0][0].rpartition(".")[0] if name else ""
+    layer = ranked.network.get_submodule(path)
+    if not isinstance(layer, _ConvNd):
+        return Place(site, sizes, inputs=layer.in_features if isinstance(layer, nn.Linear) else 0, height=1, width=1)
+    made: list[Tensor] = []
+    handle = layer.register_forward_hook(lambda module, inputs, output: made.append(output))
+    try:
+        with evaluating(ranked.network), torch.no_grad():
+            Inputs.of(ranked.stats.task.example).call(ranked.network)
+    finally:
+        handle.remove()
+    return Place(site, sizes, layer.in_channels, made[0].shape[2], made[0].shape[-1], layer.stride[0], layer.kernel_size[0])
+
+
+def _reward(ranked: Ranked, samples: int) -> Callable[[Sizes], float]:
+    """sizes -> how good the network so cut is, untuned, on training batches of about `samples` that nothing else here looked at:
+    the share of right answers where a batch is (inputs, class of each), else minus the loss. The task's score is never asked.
+
+    Raises InputError where the epoch is one batch.
+    """
+    task, count = ranked.stats.task, ranked.stats.count
+    held: list[Batch] = []
+    seen = 0
+    for batch in itertools.islice(iter(task.batches(ranked.stats.epoch)), count, None):
+        held.append(batch)
+        seen += Inputs((batch,)).batch
+        if seen >= samples:
+            break
+    if not held:
+        raise InputError(
+            f"the search is judged by training batches that the criterion did not look at, and the epoch holds {count}: give "
+            "smaller batches, or fewer `samples`"
+        )
+
+    def reward(sizes: Sizes) -> float:
+        network = ranked.copy(sizes)
+        with evaluating(network):  # with gradients: a loss may differentiate inside
+            return sum(_judged(network, task, batch) for batch in held) / len(held)
+
+    return reward
+
+
+def _more(task: Task, epoch: int, count: int) -> bool:
+    """Does the epoch hold more than `count` batches?"""
+    return next(itertools.islice(iter(task.batches(epoch)), count, None), None) is not None
+
+
+def _judged(network: nn.Module, task: Task, batch: Batch) -> float:
+    """The share of right answers where the batch is a pair with the class of each sample, else minus the loss. The network is
+    called as the task's loss calls it."""
+    given: list[Any] = []
+    handle = network.register_forward_hook(lambda module, inputs, output: given.append(output))
+    try:
+        loss = task.loss(network, batch)
+    finally:
+        handle.remove()
+    if given and isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(labels := batch[1], Tensor):
+        logits = given[-1] if isinstance(given[-1], Tensor) or task.logits is None else logits_of(task, given[-1])
+        if isinstance(logits, Tensor) and logits.ndim == 2 and labels.dtype == torch.int64 and labels.shape == logits.shape[:1]:
+            return float((logits.argmax(1) == labels).float().mean())
+    return -float(loss.detach())
+
+
+SOLVED = 33  # sizes at which a ranking that solves a problem for each is asked; between them the damage is interpolated
+
+
+class _Damage(Sequence[float]):
+    """The damage of keeping 0 .. size units, found when asked for: an even share asks for hardly any of it."""
+
+    def __init__(self, ranking: Ranking) -> None:
+        self.ranking = ranking
+        sizes = range(1, ranking.size + 1)
+        known = isinstance(ranking, Ordered) or ranking.size <= SOLVED
+        self.solved = list(sizes) if known else sorted({round(k) for k in np.linspace(1, ranking.size, SOLVED)})
+        self.found: dict[int, float] = {}
+
+    def __len__(self) -> int:
+        return self.ranking.size + 1
+
+    def __getitem__(self, k: Any) -> Any:
+        if isinstance(k, slice):
+            return [self[i] for i in range(*k.indices(len(self)))]
+        if not 0 <= k < len(self):
+            raise IndexError(k)
+        if k == 0:  # is not offered: it counts as one step more of the same
+            return 2 * self[1] - self[min(2, self.ranking.size)]
+        above = bisect.bisect_left(self.solved, k)
+        high = self.solved[above]
+        if high == k:
+            return self._at(k)
+        low = self.solved[above - 1]
+        return self._at(low) + (self._at(high) - self._at(low)) * (k - low) / (high - low)
+
+    def _at(self, k: int) -> float:
+        if k not in self.found:
+            self.found[k] = self.ranking.loss(k)
+        return self.found[k]

@@ -1,0 +1,371 @@
+"""Export: a compressed network as an ONNX model or a `torch.export` program, run again from the file and compared.
+
+Codes are made plain first, in a copy: low-rank ones two thin layers where these are cheaper, others the weight they decode to.
+ONNX needs `pip install "featherweight[onnx]"`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import math
+import os
+import re
+import secrets
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from featherweight.errors import FeatherweightError, InputError, StorageError
+from featherweight.files import storage
+from featherweight.lowrank.factor import materialise
+from featherweight.network.calls import Example, Inputs, plain_outputs, tensors_of
+from featherweight.network.copies import copied
+from featherweight.network.devices import device_of, placed
+from featherweight.structure.capture import batch_shapes, first_line, packs_sequences, quiet, whole_attention
+from featherweight.structure.observe import RUN_FAILURES, readable, seeded
+from featherweight.weights.parametrized import coded, detach
+
+Format = Literal["onnx", "pt2"]
+FORMATS: tuple[Format, ...] = ("onnx", "pt2")
+LEAST_OPSET = 18
+LARGEST_SINGLE_FILE = 2**31 - 2**26  # bytes of weights; a protobuf ends at 2 GiB, and the graph needs room too
+TOLERANCE = 1e-3  # of the largest output, that a float32 model in another runtime may differ by
+INSTALL = 'pip install "featherweight[onnx]"'
+BATCHES = (1, 2, 5)  # batch sizes that the file is run with
+
+
+class ExportError(FeatherweightError):
+    """A network that cannot be exported, or whose exported form computes something else."""
+
+
+class RuntimeMissing(ExportError, ImportError):
+    """A package of an optional extra that is not installed."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    bytes       of all its files
+    difference  largest absolute difference from PyTorch over `batches`, and `relative` to the largest output; of whole numbers
+                and truth values the share that differs
+    """
+
+    path: str
+    format: str
+    files: tuple[str, ...]
+    bytes: int
+    opset: int | None
+    dynamic_batch: bool
+    batches: tuple[int, ...]
+    difference: float
+    relative: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, fit for JSON and for a report."""
+        return asdict(self)
+
+
+def export(
+    model: nn.Module,
+    example: Example | Inputs,
+    path: str | Path,
+    format: Format = "onnx",
+    *,
+    opset: int = LEAST_OPSET,
+    dynamic_batch: bool = True,
+    tolerance: float = TOLERANCE,
+) -> Exported:
+    """Write `model` to `path` in eval mode, run the file, and compare it with PyTorch. `model` itself is not changed.
+
+    `example`: the inputs of the network, a tuple by position or a dict by name, batch first. The file is for the CPU, wherever
+    the network is. With `dynamic_batch` it takes any batch size, in those inputs whose first size is that of the first one; the
+    others (a time step, None, a number) are fixed as they are. Outputs come as dicts, lists and tuples. ONNX weights above 2 GB
+    go into a file `path`.xxxxxxxx.data beside it. The file appears only when it computes what the network computes, to
+    `tolerance` of its largest output, and in all but that share of whole numbers. Raises RuntimeMissing, ExportError,
+    StorageError, and InputError for options out of range.
+    """
+    path = Path(path)
+    if format not in FORMATS:
+        raise InputError(f"format must be one of {', '.join(FORMATS)}, given {format!r}")
+    if opset < LEAST_OPSET:
+        raise InputError(f"opset must be at least {LEAST_OPSET}, given {opset}")
+    inputs = placed(Inputs.of(example), "cpu")
+    if not inputs.tensors():
+        raise InputError("the example holds no tensor; give the network's inputs as a tuple by position or as a dict by name")
+    network = shippable(model, inputs).cpu()
+    if format == "onnx":
+        _check_types(network, inputs)
+    write, run = (_onnx_writer(opset), onnx_runner) if format == "onnx" else (_write_pt2, _pt2_runner)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        storage.free(path)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name[:100]}.", dir=path.parent) as folder:
+            # The name of the weights beside a graph stands in the graph: were it always the same, a kill between the two files
+            # would leave an old graph with new weights.
+            part = Path(folder) / f"{path.name}.{secrets.token_hex(4)}"
+            with quiet():
+                write(network, inputs, part, dynamic_batch)
+                batches = BATCHES if dynamic_batch else (inputs.batch,)
+                several = [resized(inputs, batch) for batch in batches]
+                difference, relative = compare(network, run(part), several)
+            if not relative <= tolerance:
+                raise ExportError(
+                    f"the {format} model differs from the network by {relative:.2e} of its largest output, more than "
+                    f"{tolerance:g}: it is not written. {_cause(network, several[0])}"
+                )
+            files = _placed(part, path, format)
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error}. Free space or choose another place") from error
+    size = sum((path.parent / name).stat().st_size for name in files)
+    return Exported(
+        str(path), format, tuple(files), size, opset if format == "onnx" else None, dynamic_batch, batches, difference, relative
+    )
+
+
+def _placed(part: Path, path: Path, format: Format) -> list[str]:
+    """Give the graph its name, after its weights beside it theirs, and remove those of an earlier export; the names of both."""
+    beside = [file for file in part.parent.iterdir() if file.name != part.name]
+    for file in (*beside, part):
+        os.chmod(file, 0o644)
+        storage.sync(file)
+    for file in beside:
+        os.replace(file, path.parent / file.name)
+    os.replace(part, path)
+    earlier = re.compile(re.escape(path.name) + r"(\.[0-9a-f]{8})?\.data")
+    for name in os.listdir(path.parent) if format == "onnx" else ():
+        if earlier.fullmatch(name) and name not in {file.name for file in beside}:
+            (path.parent / name).unlink(missing_ok=True)
+    storage.sync_folder(path.parent)
+    return [path.name, *sorted(file.name for file in beside)]
+
+
+def _check_types(network: nn.Module, inputs: Inputs) -> None:
+    """bfloat16 is refused before anything is written: ONNX Runtime has few operations in it on the processor."""
+    held = [*network.named_parameters(), *network.named_buffers(), *(("an input", tensor) for tensor in inputs.tensors())]
+    name = next((name for name, tensor in held if tensor.dtype == torch.bfloat16), None)
+    if name is not None:
+        raise ExportError(
+            f"{name} is in bfloat16, which ONNX Runtime does not compute in on the processor: export network.float() with inputs "
+            "in float32, or export it as pt2"
+        )
+
+
+def _cause(network: nn.Module, inputs: Inputs) -> str:
+    """Why a file may compute something else."""
+    with torch.no_grad():
+        runs = []
+        for seed in (1, 2):
+            with seeded(seed):
+                runs.append(tensors_of(inputs.call(network)))
+    alike = all(torch.equal(readable(one), readable(other)) for one, other in zip(*runs, strict=True))
+    if not alike:
+        return (
+            "The network draws random numbers in eval mode: two runs of it differ, so that nothing can be compared. Switch that "
+            "off in eval mode, or give what is drawn as an input"
+        )
+    return (
+        "An operation computes otherwise there; look for one that depends on the batch, or raise the tolerance if the network is "
+        "in half precision"
+    )
+
+
+def shippable(model: nn.Module, example: Example | Inputs | None = None) -> nn.Module:
+    """A copy of `model` in eval mode without codes, which computes the same. Low-rank codes become thin layers where it pays."""
+    network = copied(model).eval()
+    if coded(network):
+        materialise(network, example=placed(Inputs.of(example), device_of(network)) if example is not None else None)
+    for name in coded(network):
+        detach(network, name)
+    return network
+
+
+def resized(example: Example | Inputs, batch: int) -> Inputs:
+    """`example` with `batch` rows, none like another: its rows repeated, those of floating point with noise of their own size.
+    Inputs without a batch stay as they are."""
+    generator = torch.Generator().manual_seed(batch)
+    inputs = Inputs.of(example)
+
+    def row(tensor: Tensor) -> Tensor:
+        if not inputs.has_batch(tensor):
+            return tensor
+        repeated = tensor[torch.arange(batch) % tensor.shape[0]]
+        if not tensor.is_floating_point():
+            return repeated
+        noise = torch.randn(repeated.shape, generator=generator).to(repeated)
+        return repeated + noise * float(tensor.float().std(correction=0).nan_to_num().clamp_min(0.1))
+
+    return inputs.map(row)
+
+
+Runner = Callable[[Inputs], list[Tensor]]
+
+
+@torch.no_grad()
+def compare(network: nn.Module, run: Runner, inputs: Sequence[Example | Inputs]) -> tuple[float, float]:
+    """Largest absolute difference of all outputs, and the same over the largest of its output; of whole numbers and truth values
+    the share that differs; infinite where only one of two is NaN. Raises ExportError where there is nothing to compare."""
+    difference, relative, numbers = 0.0, 0.0, False
+    for given in map(Inputs.of, inputs):
+        wanted, got = [readable(tensor) for tensor in tensors_of(given.call(network))], run(given)
+        if [tensor.shape for tensor in wanted] != [tensor.shape for tensor in got]:
+            shapes = [[tuple(tensor.shape) for tensor in side] for side in (got, wanted)]
+            raise ExportError(f"the exported model's outputs have shapes {shapes[0]}, the network's {shapes[1]}")
+        for place, (one, other) in enumerate(zip(wanted, got, strict=True)):
+            if one.numel() == 0:
+                continue
+            exact = not (one.is_floating_point() or one.is_complex())
+            if not exact and bool(one.isnan().all()):
+                raise ExportError(
+                    f"output {place} of the network is NaN throughout: there is no number to compare, and the file is not written"
+                )
+            gap, largest = _gap(one.cpu(), other.cpu(), exact)
+            difference = max(difference, gap)
+            relative = max(relative, gap / largest)
+            numbers |= exact or bool(one.nan_to_num(0, 1, 1).any())
+    if not numbers:
+        raise ExportError(
+            "every output of the network is 0 on the example, or it has none: there is nothing to compare, and the file is not "
+            "written. Give an example on which it gives something"
+        )
+    return difference, relative
+
+
+def _gap(one: Tensor, other: Tensor, exact: bool) -> tuple[float, float]:
+    """The largest difference of two outputs, and the largest of the first to hold it against; 1 for whole numbers."""
+    if exact:
+        return float((one != other).double().mean()), 1.0
+    kind = torch.complex128 if one.is_complex() else torch.float64
+    one, other = one.to(kind), other.to(kind)
+    gap = (one - other).abs()
+    gap = gap.masked_fill((one == other) | (one.isnan() & other.isnan()), 0.0)  # two infinities of one sign, no number in both
+    size = one.abs()
+    largest = float(size.masked_fill(~size.isfinite(), 0.0).max())
+    return float(gap.max().nan_to_num(math.inf, math.inf)), largest or 1.0
+
+
+# --- ONNX ----------------------------------------------------------------------------------------------------------------
+
+
+def onnx_runner(path: Path, threads: int = 1, providers: tuple[str, ...] = ("CPUExecutionProvider",)) -> Runner:
+    """Runs an ONNX file in ONNX Runtime. Raises RuntimeMissing."""
+    runtime = require("onnxruntime", "to run ONNX models")
+
+    def checked(call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except Exception as error:  # the runtime's errors have no base of their own
+            raise ExportError(
+                f"ONNX Runtime cannot run the model: {first_line(error)}; export it as pt2, or in float32 (network.float())"
+            ) from error
+
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
+    session = checked(lambda: runtime.InferenceSession(str(path), options, providers=list(providers)))
+    if providers[0] not in session.get_providers():  # it falls back to the processor without a word
+        raise RuntimeMissing(f"ONNX Runtime could not start its {providers[0]} and would run on the processor: {INSTALL}")
+    names = [entry.name for entry in session.get_inputs()]
+
+    def run(inputs: Inputs) -> list[Tensor]:
+        given = {name: tensor.detach().cpu().numpy() for name, tensor in zip(names, inputs.tensors(), strict=True)}
+        return [torch.from_numpy(array) for array in checked(lambda: session.run(None, given))]
+
+    return run
+
+
+def require(name: str, purpose: str) -> Any:
+    """The module of an optional extra. Raises RuntimeMissing, which says what to install."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise RuntimeMissing(f"{name} is needed {purpose} and cannot be imported ({error}): {INSTALL}") from None
+
+
+Writer = Callable[[nn.Module, Inputs, Path, bool], None]
+
+
+def _onnx_writer(opset: int) -> Writer:
+    def write(network: nn.Module, example: Inputs, path: Path, dynamic: bool) -> None:
+        for name in ("onnx", "onnxscript", "onnxruntime"):
+            require(name, "to export to ONNX and to check the file")
+        program = _program(network, example, dynamic)
+        weights = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
+        try:
+            beside = weights > LARGEST_SINGLE_FILE
+            torch.onnx.export(program, (), str(path), dynamo=True, opset_version=opset, verbose=False, external_data=beside)
+        except torch.onnx.OnnxExporterError as error:
+            raise ExportError(_why(error)) from error
+
+    return write
+
+
+def _why(error: BaseException) -> str:
+    """The exporter's nested errors in one sentence."""
+    text = ""
+    cause: BaseException | None = error
+    while cause is not None:
+        text += f"{cause}\n"
+        cause = cause.__cause__
+    lacking = sorted(set(re.findall(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", text)))
+    if lacking:
+        return (
+            f"ONNX has no form of {', '.join(lacking)}: write this part of the network with other operations, or export it as "
+            "pt2, which holds any PyTorch operation"
+        )
+    return f"the ONNX exporter failed: {text.strip().splitlines()[-1]}"
+
+
+# --- torch.export --------------------------------------------------------------------------------------------------------
+
+
+def _program(network: nn.Module, example: Inputs, dynamic: bool) -> torch.export.ExportedProgram:
+    given = resized(example, 2) if dynamic else example  # a batch of 1 would be taken for a constant
+    try:
+        with torch.no_grad(), whole_attention(), plain_outputs(network):  # the fast path's operation is one no other runtime has
+            shapes = batch_shapes(network, example, torch.export.Dim.DYNAMIC) if dynamic else None
+            return torch.export.export(network, given.args, given.kwargs or None, dynamic_shapes=shapes, strict=False)
+    except Exception as error:  # torch.export lets through whatever the traced code raises
+        raise ExportError(_refusal(network, example, dynamic, error)) from error
+
+
+def _refusal(network: nn.Module, example: Inputs, dynamic: bool, error: Exception) -> str:
+    """Why a network cannot be captured, in a sentence, and the way out."""
+    try:
+        with torch.no_grad():
+            example.call(network)
+    except RUN_FAILURES as plainly:
+        return (
+            f"the network does not run on the example ({example}): {type(plainly).__name__}: {first_line(plainly)}; give an "
+            "example like the inputs it was made for"
+        )
+    if packs_sequences(error):
+        return (
+            "the network packs sequences by their lengths (torch.nn.utils.rnn.pack_padded_sequence), which torch.export cannot "
+            "follow: run the recurrent layer on the padded sequences, and mask what lies beyond the lengths"
+        )
+    way_out = "Rewrite what depends on the values of the data"
+    way_out += ", or export with dynamic_batch=False if it is the batch size that its code depends on" if dynamic else ""
+    return f"torch.export cannot capture the network: {type(error).__name__}: {first_line(error)} {way_out}"
+
+
+def _write_pt2(network: nn.Module, example: Inputs, path: Path, dynamic: bool) -> None:
+    # Given a path, torch's zip writer ends the process when the disk is full.
+    written = io.BytesIO()
+    torch.export.save(_program(network, example, dynamic), written)
+    path.write_bytes(written.getbuffer())
+
+
+def _pt2_runner(path: Path) -> Runner:
+    module = torch.export.load(path).module()
+
+    def run(inputs: Inputs) -> list[Tensor]:
+        with torch.no_grad():
+            return [readable(tensor) for tensor in tensors_of(inputs.call(module))]
+
+    return run

@@ -1,0 +1,398 @@
+"""Sets: what must hold of a matrix. Each is one frozen description with one algorithm, its projection."""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from featherweight.weights import codes, kmeans, sizes
+from featherweight.weights.scales import best_scales
+from featherweight.weights.sizes import Menu, SetError, checked, clustering_error, finite, largest, pieces, ratio, support
+from featherweight.weights.svd import squared_values, truncated
+
+
+class Set(abc.ABC):
+    """A subset of the (rows, cols) matrices. Finals are frozen dataclasses; their first line is the problem they solve."""
+
+    exact: ClassVar[bool]  # is `project` the true Euclidean projection?
+    prunes: ClassVar[bool] = False  # does it force entries to zero, by a size that `shrunk` can lower?
+    selects: ClassVar[bool] = False  # does it only choose which entries stay, so that they may be weighed?
+
+    @abc.abstractmethod
+    def encode(self, matrix: Tensor) -> codes.Code:
+        """The code whose decoding, refitted to `matrix`, is the projection."""
+
+    @abc.abstractmethod
+    def violation(self, matrix: Tensor) -> float:
+        """Distance from the set over the norm of the matrix, in [0, 1]; 0 inside. An upper bound where `exact` is False."""
+
+    @abc.abstractmethod
+    def pull(self, matrix: Tensor) -> Tensor:
+        """A subgradient, at `matrix`, of the set's convex surrogate."""
+
+    def project(self, matrix: Tensor) -> Tensor:
+        """The nearest member of the set, or a near one where `exact` is False. Same shape, dtype and device."""
+        code = self.encode(matrix)
+        free = code.right_inverse(matrix)
+        return code(*free) if isinstance(free, tuple) else code(free)
+
+    def check(self, matrix: Tensor) -> None:
+        """Raises SetError if the set's size is missing or out of range for `matrix`, or `matrix` is not finite."""
+        finite(self, matrix)
+
+    @abc.abstractmethod
+    def complete(self) -> bool:
+        """Has it a size, or does it still wait for one from a plan?"""
+
+    def menu(self, matrix: Tensor) -> Menu:
+        """The admissible sizes for `matrix`. Raises SetError for a set that has no size to choose."""
+        raise SetError(f"{type(self).__name__} has no size for an allocator to choose; give its size in the rule")
+
+    def sized(self, size: int) -> Set:
+        """The same set with its size replaced."""
+        raise SetError(f"{type(self).__name__} has no size to set")
+
+    def size(self) -> int:
+        """The size that `sized` sets. Raises SetError where there is none, or none yet."""
+        raise SetError(f"{type(self).__name__} has no size, or none yet")
+
+    def shrunk(self, matrix: Tensor) -> Set:
+        """The set that a member which has lost dead rows and columns still lies in, with no size beyond what it uses."""
+        return self
+
+    def masked(self) -> Set:
+        """The set of the members whose entries are zero wherever the matrix's are: zero belongs to pruning."""
+        return self
+
+
+@dataclass(frozen=True)
+class TopK(Set):
+    """min |m - z|_F  s.t.  |z|_0 <= count.
+
+    Exact: the `count` entries of largest magnitude; of equal ones, any, but never more than `count`. O(n). Zhang et al. 2018
+    (arXiv 1804.03294), eq. 6. `count=None` leaves the size to the plan. Surrogate: the l1 norm.
+    """
+
+    count: int | None = None
+    kind: Literal["top_k"] = "top_k"
+    exact: ClassVar[bool] = True
+    prunes: ClassVar[bool] = True
+    selects: ClassVar[bool] = True
+
+    def check(self, matrix: Tensor) -> None:
+        checked(self, self.count, matrix, matrix.numel(), "count")
+
+    def complete(self) -> bool:
+        return self.count is not None
+
+    def encode(self, matrix: Tensor) -> codes.Sparse:
+        count = checked(self, self.count, matrix, matrix.numel(), "count")
+        return codes.Sparse(matrix.shape[0], matrix.shape[1], largest(matrix.reshape(-1), count))
+
+    def violation(self, matrix: Tensor) -> float:
+        count = checked(self, self.count, matrix, matrix.numel(), "count")
+        squares = matrix.reshape(-1).double().square().sort().values
+        return ratio(squares[: squares.numel() - count].sum(), squares.sum())
+
+    def pull(self, matrix: Tensor) -> Tensor:
+        return matrix.sign()
+
+    def menu(self, matrix: Tensor) -> Menu:
+        rows, cols = finite(self, matrix).shape
+        return Menu(matrix.reshape(-1), lambda k: codes.Sparse.blank(rows, cols, k).bits())
+
+    def sized(self, size: int) -> TopK:
+        return replace(self, count=size)
+
+    def size(self) -> int:
+        return self.count if self.count is not None else super().size()
+
+    def shrunk(self, matrix: Tensor) -> TopK:
+        return replace(self, count=int(matrix.count_nonzero()))
+
+
+@dataclass(frozen=True)
+class TopRows(Set):
+    """min |m - z|_F  s.t.  at most `count` rows of z are not zero.
+
+    Exact: the rows of largest Euclidean norm. O(n). He et al. 2018 (SFP); Zhang et al. 2018 (StructADMM, arXiv 1807.11091).
+    Surrogate: the group lasso.
+    """
+
+    count: int | None = None
+    kind: Literal["top_rows"] = "top_rows"
+    exact: ClassVar[bool] = True
+    prunes: ClassVar[bool] = True
+    selects: ClassVar[bool] = True
+
+    def check(self, matrix: Tensor) -> None:
+        checked(self, self.count, matrix, matrix.shape[0], "count")
+
+    def complete(self) -> bool:
+        return self.count is not None
+
+    def encode(self, matrix: Tensor) -> codes.Rows:
+        count = checked(self, self.count, matrix, matrix.shape[0], "count")
+        index = torch.linalg.vector_norm(matrix, dim=1).topk(count, sorted=False).indices
+        return codes.Rows(matrix.shape[0], matrix.shape[1], index.sort().values)
+
+    def violation(self, matrix: Tensor) -> float:
+        count = checked(self, self.count, matrix, matrix.shape[0], "count")
+        squares = matrix.double().square().sum(1).sort().values
+        return ratio(squares[: squares.numel() - count].sum(), squares.sum())
+
+    def pull(self, matrix: Tensor) -> Tensor:
+        norm = torch.linalg.vector_norm(matrix, dim=1, keepdim=True)
+        return torch.where(norm > 0, matrix / norm, 0.0)
+
+    def menu(self, matrix: Tensor) -> Menu:
+        rows, cols = finite(self, matrix).shape
+        return Menu(sizes.row_squares(matrix), lambda k: codes.Rows.blank(rows, cols, k).bits(), squared=False)
+
+    def sized(self, size: int) -> TopRows:
+        return replace(self, count=size)
+
+    def size(self) -> int:
+        return self.count if self.count is not None else super().size()
+
+    def shrunk(self, matrix: Tensor) -> TopRows:
+        return replace(self, count=int(matrix.any(dim=1).sum()))
+
+
+@dataclass(frozen=True)
+class LowRank(Set):
+    """min |m - z|_F  s.t.  rank(z) <= rank, or with `energy`: the least rank whose dropped sum of squares is <= energy |m|_F^2.
+
+    Exact for a rank: truncated singular value decomposition (Eckart and Young 1936). O(rows cols min(rows, cols)). The energy
+    rule is that of Trained Rank Pruning (arXiv 1910.04576), relative and so blind to the scale of the weight.
+    Surrogate: the nuclear norm, with subgradient U V^T over the kept rank (Avron et al. 2012).
+    """
+
+    rank: int | None = None
+    energy: float | None = None
+    kind: Literal["low_rank"] = "low_rank"
+    exact: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.rank is not None and self.energy is not None:
+            raise SetError(f"LowRank takes a rank or an energy, not both (given rank={self.rank}, energy={self.energy})")
+        if self.energy is not None and not 0 <= self.energy < 1:
+            raise SetError(f"LowRank energy is the dropped share of the squared norm, in [0, 1), given {self.energy}")
+
+    def check(self, matrix: Tensor) -> None:
+        _ = finite(self, matrix) if self.energy is not None else self.rank_of(matrix)
+
+    def complete(self) -> bool:
+        return self.rank is not None or self.energy is not None
+
+    def encode(self, matrix: Tensor) -> codes.Factors:
+        return codes.Factors(matrix.shape[0], matrix.shape[1], self.rank_of(matrix))
+
+    def rank_of(self, matrix: Tensor) -> int:
+        """The rank that the projection of `matrix` has (at most)."""
+        if self.energy is None:
+            return checked(self, self.rank, matrix, min(matrix.shape), "rank")
+        squares = squared_values(finite(self, matrix))
+        dropped = squares.flip(0).cumsum(0)  # dropped[i]: the i + 1 smallest
+        return squares.numel() - int((dropped <= self.energy * dropped[-1]).sum())
+
+    def violation(self, matrix: Tensor) -> float:
+        if self.energy is not None:
+            return 0.0  # any matrix has a rank that keeps the energy it keeps; the rule binds only at projection
+        rank = checked(self, self.rank, matrix, min(matrix.shape), "rank")
+        squares = torch.linalg.svdvals(matrix.double()).square()
+        return ratio(squares[rank:].sum(), squares.sum())
+
+    def pull(self, matrix: Tensor) -> Tensor:
+        # at a weight that the energy rule has projected, what is left of the energy is kept whole: rounding alone is dropped
+        kept = truncated(matrix, energy=1e-12) if self.energy is not None else truncated(matrix, rank=self.rank_of(matrix))
+        return kept.pull().to(matrix.dtype)
+
+    def menu(self, matrix: Tensor) -> Menu:
+        squares = squared_values(finite(self, matrix))
+        rows, cols = matrix.shape
+        return Menu(squares, lambda k: codes.Factors.blank(rows, cols, k).bits(), squared=False)
+
+    def sized(self, size: int) -> LowRank:
+        return LowRank(rank=size)
+
+    def size(self) -> int:
+        return self.rank if self.rank is not None else super().size()
+
+
+@dataclass(frozen=True)
+class Levels(Set):
+    """min |m - z|_F  s.t.  every entry of row r of z is scale_r times one of a few fixed levels, for some scale_r >= 0.
+
+    uniform: +-1, +-2 .. +-2^(bits-1), no zero (zero belongs to pruning; Ye et al. 2018, arXiv 1811.01907);
+    power_of_two: +-1, +-2, +-4 .. (2^(bits-1) of each sign); binary: +-1; ternary: -1, 0, +1.
+    Exact: each row's scale minimises the distance over the whole range (`scales.best_scale`). O(n log n). One scale for the
+    whole tensor or one a filter is a matter of the view. Surrogate: half the squared distance to the set.
+    `sparse`: what is zero in m stays zero, at no level, and has no part in the scale.
+    """
+
+    levels: Literal["uniform", "power_of_two", "binary", "ternary"] = "binary"
+    bits: int | None = None
+    sparse: bool = False
+    kind: Literal["levels"] = "levels"
+    exact: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        takes_bits = self.levels in ("uniform", "power_of_two")
+        if not takes_bits and self.bits is not None:
+            raise SetError(f"Levels({self.levels!r}) has a fixed number of levels; bits={self.bits} does not apply")
+        most = 8 if self.levels == "uniform" else 5
+        if takes_bits and self.bits is not None and not 1 <= self.bits <= most:
+            raise SetError(f"Levels({self.levels!r}) takes 1 to {most} bits, given {self.bits}")
+
+    def positive(self) -> Tensor:
+        """The levels >= 0, ascending, float64."""
+        if self.levels in ("binary", "ternary"):
+            return torch.tensor([1.0] if self.levels == "binary" else [0.0, 1.0], dtype=torch.float64)
+        if self.bits is None:
+            raise SetError(f"Levels({self.levels!r}) needs its bits")
+        steps = torch.arange(2 ** (self.bits - 1), dtype=torch.float64)
+        return steps + 1 if self.levels == "uniform" else 2.0**steps
+
+    def complete(self) -> bool:
+        return self.bits is not None or self.levels in ("binary", "ternary")
+
+    def encode(self, matrix: Tensor) -> codes.Scaled | codes.SparseScaled:
+        finite(self, matrix)
+        positive = self.positive().to(matrix.device)
+        levels = torch.cat([-positive[positive > 0].flip(0), positive])  # ascending, so an index is a rank
+        scale = best_scales(matrix.abs(), positive, self.sparse).clamp_min(torch.finfo(torch.float64).tiny)[:, None]
+        index = torch.empty(matrix.shape, dtype=torch.uint8, device=matrix.device)  # there are 256 levels at most
+        for part, of, into in zip(*(pieces(whole) for whole in (matrix, scale.expand_as(matrix), index)), strict=True):
+            into.copy_(kmeans.nearest(part.double() / of, levels))
+        position = support(matrix) if self.sparse else None
+        if position is None:
+            return codes.Scaled(index, levels.to(matrix.dtype))
+        return codes.SparseScaled(matrix.shape[0], matrix.shape[1], position, index.reshape(-1)[position], levels)
+
+    def violation(self, matrix: Tensor) -> float:
+        finite(self, matrix)
+        positive = self.positive().to(matrix.device)
+        scale, missed = best_scales(matrix.abs(), positive, self.sparse)[:, None].expand_as(matrix), matrix.new_zeros(()).double()
+        for part, of in zip(pieces(matrix), pieces(scale), strict=True):
+            magnitudes = part.double().abs()
+            near = positive[kmeans.nearest(magnitudes / of.clamp_min(torch.finfo(torch.float64).tiny), positive)] * of
+            squares = (magnitudes - near).square()
+            missed += squares[part != 0].sum() if self.sparse else squares.sum()
+        return ratio(missed, matrix.double().square().sum())
+
+    def pull(self, matrix: Tensor) -> Tensor:
+        return matrix - self.project(matrix)
+
+    def masked(self) -> Levels:
+        return replace(self, sparse=True)
+
+
+@dataclass(frozen=True)
+class Codebook(Set):
+    """min |m - z|_F  s.t.  the entries of z take at most `count` different values.
+
+    Exact below `kmeans.EXACT_LIMIT` entries, a local optimum above (see `kmeans.centroids`). Han et al. 2016 (Deep
+    Compression); Ye et al. 2018 (arXiv 1811.01907), sec. 3. Surrogate: half the squared distance to the set.
+    `sparse`: what is zero in m stays zero, and only the entries that are not share the `count` values.
+    """
+
+    count: int | None = None
+    sparse: bool = False
+    kind: Literal["codebook"] = "codebook"
+    exact: ClassVar[bool] = True
+
+    def check(self, matrix: Tensor) -> None:
+        checked(self, self.count, matrix, matrix.numel(), "count", least=1)
+
+    def complete(self) -> bool:
+        return self.count is not None
+
+    def encode(self, matrix: Tensor) -> codes.Shared | codes.SparseShared:
+        count = checked(self, self.count, matrix, matrix.numel(), "count", least=1)
+        position = support(matrix) if self.sparse else None
+        if position is None:
+            return codes.Shared(kmeans.nearest(matrix, kmeans.centroids(matrix.reshape(-1), count)), count)
+        return _clustered(matrix, position, count)
+
+    def violation(self, matrix: Tensor) -> float:
+        count = checked(self, self.count, matrix, matrix.numel(), "count", least=1)
+        return clustering_error(matrix[matrix != 0] if self.sparse else matrix.reshape(-1), count, matrix)
+
+    def pull(self, matrix: Tensor) -> Tensor:
+        return matrix - self.project(matrix)
+
+    def masked(self) -> Codebook:
+        return replace(self, sparse=True)
+
+    def sized(self, size: int) -> Codebook:
+        return replace(self, count=size)
+
+    def size(self) -> int:
+        return self.count if self.count is not None else super().size()
+
+
+@dataclass(frozen=True)
+class SparseCodebook(Set):
+    """min |m - z|_F  s.t.  |z|_0 <= count and the non-zero entries of z take at most `shared` different values.
+
+    Approximate: the `count` entries of largest magnitude, then k-means of those (Ye et al. 2018, arXiv 1811.01907: prune, then
+    cluster what is left). Surrogate: half the squared distance to the set.
+    """
+
+    count: int | None = None
+    shared: int = 16
+    kind: Literal["sparse_codebook"] = "sparse_codebook"
+    exact: ClassVar[bool] = False
+    prunes: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.shared < 1:
+            raise SetError(f"SparseCodebook needs at least 1 shared value, given {self.shared}")
+
+    def check(self, matrix: Tensor) -> None:
+        checked(self, self.count, matrix, matrix.numel(), "count")
+
+    def complete(self) -> bool:
+        return self.count is not None
+
+    def encode(self, matrix: Tensor) -> codes.SparseShared:
+        count = checked(self, self.count, matrix, matrix.numel(), "count")
+        return _clustered(matrix, largest(matrix.reshape(-1), count), self.shared)
+
+    def violation(self, matrix: Tensor) -> float:
+        count = checked(self, self.count, matrix, matrix.numel(), "count")
+        ordered = (flat := matrix.reshape(-1).double())[flat.abs().argsort()]
+        dropped, kept = ordered[: flat.numel() - count], ordered[flat.numel() - count :]
+        inner = clustering_error(kept, self.shared, kept) if count else 0.0
+        return ratio(dropped.square().sum() + inner**2 * kept.square().sum(), flat.square().sum())
+
+    def pull(self, matrix: Tensor) -> Tensor:
+        return matrix - self.project(matrix)
+
+    def menu(self, matrix: Tensor) -> Menu:
+        rows, cols = finite(self, matrix).shape
+        return Menu(matrix.reshape(-1), lambda k: codes.SparseShared.blank(rows, cols, k, self.shared).bits())
+
+    def sized(self, size: int) -> SparseCodebook:
+        return replace(self, count=size)
+
+    def size(self) -> int:
+        return self.count if self.count is not None else super().size()
+
+    def shrunk(self, matrix: Tensor) -> SparseCodebook:
+        return replace(self, count=int(matrix.count_nonzero()))
+
+
+def _clustered(matrix: Tensor, position: Tensor, shared: int) -> codes.SparseShared:
+    """k-means of the entries at `position` (ascending); the others are zero."""
+    chosen = matrix.reshape(-1)[position]
+    centers = kmeans.centroids(chosen, shared)
+    return codes.SparseShared(matrix.shape[0], matrix.shape[1], position, kmeans.nearest(chosen, centers), shared)
+
+
+SETS: tuple[type[Set], ...] = (TopK, TopRows, LowRank, Levels, Codebook, SparseCodebook)

@@ -1,0 +1,143 @@
+"""`featherweight export` and `bench`, through the real commands."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from featherweight import Recipe, Rule, Stage, TopK, compress, structure
+from featherweight.cli.commands import app
+from featherweight.cli.inputs import network, task
+from featherweight.files.artifact import save_cut
+from featherweight.recipes.low_rank import decompose
+from featherweight.structure import trace
+
+OWN = """
+import torch
+from torch import nn
+from featherweight import Task
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 64, 3), nn.Flatten(), nn.Linear(64 * 16, 3))
+
+again = net
+
+class Values(nn.Module):
+    def forward(self, x):
+        return torch.linalg.eigvals(x).real
+
+task = Task((torch.ones(1, 1, 8, 8),), lambda epoch: [torch.ones(2, 1, 8, 8)],
+            lambda model, batch: model(batch).sum(), lambda model: 0.0, lambda p: torch.optim.SGD(p, lr=0.1))
+"""
+OURS = ("--model", "own.py:net", "--data", "own.py:task")
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the user's own.py and two artifacts of its network: `thin`, of low rank, and `masked`."""
+    (tmp_path / "own.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    made, work = network("own.py:net", None), task("own.py:task", 0)
+    compress(made, decompose("channel", targets="2.weight", ranks={"2.weight": 2}), work).save("thin")
+    masked = Stage("masked", (Rule("2.weight", TopK()),), keep=0.1)
+    compress(made, Recipe("mask", (masked,)), work).save("masked", model="own.py:net")
+    return tmp_path
+
+
+def call(*arguments: str, code: int = 0) -> Result:
+    result = CliRunner().invoke(app, list(arguments))
+    assert result.exit_code == code, f"exit code {result.exit_code}\n{result.output}\n{result.exception!r}"
+    return result
+
+
+def test_export_writes_runs_and_notes_the_file(place: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    told = json.loads(call("export", "thin", *OURS, "--json").stdout)
+    assert told["path"] == "thin/model.onnx" and told["relative"] < 1e-5 and told["opset"] == 18
+    session = onnxruntime.InferenceSession("thin/model.onnx")
+    images = torch.rand(3, 1, 8, 8)
+    (outputs,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    made = network("own.py:net", None)
+    assert not torch.allclose(torch.from_numpy(outputs), made(images), atol=1e-3), "the file must hold the compressed network"
+    noted = json.loads((place / "thin/compression.json").read_text())["exports"]
+    assert noted == {"model.onnx": told}
+    shown = call("inspect", "thin", *OURS).stdout
+    assert re.search(r"model\.onnx: differed from the network by \S+ of the largest output", shown)
+    assert json.loads(call("inspect", "thin", *OURS, "--json").stdout)["exports"] == noted
+
+
+def test_export_of_a_program_to_a_given_file(place: Path) -> None:
+    shown = call("export", "masked", *OURS, "--format", "pt2", "-o", "own.pt2", "--fixed-batch").stdout
+    assert "own.pt2: " in shown and "batch size 1 only" in shown and (place / "own.pt2").stat().st_size > 1000
+    assert json.loads((place / "masked/compression.json").read_text())["exports"] == {}
+
+
+def test_export_of_a_network_that_needs_no_class(place: Path) -> None:
+    made, work = network("own.py:net", None), task("own.py:task", 0)
+    cut = structure.prune(made, trace(made, work.example), {"0": [0, 1, 2]}, where="graph")
+    save_cut("cut", cut.model)
+    told = json.loads(call("export", "cut", "--data", "own.py:task", "--format", "pt2", "--json").stdout)
+    assert told["path"] == "cut/model.pt2" and told["relative"] < 1e-5
+
+
+def test_bench_compares_with_the_first(place: Path) -> None:
+    arguments = ("own.py:net", "thin", "masked", *OURS, "--runtime", "eager", "--batch", "16", "--batch", "1", "--rounds", "7")
+    told = json.loads(call("bench", *arguments, "--json").stdout)
+    assert [(t["variant"], t["batch"]) for t in told["timings"]] == [
+        (name, batch) for batch in (16, 1) for name in ("own.py:net", "thin", "masked")
+    ]
+    for compared in told["comparisons"]:
+        gain = max(compared["ratio"], 1 / compared["ratio"]) - 1
+        assert compared["baseline"] == "own.py:net"
+        assert (compared["verdict"] == "no difference seen") == (gain <= max(compared["spread"], 0.03))
+    shown = call("bench", *arguments).stdout
+    assert shown.splitlines()[0].startswith("variant") and "against the first" in shown
+
+
+def test_bench_takes_a_network_that_a_target_names(place: Path) -> None:
+    arguments = ("--data", "own.py:task", "--runtime", "eager", "--rounds", "7", "--json")
+    told = json.loads(call("bench", "own.py:net", "masked", *arguments).stdout)
+    assert [timing["variant"] for timing in told["timings"]] == ["own.py:net", "masked"]
+    refused = CliRunner().invoke(app, ["bench", "own.py:again", "masked", *arguments])
+    assert refused.exit_code == 2 and "give --model" in re.sub(r"\s+", " ", refused.stderr), "code named by a file only"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("bench", "thin", "thin", *OURS), "given twice"),
+        (("bench", "nothing", *OURS), "nothing is not an artifact"),
+        (("bench", "thin", *OURS, "--runtime", "eagre"), "Did you mean 'eager'"),
+        (("bench", "thin", *OURS, "--threads", "0"), "threads must be"),
+        (("bench", "thin", *OURS, "--device", "gpu"), "there is no device 'gpu' here"),
+        (("inspect", "thin", *OURS, "--device", "gpu"), "there is no device 'gpu' here"),
+        (("bench", "thin"), "--model"),
+        (("bench", "own.py:net"), "--data"),
+        (("export", "thin", "--model", "own.py:net"), "--data"),
+        (("export", "thin", *OURS, "--format", "onxn"), "format must be one of onnx, pt2"),
+        (("export", "thin", *OURS, "--opset", "11"), "at least 18"),
+        (("export", "own.py:net", "--data", "own.py:task"), "give -o FILE"),
+        (("export", "own.py:Values", "--data", "own.py:task", "-o", "x.onnx"), "ONNX has no form of"),
+    ],
+)
+def test_mistakes_are_named(place: Path, arguments: tuple[str, ...], says: str) -> None:
+    if "ONNX" in says:
+        pytest.importorskip("onnxscript")
+    result = CliRunner().invoke(app, list(arguments))
+    assert result.exit_code in (1, 2, 4), result.output
+    assert says in re.sub(r"\s+", " ", result.stderr)
+    assert not (place / "x.onnx").exists()
+
+
+def test_without_onnx_runtime_it_says_what_to_install(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    for arguments in (("export", "thin", *OURS), ("bench", "thin", "masked", *OURS)):
+        assert "featherweight[onnx]" in call(*arguments, code=1).stderr.replace("\n", "")
+    assert not (place / "thin/model.onnx").exists()
