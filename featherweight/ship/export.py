@@ -13,7 +13,7 @@ import os
 import re
 import secrets
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +27,7 @@ from featherweight.lowrank.factor import materialise
 from featherweight.network.calls import Example, Inputs, plain_outputs, tensors_of
 from featherweight.network.copies import copied
 from featherweight.network.devices import device_of, placed
+from featherweight.ship.integers import FORMS, Form, Stored, as_initializers, as_inputs, plain, put, stored
 from featherweight.structure.capture import batch_shapes, first_line, packs_sequences, quiet, whole_attention
 from featherweight.structure.observe import RUN_FAILURES, readable, seeded
 from featherweight.weights.parametrized import coded, detach
@@ -81,13 +82,15 @@ def export(
     opset: int = LEAST_OPSET,
     dynamic_batch: bool = True,
     tolerance: float = TOLERANCE,
+    weights: Form = "packed",
 ) -> Exported:
     """Write `model` to `path` in eval mode, run the file, and compare it with PyTorch. `model` itself is not changed.
 
     `example`: the inputs of the network, a tuple by position or a dict by name, batch first. The file is for the CPU, wherever
     the network is. With `dynamic_batch` it takes any batch size, in those inputs whose first size is that of the first one; the
     others (a time step, None, a number) are fixed as they are. Outputs come as dicts, lists and tuples. ONNX weights above 2 GB
-    go into a file `path`.xxxxxxxx.data beside it. The file appears only when it computes what the network computes, to
+    go into a file `path`.xxxxxxxx.data beside it, in float32; below, coded ones are held as `weights` says (see `integers`), and come
+    out of the file bit for bit. The file appears only when it computes what the network computes, to
     `tolerance` of its largest output, and in all but that share of whole numbers. Raises RuntimeMissing, ExportError,
     StorageError, and InputError for options out of range.
     """
@@ -99,10 +102,13 @@ def export(
     inputs = placed(Inputs.of(example), "cpu")
     if not inputs.tensors():
         raise InputError("the example holds no tensor; give the network's inputs as a tuple by position or as a dict by name")
-    network = shippable(model, inputs).cpu()
+    if weights not in FORMS:
+        raise InputError(f"weights must be one of {', '.join(FORMS)}, given {weights!r}")
+    network, held = _decoded(model, inputs)
+    network = network.cpu()
     if format == "onnx":
         _check_types(network, inputs)
-    write, run = (_onnx_writer(opset), onnx_runner) if format == "onnx" else (_write_pt2, _pt2_runner)
+    write, run = (_onnx_writer(opset, held, weights), onnx_runner) if format == "onnx" else (_write_pt2, _pt2_runner)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         storage.free(path)
@@ -178,12 +184,18 @@ def _cause(network: nn.Module, inputs: Inputs) -> str:
 
 def shippable(model: nn.Module, example: Example | Inputs | None = None) -> nn.Module:
     """A copy of `model` in eval mode without codes, which computes the same. Low-rank codes become thin layers where it pays."""
+    return _decoded(model, example)[0]
+
+
+def _decoded(model: nn.Module, example: Example | Inputs | None) -> tuple[nn.Module, dict[str, Stored]]:
+    """`shippable`, and how the weights that were coded are stored."""
     network = copied(model).eval()
     if coded(network):
         materialise(network, example=placed(Inputs.of(example), device_of(network)) if example is not None else None)
+    held = stored(network)
     for name in coded(network):
         detach(network, name)
-    return network
+    return network, held
 
 
 def resized(example: Example | Inputs, batch: int) -> Inputs:
@@ -290,7 +302,7 @@ def require(name: str, purpose: str) -> Any:
 Writer = Callable[[nn.Module, Inputs, Path, bool], None]
 
 
-def _onnx_writer(opset: int) -> Writer:
+def _onnx_writer(opset: int, held: Mapping[str, Stored], form: Form) -> Writer:
     def write(network: nn.Module, example: Inputs, path: Path, dynamic: bool) -> None:
         for name in ("onnx", "onnxscript", "onnxruntime"):
             require(name, "to export to ONNX and to check the file")
@@ -298,11 +310,27 @@ def _onnx_writer(opset: int) -> Writer:
         weights = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
         try:
             beside = weights > LARGEST_SINGLE_FILE
-            torch.onnx.export(program, (), str(path), dynamo=True, opset_version=opset, verbose=False, external_data=beside)
+            if beside:
+                torch.onnx.export(program, (), str(path), dynamo=True, opset_version=opset, verbose=False, external_data=True)
+                return
+            made = torch.onnx.export(program, (), dynamo=True, opset_version=opset, verbose=False, optimize=False)
         except torch.onnx.OnnxExporterError as error:
             raise ExportError(_why(error)) from error
+        assert made is not None
+        path.write_bytes(_optimised(made.model_proto, held if form != "float" else {}, form, opset).SerializeToString())
 
     return write
+
+
+def _optimised(model: Any, held: Mapping[str, Stored], form: Form, opset: int) -> Any:
+    """An ONNX model without what is superfluous, its coded weights as they are stored. (Batch norms stay where a coded weight is in
+    front: folded into it, it would be another weight. A runtime folds them when it loads the file.)"""
+    taken = as_inputs(model, held)
+    model = require("onnxscript", "to export to ONNX").optimizer.optimize(model)
+    as_initializers(model, taken)
+    plain(model)
+    put(model, held, form, opset)
+    return model
 
 
 def _why(error: BaseException) -> str:
