@@ -17,7 +17,7 @@ from featherweight.files import artifact, packed
 from featherweight.recipe.schema import Recipe
 from featherweight.recipes import RECIPES
 from featherweight.run.state import CHECKPOINT
-from featherweight.ship import bench
+from featherweight.ship import activations, bench
 from featherweight.ship import export as exporting
 from featherweight.structure import trace
 from featherweight.version import __version__
@@ -260,6 +260,20 @@ def export_command(
     seed: Seed = 0,
     opset: Annotated[int, typer.Option(help="Of ONNX.")] = exporting.LEAST_OPSET,
     fixed_batch: Annotated[bool, typer.Option("--fixed-batch", help="The example's batch size only, not any.")] = False,
+    weights: Annotated[
+        str,
+        typer.Option(metavar="W", help="Coded weights in ONNX: packed (small, as fast), integers (DequantizeLinear) or float."),
+    ] = "packed",
+    integers: Annotated[
+        bool, typer.Option("--integers", help="Activations in 8 bits too, calibrated on the task's data.")
+    ] = False,
+    method: Annotated[str, typer.Option("--calibrate", metavar="M", help="minmax, percentile or entropy.")] = "minmax",
+    samples: Annotated[int, typer.Option(help="Training samples to calibrate on.")] = activations.SAMPLES,
+    in_float: Annotated[
+        list[str] | None, typer.Option("--float", metavar="LAYER", help="Left in float32; again for more.")
+    ] = None,
+    float_ends: Annotated[bool, typer.Option("--float-ends", help="The first and the last layer left in float32.")] = False,
+    scored: Annotated[bool, typer.Option("--score", help="Score the file by the task.")] = False,
     as_json: AsJson = False,
     shapes: Inputs = None,
 ) -> None:
@@ -267,8 +281,20 @@ def export_command(
     held, folder = subjects.load(target, model, data, seed, shapes=shapes or ()), Path(target)
     if out is None and held.description is None:
         raise InputError(f"{target} is not an artifact's folder to write into: give -o FILE")
+    if (integers or scored) and shapes:
+        raise InputError(
+            "--integers calibrates on a task's training batches and --score asks it: give --data in place of --input"
+        )
     path = out or folder / f"model.{format}"
-    done = exporting.export(held.network, held.task.example, path, format, opset=opset, dynamic_batch=not fixed_batch)  # type: ignore[arg-type]
+    asked = None
+    if integers:
+        seen = activations.calibration(held.network, held.task, samples)
+        asked = activations.Integers(seen, method, tuple(in_float or ()), not float_ends)  # type: ignore[arg-type]
+    done = exporting.export(
+        held.network, held.task.example, path, format, opset=opset, dynamic_batch=not fixed_batch, weights=weights, integers=asked
+    )  # type: ignore[arg-type]
+    if scored:
+        done = exporting.scored(done, held.network, held.task)
     if out is None:
         artifact.note_export(folder, path.name, done.to_dict())
     console.json_object(done.to_dict()) if as_json else console.exported(done)

@@ -387,6 +387,16 @@ def exported(done: Exported) -> None:
     version = f", opset {done.opset}" if done.opset is not None else ""
     screen.print(written(f"{done.path}: {done.bytes:,} bytes{version}, {size}"))
     screen.print(f"run again from the file at batch {batches}: differs by {done.relative:.1e} of the largest output, at most")
+    if done.integers is not None:
+        layers, left = len(done.integers["layers"]), done.integers["left"]
+        screen.print(
+            f"integers: {layers - len(left)} of {layers} layers, calibrated on {done.integers['samples']} samples, on which the "
+            f"outputs differ by {done.integers['error']:.1%} (root mean square)"
+        )
+        for name, why in left.items():
+            screen.print(written(f"  in float32: {name} ({why})"))
+    if done.score is not None:
+        screen.print(f"score of the file: {done.score:.2f}")
 
 
 def export_noted(name: str, measured: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ import re
 import secrets
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,9 +27,11 @@ from featherweight.lowrank.factor import materialise
 from featherweight.network.calls import Example, Inputs, plain_outputs, tensors_of
 from featherweight.network.copies import copied
 from featherweight.network.devices import device_of, placed
+from featherweight.ship.activations import FromFile, Integers, quantise
 from featherweight.ship.integers import FORMS, Form, Stored, as_initializers, as_inputs, plain, put, stored
 from featherweight.structure.capture import batch_shapes, first_line, packs_sequences, quiet, whole_attention
 from featherweight.structure.observe import RUN_FAILURES, readable, seeded
+from featherweight.task import Task
 from featherweight.weights.parametrized import coded, detach
 
 Format = Literal["onnx", "pt2"]
@@ -56,6 +58,8 @@ class Exported:
     bytes       of all its files
     difference  largest absolute difference from PyTorch over `batches`, and `relative` to the largest output; of whole numbers
                 and truth values the share that differs
+    integers    of activations: the samples calibrated on, the layers, those left in float32, and the error on these samples
+    score       of the file, by the task
     """
 
     path: str
@@ -67,6 +71,8 @@ class Exported:
     batches: tuple[int, ...]
     difference: float
     relative: float
+    integers: dict[str, Any] | None = None
+    score: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, fit for JSON and for a report."""
@@ -83,6 +89,7 @@ def export(
     dynamic_batch: bool = True,
     tolerance: float = TOLERANCE,
     weights: Form = "packed",
+    integers: Integers | None = None,
 ) -> Exported:
     """Write `model` to `path` in eval mode, run the file, and compare it with PyTorch. `model` itself is not changed.
 
@@ -90,7 +97,8 @@ def export(
     the network is. With `dynamic_batch` it takes any batch size, in those inputs whose first size is that of the first one; the
     others (a time step, None, a number) are fixed as they are. Outputs come as dicts, lists and tuples. ONNX weights above 2 GB
     go into a file `path`.xxxxxxxx.data beside it, in float32; below, coded ones are held as `weights` says (see `integers`), and come
-    out of the file bit for bit. The file appears only when it computes what the network computes, to
+    out of the file bit for bit. With `integers` activations are 8-bit integers too, and what is held against `activations.NEAR` is
+    the root mean square of the difference on the calibration data. The file appears only when it computes what the network computes, to
     `tolerance` of its largest output, and in all but that share of whole numbers. Raises RuntimeMissing, ExportError,
     StorageError, and InputError for options out of range.
     """
@@ -104,11 +112,17 @@ def export(
         raise InputError("the example holds no tensor; give the network's inputs as a tuple by position or as a dict by name")
     if weights not in FORMS:
         raise InputError(f"weights must be one of {', '.join(FORMS)}, given {weights!r}")
+    if integers is not None and format != "onnx":
+        raise InputError("activations become integers in ONNX files only: export with format='onnx'")
     network, held = _decoded(model, inputs)
     network = network.cpu()
     if format == "onnx":
         _check_types(network, inputs)
-    write, run = (_onnx_writer(opset, held, weights), onnx_runner) if format == "onnx" else (_write_pt2, _pt2_runner)
+    write, run = (
+        (_onnx_writer(opset, held, "float" if integers else weights), onnx_runner)
+        if format == "onnx"
+        else (_write_pt2, _pt2_runner)
+    )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         storage.free(path)
@@ -118,10 +132,15 @@ def export(
             part = Path(folder) / f"{path.name}.{secrets.token_hex(4)}"
             with quiet():
                 write(network, inputs, part, dynamic_batch)
+                quantised = None
+                if integers is not None:
+                    source = part.rename(part.with_name("float"))
+                    quantised = quantise(source, part, held, integers, dynamic_batch)
+                    source.unlink()
                 batches = BATCHES if dynamic_batch else (inputs.batch,)
                 several = [resized(inputs, batch) for batch in batches]
                 difference, relative = compare(network, run(part), several)
-            if not relative <= tolerance:
+            if quantised is None and not relative <= tolerance:
                 raise ExportError(
                     f"the {format} model differs from the network by {relative:.2e} of its largest output, more than "
                     f"{tolerance:g}: it is not written. {_cause(network, several[0])}"
@@ -131,8 +150,15 @@ def export(
         raise StorageError(f"cannot write {path}: {error}. Free space or choose another place") from error
     size = sum((path.parent / name).stat().st_size for name in files)
     return Exported(
-        str(path), format, tuple(files), size, opset if format == "onnx" else None, dynamic_batch, batches, difference, relative
-    )
+        str(path), format, tuple(files), size, opset if format == "onnx" else None, dynamic_batch, batches, difference, relative,
+        asdict(quantised) if quantised else None,
+    )  # fmt: skip
+
+
+def scored(done: Exported, network: nn.Module, task: Task) -> Exported:
+    """With the score that the task gives the file, run by its runtime in place of the network."""
+    run = (onnx_runner if done.format == "onnx" else _pt2_runner)(Path(done.path))
+    return replace(done, score=task.score(FromFile(run, network, Inputs.of(task.example))))
 
 
 def _placed(part: Path, path: Path, format: Format) -> list[str]:
