@@ -116,7 +116,7 @@ class Loaded:
             tuple(ctypes.c_void_p(one.ctypes.data) for one in (*[g[r:] for g in given], *[o[r:] for o in outputs], self.arena))
             for r in range(count)
         ]
-        function, kept = self.function, (given, outputs)
+        function, kept = self.function, (self, given, outputs)  # the arena lives as long as the caller
 
         def call() -> Any:
             for row in rows:
