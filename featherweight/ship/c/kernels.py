@@ -15,6 +15,8 @@ HEAD = """#if defined(__GNUC__) && defined(__AVX512F__)
 #if defined(__GNUC__)
 typedef float @_v __attribute__((vector_size(4 * @_LANES), aligned(4), may_alias));
 typedef int32_t @_vi __attribute__((vector_size(4 * @_LANES), aligned(4), may_alias));
+typedef float @_h __attribute__((vector_size(32), aligned(4), may_alias));
+typedef int32_t @_hi __attribute__((vector_size(32), aligned(4), may_alias));
 typedef float @_q __attribute__((vector_size(16), aligned(4), may_alias));
 typedef int32_t @_qi __attribute__((vector_size(16), aligned(4), may_alias));
 #else
@@ -22,8 +24,31 @@ typedef int32_t @_qi __attribute__((vector_size(16), aligned(4), may_alias));
 #endif
 """
 
-STAGE = """
-/* The windows of a convolution: plane i is what one place of its kernel sees, zero outside of the input. */
+def _lay(vector: str, lanes: str) -> str:
+    """One plane of a stride of 1, in vectors, of which what lies outside of the input is masked: reads up to 16 floats beside it."""
+    return f"""
+static void @_lay_{vector}(const float *s, float *d, int h, int w, int rows, int ow, int lo, int hi, int y0) {{
+  const @_{vector} zero = {{0}};
+  for (int j = 0; j < ow; j += {lanes}) {{
+    @_{vector}i inside;
+    for (int i = 0; i < {lanes}; i++) inside[i] = j + i >= lo && j + i < hi ? -1 : 0;
+    for (int r = 0; r < rows; r++) {{
+      const int y = y0 + r;
+      *(@_{vector} *)(d + r * ow + j) = y < 0 || y >= h || j >= hi || j + {lanes} <= lo
+        ? zero : (@_{vector})(inside & *(const @_{vector}i *)(s + y * w + j));
+    }}
+  }}
+}}
+"""
+
+
+STAGE = (
+    _lay("v", "@_LANES")
+    + _lay("h", "8")
+    + _lay("q", "4")
+    + """
+/* The windows of a convolution: plane i is what one place of its kernel sees, zero outside of the input, which has 16 floats of
+   the arena before and behind it. */
 static void @_stage(const float *x, float *d, const int32_t *planes, int count, int h, int w, int rows, int ow, int sy, int sx,
                     int dy, int dx, int py, int px, int kh, int kw, int size) {
   for (int i = 0; i < count; i++, d += size) {
@@ -32,18 +57,10 @@ static void @_stage(const float *x, float *d, const int32_t *planes, int count, 
     int lo = x0 < 0 ? (sx - 1 - x0) / sx : 0, hi = x0 < w ? (w - 1 - x0) / sx + 1 : 0;
     hi = hi > ow ? ow : hi;
     lo = lo > hi ? hi : lo;
-    if (sx == 1 && sy == 1 && ow == w) { /* one piece, moved; then the edges */
-      int top = y0 < 0 ? -y0 : 0, end = h - y0 < rows ? h - y0 : rows;
-      top = top > rows ? rows : top;
-      end = end < top ? top : end;
-      for (int j = 0; j < top * w; j++) d[j] = 0.0f;
-      if (end > top) {
-        const int skip = lo, left = w - hi;
-        memcpy(d + top * w + skip, s + (top + y0) * w + skip + x0, sizeof(float) * (size_t)((end - top) * w - skip - left));
-        if (skip) for (int r = top; r < end; r++) for (int j = 0; j < skip; j++) d[r * w + j] = 0.0f;
-        if (left) for (int r = top; r < end; r++) for (int j = hi; j < w; j++) d[r * w + j] = 0.0f;
-      }
-      for (int j = end * w; j < rows * w; j++) d[j] = 0.0f;
+    if (sx == 1 && sy == 1 && ow % 4 == 0 && x0 >= -16 && ow - hi <= 16) {
+      if (ow % @_LANES == 0) @_lay_v(s + x0, d, h, w, rows, ow, lo, hi, y0);
+      else if (ow % 8 == 0) @_lay_h(s + x0, d, h, w, rows, ow, lo, hi, y0);
+      else @_lay_q(s + x0, d, h, w, rows, ow, lo, hi, y0);
       continue;
     }
     for (int r = 0; r < rows; r++) {
@@ -55,30 +72,38 @@ static void @_stage(const float *x, float *d, const int32_t *planes, int count, 
       }
       const float *t = s + y * w + x0;
       for (int j = 0; j < lo; j++) o[j] = 0.0f;
-      for (int j = lo; j < hi; j++) o[j] = t[j * sx];
-      for (int j = hi; j < ow; j++) o[j] = 0.0f;
+      int j = lo;
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+      if (sx == 2)
+        for (; j + 4 <= hi; j += 4)
+          *(@_q *)(o + j) = (@_q)__builtin_shufflevector(*(const @_q *)(t + 2 * j), *(const @_q *)(t + 2 * j + 4), 0, 2, 4, 6);
+#endif
+#endif
+      for (; j < hi; j++) o[j] = t[j * sx];
+      for (j = hi; j < ow; j++) o[j] = 0.0f;
     }
   }
 }
 """
+)
 
 CHAINS = {8: 1, 4: 2, 2: 4, 1: 4}  # vectors of a tile -> sums kept apart, so that no addition waits for the one before
 
 
 def sparse(tile: int, vector: str, kind: str) -> str:
-    """One tile of `tile` vectors, all outputs: sums over (value, place) of the non-zeros."""
-    lanes = "@_LANES" if vector == "v" else "4"
+    """One tile of `tile` vectors, all outputs: sums over (value, place) of the non-zeros. `from`, `to`: from one vector to the next."""
     chains = CHAINS[tile]
     each = range(tile)
 
     def add(chain: int) -> str:
         at = f"i + {chain}" if chain else "i"
         lines = [f"      const float w{chain} = w[{at}], *p{chain} = s + place[{at}];"]
-        lines += [f"      a{chain}_{t} += w{chain} * *(const @_{vector} *)(p{chain} + {t} * {lanes});" for t in each]
+        lines += [f"      a{chain}_{t} += w{chain} * *(const @_{vector} *)(p{chain} + {t} * from);" for t in each]
         return "\n".join(lines)
 
-    text = [f"static void @_sparse_{vector}{tile}_{kind}(const float *s, float *o, int stride, int outputs, const uint{kind}_t *place,",
-            "    const uint32_t *counts, const float *w, const float *bias, int relu) {",
+    text = [f"static void @_sparse_{vector}{tile}_{kind}(const float *s, ptrdiff_t from, float *o, ptrdiff_t to, int stride, int outputs,",
+            f"    const uint{kind}_t *place, const uint32_t *counts, const float *w, const float *bias, int relu) {{",
             f"  const @_{vector} zero = {{0}};",
             "  for (int k = 0; k < outputs; k++) {",
             "    const int n = (int)counts[k];",
@@ -91,37 +116,78 @@ def sparse(tile: int, vector: str, kind: str) -> str:
         for c in range(1, chains):
             text.append(f"    a0_{t} += a{c}_{t};")
         text.append(f"    if (relu) a0_{t} = (@_{vector})(~(a0_{t} < zero) & (@_{vector}i)a0_{t});")
-        text.append(f"    *(@_{vector} *)(o + {t} * {lanes}) = a0_{t};")
+        text.append(f"    *(@_{vector} *)(o + {t} * to) = a0_{t};")
     return "\n".join([*text, "    place += n;", "    w += n;", "    o += stride;", "  }", "}", ""])
 
 
-def sparse_all(kind: str) -> str:
-    """Convolution over non-zeros: `size` outputs of each of `outputs` planes, in tiles."""
-    kernels = [sparse(tile, "v", kind) for tile in CHAINS] + [sparse(tile, "q", kind) for tile in (2, 1)]
-    call = "(s + v, o + v, size, outputs, place, counts, w, bias, relu);"
-    driver = f"""
+def sparse_tiles(kind: str) -> str:
+    """What both convolutions below share."""
+    few = [sparse(tile, vector, kind) for vector, tiles in (("v", CHAINS), ("q", (2, 1))) for tile in tiles]
+    return "\n".join(few)
+
+
+def sparse_rows(kind: str) -> str:
+    """Convolution over non-zeros, `outputs` planes, whose windows are rows of the input itself."""
+    more = [sparse(tile, vector, kind) for vector, tiles in (("h", tuple(CHAINS)), ("q", (8, 4))) for tile in tiles]
+    given = "size, outputs, place, counts, w, bias, relu);"
+    rows = [
+        f"    for (; rows - r >= {tile}{f' && tile >= {tile}' if tile > 1 else ''}; r += {tile}) "
+        f"@_sparse_%s{tile}_{kind}(s + r * line + c, line, o + r * width + c, width, {given}"
+        for tile in CHAINS
+    ]
+
+    def columns(vector: str, lanes: str) -> str:
+        inner = "\n".join(row % vector for row in rows)
+        return f"""  for (int c = 0; c < width; c += {lanes}) {{
+    int r = 0;
+    c = c > width - {lanes} ? width - {lanes} : c; /* the last column once more, moved back to end where the row ends */
+{inner}
+  }}"""
+
+    return "\n".join([*more, f"""
+/* Rows `line` apart, at least 4 wide. */
+static void @_rows_{kind}(const float *s, int line, float *o, int rows, int width, int outputs, const uint{kind}_t *place,
+                          const uint32_t *counts, const float *w, const float *bias, int relu, int tile) {{
+  const int size = rows * width;
+  if (width >= @_LANES) {{
+{columns("v", "@_LANES")}
+  }} else if (width >= 8) {{
+{columns("h", "8")}
+  }} else {{
+{columns("q", "4")}
+  }}
+}}
+"""])  # fmt: skip
+
+
+def sparse_flat(kind: str) -> str:
+    """Convolution over non-zeros, `outputs` planes of `size` contiguous entries."""
+    given = "size, outputs, place, counts, w, bias, relu);"
+    flat = f"(s + v, @_LANES, o + v, @_LANES, {given}"
+    short = f"(s + v, 4, o + v, 4, {given}"
+    return f"""
 static void @_conv_{kind}(const float *s, float *o, int size, int outputs, const uint{kind}_t *place, const uint32_t *counts,
                           const float *w, const float *bias, int relu, int tile) {{
   int v = 0;
   while (size - v >= @_LANES) {{
     const int left = (size - v) / @_LANES;
-    if (tile >= 8 && left >= 8) {{ @_sparse_v8_{kind}{call} v += 8 * @_LANES; }}
-    else if (tile >= 4 && left >= 4) {{ @_sparse_v4_{kind}{call} v += 4 * @_LANES; }}
-    else if (left >= 2) {{ @_sparse_v2_{kind}{call} v += 2 * @_LANES; }}
-    else {{ @_sparse_v1_{kind}{call} v += @_LANES; }}
+    if (tile >= 8 && left >= 8) {{ @_sparse_v8_{kind}{flat} v += 8 * @_LANES; }}
+    else if (tile >= 4 && left >= 4) {{ @_sparse_v4_{kind}{flat} v += 4 * @_LANES; }}
+    else if (left >= 2) {{ @_sparse_v2_{kind}{flat} v += 2 * @_LANES; }}
+    else {{ @_sparse_v1_{kind}{flat} v += @_LANES; }}
   }}
   if (v < size && v > 0) {{ /* the last vector once more, moved back to end where the plane ends */
     v = size - @_LANES;
-    @_sparse_v1_{kind}{call}
+    @_sparse_v1_{kind}{flat}
     return;
   }}
   while (size - v >= 4) {{
-    if (size - v >= 8) {{ @_sparse_q2_{kind}{call} v += 8; }}
-    else {{ @_sparse_q1_{kind}{call} v += 4; }}
+    if (size - v >= 8) {{ @_sparse_q2_{kind}{short} v += 8; }}
+    else {{ @_sparse_q1_{kind}{short} v += 4; }}
   }}
   if (v < size && v > 0) {{
     v = size - 4;
-    @_sparse_q1_{kind}{call}
+    @_sparse_q1_{kind}{short}
     return;
   }}
   for (; v < size; v++) {{
@@ -134,7 +200,6 @@ static void @_conv_{kind}(const float *s, float *o, int size, int outputs, const
   }}
 }}
 """
-    return "\n".join([*kernels, driver])
 
 
 def dot(kind: str) -> str:
@@ -293,11 +358,27 @@ static void @_max2(const float *restrict x, float *restrict o, int channels, int
   for (int c = 0; c < channels; c++, x += h * w)
     for (int r = 0; r < oh; r++, o += ow) {
       const float *a = x + 2 * r * w, *b = a + w;
-      for (int j = 0; j < ow; j++) {
+      int j = 0;
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+      for (; j + 4 <= ow; j += 4) {
+        const @_q a0 = *(const @_q *)(a + 2 * j), a1 = *(const @_q *)(a + 2 * j + 4), b0 = *(const @_q *)(b + 2 * j);
+        const @_q b1 = *(const @_q *)(b + 2 * j + 4), m0 = @_larger(a0, b0), m1 = @_larger(a1, b1);
+        *(@_q *)(o + j) = @_larger((@_q)__builtin_shufflevector(m0, m1, 0, 2, 4, 6), (@_q)__builtin_shufflevector(m0, m1, 1, 3, 5, 7));
+      }
+#endif
+#endif
+      for (; j < ow; j++) {
         const float m = a[2 * j] > a[2 * j + 1] ? a[2 * j] : a[2 * j + 1], n = b[2 * j] > b[2 * j + 1] ? b[2 * j] : b[2 * j + 1];
         o[j] = m > n ? m : n;
       }
     }
+}
+"""
+LARGER = """
+static inline @_q @_larger(@_q a, @_q b) {
+  const @_qi m = a > b;
+  return (@_q)((m & (@_qi)a) | (~m & (@_qi)b));
 }
 """
 

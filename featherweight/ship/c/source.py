@@ -18,9 +18,10 @@ from featherweight.errors import InputError
 from featherweight.ship.c import kernels, lower
 from featherweight.ship.c.lower import CError, Program, number
 
-DENSE_FROM = 0.4  # density from which a convolution over all weights is faster than one over non-zeros; measured, see benchmarks
+DENSE_FROM = 0.7  # density from which a convolution over all weights is faster than one over non-zeros; measured, see benchmarks
 DENSE_LINEAR_FROM = 0.25
 ALIGN = 16  # floats
+STAGING, PADDING, ALIGNED, UNALIGNED = 2.8, 7.0, 0.7, 1.15  # cycles of a vector: laid out, padded, multiplied aligned, and as it lies
 NEAR_CACHE = 40_000  # bytes of the first cache that a tile of a sparse convolution may take
 
 
@@ -78,7 +79,7 @@ class _Writer:
             "/* Written by featherweight. One call runs the network on one example; what it needs is in its arguments, so that threads",
             f"   may run it at once, each with its own arena of {upper}_ARENA floats (aligned to 64 bytes it is fastest). Arrays may",
             "   not overlap. Compile with -O3, and -ffp-contract=fast for fused multiplications. */",
-            "#include <math.h>", "#include <stdint.h>", "#include <string.h>",
+            "#include <math.h>", "#include <stddef.h>", "#include <stdint.h>", "#include <string.h>",
             f"#define {upper}_ARENA {max(arena, 1)}", *sizes, f"{signature};", "",
         ]  # fmt: skip
         unused = ["  (void)arena;"] if "arena" not in text else []
@@ -109,18 +110,18 @@ class _Writer:
         for (at, use), floats in self.scratch.items():
             spans[f"s{at}{use}"] = (at, at, floats)
         taken: list[tuple[int, int, int, int]] = []  # offset, end, first, last
-        arena = 0
+        arena = ALIGN  # room before, and behind, that may be read beside an array
         for key, (first, last, floats) in sorted(spans.items(), key=lambda item: (-item[1][2], item[0])):
             if key in places:
                 continue
-            size, offset = -(-floats // ALIGN) * ALIGN, 0
+            size, offset = -(-floats // ALIGN) * ALIGN, ALIGN
             for start, end, begun, ended in sorted(taken):
                 if begun <= last and first <= ended and offset + size > start and end > offset:
                     offset = end
             taken.append((offset, offset + size, first, last))
             arena = max(arena, offset + size)
-            places[key] = f"(arena + {offset})" if offset else "arena"
-        return places, arena
+            places[key] = f"(arena + {offset})"
+        return places, arena + ALIGN
 
     def last(self, places: dict[str, str]) -> list[str]:
         """Outputs that are inputs, or other outputs."""
@@ -189,11 +190,15 @@ class _Writer:
         position[torch.tensor(needed, dtype=torch.int64)] = torch.arange(len(needed))
         place = position[plane] * room + (ky * dy * ow if shared else 0)
         lines, read = [], f"[[a{step.reads[0]}]]"
+        apart = sy == sx == 1 and ow >= 4 and not direct and not dense
+        if apart and self.by_rows(held, len(needed) * room, (oh, ow), (channels, kh, kw), (py, px)):
+            return self.rows(step, weight, held, c, ky, kx)
         if not direct and needed:
             whole = len(needed) == (channels * kw if shared else channels * kh * kw)
             planes = "0" if whole else self.integers(needed, 32, signed=True)
             staged = self.temporary("w", len(needed) * room)
             call = self.need("stage", kernels.STAGE)
+            read = self.inside(lines, step, read)
             lines.append(f"{call}({read}, {staged}, {planes}, {len(needed)}, {height}, {width}, {rows}, {ow}, {sy}, {sx}, {dy}, {dx}, "
                          f"{py}, {px}, {1 if shared else kh}, {kw}, {room});")  # fmt: skip
             read = staged
@@ -209,16 +214,59 @@ class _Writer:
             places = self.integers(place.reshape(-1).tolist(), 32, signed=True)
             values = self.floats(blocks, step.name)
             return [*lines, f"{call}({read}, {write}, {size}, {outputs}, {places}, {flat.shape[1]}, {values}, {bias}, {relu});"]
-        self.sparse.append(step.name)
+        bits, tables = self.entries(weight, held, place, step.name)
+        self.need(f"tiles_{bits}", kernels.sparse_tiles(bits))
+        call = self.need(f"conv_{bits}", kernels.sparse_flat(bits))
+        tile = 8 if self.distinct * 8 * 64 <= NEAR_CACHE else 4
+        return [*lines, f"{call}({read}, {write}, {size}, {outputs}, {tables}, {bias}, {relu}, {tile});"]
+
+    def by_rows(self, held: Tensor, staged: int, out: tuple[int, int], kernel: tuple[int, int, int], pad: tuple[int, int]) -> bool:
+        """Are unaligned rows of the input itself faster than windows laid out and aligned? By cycles, fitted on this project's
+        machine (AVX-512)."""
+        (channels, kh, kw), (oh, ow) = kernel, out
+        nonzeros, padded = int(held.sum()), (oh + kh - 1) * (ow + kw - 1) * channels if pad != (0, 0) else 0
+        vectors = -(-ow // 16) if ow >= 16 else 1
+        laid = STAGING * staged / 16 + ALIGNED * nonzeros * oh * ow / 16
+        return PADDING * padded / 16 + UNALIGNED * nonzeros * oh * vectors <= laid
+
+    def inside(self, lines: list[str], step: lower.Conv, read: str) -> str:
+        """The array that is read, in the arena: the caller's has no room beside it that may be read."""
+        if step.reads[0] not in {value.array for value in (*self.program.inputs, *self.program.outputs)}:
+            return read
+        count = math.prod(step.size)
+        copy = self.temporary("i", count)
+        lines.append(f"memcpy({copy}, {read}, sizeof(float) * {count}u);")
+        return copy
+
+    def rows(self, step: lower.Conv, weight: Tensor, held: Tensor, c: Tensor, ky: Tensor, kx: Tensor) -> list[str]:
+        outputs, channels, kh, kw = weight.shape
+        (_, height, width), (oh, ow), (dy, dx), (py, px) = step.size, step.out, step.dilation, step.pad
+        tall, wide = oh + (kh - 1) * dy, -(-(ow + (kw - 1) * dx) // 8) * 8
+        lines, read = [], f"[[a{step.reads[0]}]]"
+        if (py, px) != (0, 0) or tall > height or ow + (kw - 1) * dx > width:
+            padded = self.temporary("w", channels * tall * wide)
+            call = self.need("stage", kernels.STAGE)
+            read = self.inside(lines, step, read)
+            lines.append(f"{call}({read}, {padded}, 0, {channels}, {height}, {width}, {tall}, {wide}, 1, 1, 1, 1, {py}, {px}, 1, 1, "
+                         f"{tall * wide});")  # fmt: skip
+            read, height, width = padded, tall, wide
+        place = c * (height * width) + ky * (dy * width) + kx * dx
+        bias, tables = self.floats(step.bias, step.name), self.entries(weight, held, place, step.name)
+        self.need(f"tiles_{tables[0]}", kernels.sparse_tiles(tables[0]))
+        call, tile = self.need(f"rows_{tables[0]}", kernels.sparse_rows(tables[0])), 8
+        return [*lines, f"{call}({read}, {width}, "
+                f"[[a{step.writes[0]}]], {oh}, {ow}, {outputs}, {tables[1]}, {bias}, {int(step.relu)}, {tile});"]  # fmt: skip
+
+    def entries(self, weight: Tensor, held: Tensor, place: Tensor, what: str) -> tuple[str, str]:
+        """Bits of a place, and the names of the tables of places, counts and values."""
+        self.sparse.append(what)
         order = [place[row].reshape(-1).argsort(stable=True) for row in held]
-        values = torch.cat([weight[k][held[k]][order[k]] for k in range(outputs)])
-        offsets = torch.cat([place[held[k]][order[k]] for k in range(outputs)])
+        values = torch.cat([weight[k][held[k]][order[k]] for k in range(len(weight))])
+        offsets = torch.cat([place[held[k]][order[k]] for k in range(len(weight))])
+        self.distinct = len(set(offsets.tolist()))
         bits = 16 if offsets.numel() == 0 or int(offsets.max()) < 2**16 else 32
-        call = self.need(f"conv_{bits}", kernels.sparse_all(str(bits)))
-        tile = 8 if len(set(offsets.tolist())) * 8 * 64 <= NEAR_CACHE else 4
         counts = self.integers(held.flatten(1).sum(1).tolist(), 32)
-        places, numbers = self.integers(offsets.tolist(), bits), self.floats(values, step.name)
-        return [*lines, f"{call}({read}, {write}, {size}, {outputs}, {places}, {counts}, {numbers}, {bias}, {relu}, {tile});"]
+        return str(bits), f"{self.integers(offsets.tolist(), bits)}, {counts}, {self.floats(values, what)}"
 
     def matrix(self, weight: Tensor, bias: Tensor, what: str, read: str, write: str, relu: int) -> str:
         """A call that multiplies by a matrix (outputs, inputs)."""
@@ -300,7 +348,7 @@ class _Writer:
             return [f"{call}({read}, {write}, {c}, {h * w}, 1, 0.0f);"]
         simple = (kh, kw, sy, sx, py, px, dy, dx) == (2, 2, 2, 2, 0, 0, 1, 1) and 2 * oh <= h and 2 * ow <= w
         if step.kind == "max" and simple:
-            return [f"{self.need('max2', kernels.MAX2)}({read}, {write}, {c}, {h}, {w}, {oh}, {ow});"]
+            return [f"{self.need('max2', kernels.LARGER + kernels.MAX2)}({read}, {write}, {c}, {h}, {w}, {oh}, {ow});"]
         divide = {"inside": 0, "padded": 1}.get(step.divide)
         divide = int(step.divide) + 1 if divide is None else divide
         return [f"{self.need('pool', kernels.POOL)}({read}, {write}, {c}, {h}, {w}, {oh}, {ow}, {kh}, {kw}, {sy}, {sx}, {py}, {px}, "
