@@ -17,7 +17,7 @@ from featherweight.files import artifact, packed
 from featherweight.recipe.schema import Recipe
 from featherweight.recipes import RECIPES
 from featherweight.run.state import CHECKPOINT
-from featherweight.ship import activations, bench
+from featherweight.ship import activations, bench, c
 from featherweight.ship import export as exporting
 from featherweight.structure import trace
 from featherweight.version import __version__
@@ -254,7 +254,7 @@ def pack_command(
 def export_command(
     target: Target,
     out: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="Default: model.FORMAT in DIR.")] = None,
-    format: Annotated[str, typer.Option(metavar="F", help=f"{' or '.join(exporting.FORMATS)}.")] = "onnx",
+    format: Annotated[str, typer.Option(metavar="F", help=f"{', '.join(exporting.FORMATS)} or c.")] = "onnx",
     model: TargetModel = None,
     data: TargetData = None,
     seed: Seed = 0,
@@ -273,11 +273,12 @@ def export_command(
         list[str] | None, typer.Option("--float", metavar="LAYER", help="Left in float32; again for more.")
     ] = None,
     float_ends: Annotated[bool, typer.Option("--float-ends", help="The first and the last layer left in float32.")] = False,
+    unchecked: Annotated[bool, typer.Option("--no-check", help="C: written without being compiled and compared.")] = False,
     scored: Annotated[bool, typer.Option("--score", help="Score the file by the task.")] = False,
     as_json: AsJson = False,
     shapes: Inputs = None,
 ) -> None:
-    """Write TARGET as an ONNX model or a torch.export program, run the file, and say how far it is from the network."""
+    """Write TARGET as an ONNX model, a torch.export program or C, run the file, and say how far it is from the network."""
     held, folder = subjects.load(target, model, data, seed, shapes=shapes or ()), Path(target)
     if out is None and held.description is None:
         raise InputError(f"{target} is not an artifact's folder to write into: give -o FILE")
@@ -286,13 +287,30 @@ def export_command(
             "--integers calibrates on a task's training batches and --score asks it: give --data in place of --input"
         )
     path = out or folder / f"model.{format}"
+    if format == "c":
+        if integers or scored or weights != "packed":
+            raise InputError(
+                "--integers, --score and --weights are for ONNX; a C file runs the weights that are left, in float32"
+            )
+        wrote = c.export_c(held.network, held.task.example, path, check=not unchecked)
+        if out is None:
+            artifact.note_export(folder, path.name, wrote.to_dict())
+        console.json_object(wrote.to_dict()) if as_json else console.exported_c(wrote)
+        return
     asked = None
     if integers:
         seen = activations.calibration(held.network, held.task, samples)
         asked = activations.Integers(seen, method, tuple(in_float or ()), not float_ends)  # type: ignore[arg-type]
     done = exporting.export(
-        held.network, held.task.example, path, format, opset=opset, dynamic_batch=not fixed_batch, weights=weights, integers=asked
-    )  # type: ignore[arg-type]
+        held.network,
+        held.task.example,
+        path,
+        format,  # type: ignore[arg-type]
+        opset=opset,
+        dynamic_batch=not fixed_batch,
+        weights=weights,  # type: ignore[arg-type]
+        integers=asked,
+    )
     if scored:
         done = exporting.scored(done, held.network, held.task)
     if out is None:
@@ -307,7 +325,9 @@ def bench_command(
     ],
     model: TargetModel = None,
     data: TargetData = None,
-    runtime: Annotated[list[str] | None, typer.Option(help="eager or onnx; may be repeated. Default: both.")] = None,
+    runtime: Annotated[
+        list[str] | None, typer.Option(help="eager, onnx, integers or c; may be repeated. Default: eager and onnx.")
+    ] = None,
     threads: Annotated[list[int] | None, typer.Option(help="Of the processor; may be repeated. Default: 1.")] = None,
     batch: Annotated[list[int] | None, typer.Option(help="Batch size; may be repeated. Default: 1.")] = None,
     device: Annotated[list[str] | None, typer.Option(help="May be repeated. Default: cpu, and cuda if there is one.")] = None,
@@ -319,10 +339,16 @@ def bench_command(
     held = {target: subjects.load(target, model, data, also=targets, shapes=shapes or ()) for target in targets}
     if len(held) < len(targets):
         raise InputError("the same network is given twice: its two times would go by one name")
+    seen = {}
+    if "integers" in (runtime or ()):
+        if shapes:
+            raise InputError("integers are calibrated on a task's batches: give --data in place of --input")
+        seen = {name: activations.calibration(one.network, one.task) for name, one in held.items()}
     found = bench.bench(
         {name: one.network for name, one in held.items()},
         {name: one.task.example for name, one in held.items()},
-        runtimes=runtime or bench.RUNTIMES,  # type: ignore[arg-type]
+        runtimes=runtime or bench.USUAL,  # type: ignore[arg-type]
+        calibration=seen,
         threads=threads or (1,),
         batches=batch or (1,),
         devices=device,

@@ -28,6 +28,7 @@ from featherweight.recipe.selection import said
 from featherweight.run import report
 from featherweight.run.report import Row
 from featherweight.run.state import Progress
+from featherweight.ship.c import ExportedC
 from featherweight.ship.export import Exported
 
 PLAIN_WIDTH = 200  # columns where the output is not a terminal: a table is not to be folded in a file
@@ -397,6 +398,19 @@ def exported(done: Exported) -> None:
             screen.print(written(f"  in float32: {name} ({why})"))
     if done.score is not None:
         screen.print(f"score of the file: {done.score:.2f}")
+
+
+def exported_c(done: ExportedC) -> None:
+    """What was written, how far its outputs are from the network's, and what it takes of a small machine."""
+    screen = output()
+    screen.print(written(f"{done.path}: {done.bytes:,} bytes of C, tables of {done.tables:,}, arena of {done.ram:,}"))
+    if done.relative is None:
+        screen.print("not compiled and not compared with the network")
+    else:
+        screen.print(
+            f"compiled and run: differs by {done.relative:.1e} of the largest output; {done.flash:,} bytes of flash here"
+        )
+    screen.print(f"{len(done.sparse)} layers over their non-zeros, {len(done.dense)} over all their weights")
 
 
 def export_noted(name: str, measured: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ whose error alone is largest are left in float32 until the whole is near enough;
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import logging
 import tempfile
@@ -117,8 +118,7 @@ def quantise(
 ) -> Quantised:
     """Write the float32 ONNX model `source` to `path` with integers. Raises InputError for a layer that is not there or a method
     that is none, and IntegerError where even with some layers in float32 it stays further from the network than `tolerance`."""
-    import onnx
-
+    onnx = importlib.import_module("onnx")
     if asked.method not in METHODS:
         raise InputError(f"the calibration must be one of {', '.join(METHODS)}, given {asked.method!r}")
     model = onnx.load(source)
@@ -188,9 +188,8 @@ def _layers(model: Any) -> dict[str, list[str]]:
 def _kept(model: Any, held: Mapping[str, Stored]) -> dict[str, list[dict[str, Any]]]:
     """Weight -> the scale of each channel at which its code's whole numbers are the file's. A batch norm that the exporter folded
     into a weight is a factor of a channel, and goes into the scale."""
-    import onnx
-    from onnxruntime.quantization import QuantType
-
+    onnx = importlib.import_module("onnx")
+    kind = {"quant_type": importlib.import_module("onnxruntime.quantization").QuantType.QInt8, "zero_point": 0, "axis": 0}
     there = {tensor.name: tensor for tensor in model.graph.initializer}
     found = {}
     for name, one in held.items():
@@ -203,7 +202,6 @@ def _kept(model: Any, held: Mapping[str, Stored]) -> dict[str, list[dict[str, An
         near = (weight - levels * scale[:, None]).abs().amax(1) <= 1e-5 * weight.abs().amax(1)
         if not bool(near.all()) or not bool((scale != 0).all()) or int(whole[0].min()) < -127:
             continue
-        kind = {"quant_type": QuantType.QInt8, "zero_point": 0, "axis": 0}
         found[name] = [kind | {"scale": np.float32(abs(float(value)))} for value in scale]
     return found
 
@@ -220,16 +218,13 @@ class _Writer:
         kept: Mapping[str, Any],
         nodes: dict[str, list[str]],
     ) -> None:
-        import onnx
-
         self.source, self.batches, self.nodes = folder / "float.onnx", batches, nodes
-        onnx.save(model, self.source)
+        importlib.import_module("onnx").save(model, self.source)
         self.folder, self.method, self.kept = folder, method, kept
         self.wanted = self.outputs(self.source)
 
     def outputs(self, path: Path) -> list[np.ndarray[Any, Any]]:
-        import onnxruntime
-
+        onnxruntime = importlib.import_module("onnxruntime")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -237,8 +232,7 @@ class _Writer:
 
     def write(self, path: Path, left: Sequence[str] | Mapping[str, str]) -> float:
         """The error; infinite where the outputs are no numbers."""
-        import onnxruntime.quantization as ort
-
+        ort = importlib.import_module("onnxruntime.quantization")
         left = list(left)
         weights = {node: layer for layer, names in self.nodes.items() for node in names}
         kept = {name: scales for name, scales in self.kept.items() if name.removesuffix(".weight") not in left}

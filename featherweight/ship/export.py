@@ -96,11 +96,11 @@ def export(
     `example`: the inputs of the network, a tuple by position or a dict by name, batch first. The file is for the CPU, wherever
     the network is. With `dynamic_batch` it takes any batch size, in those inputs whose first size is that of the first one; the
     others (a time step, None, a number) are fixed as they are. Outputs come as dicts, lists and tuples. ONNX weights above 2 GB
-    go into a file `path`.xxxxxxxx.data beside it, in float32; below, coded ones are held as `weights` says (see `integers`), and come
-    out of the file bit for bit. With `integers` activations are 8-bit integers too, and what is held against `activations.NEAR` is
-    the root mean square of the difference on the calibration data. The file appears only when it computes what the network computes, to
-    `tolerance` of its largest output, and in all but that share of whole numbers. Raises RuntimeMissing, ExportError,
-    StorageError, and InputError for options out of range.
+    go into a file `path`.xxxxxxxx.data beside it, in float32; below, coded ones are held as `weights` says (see `integers`), and
+    come out of the file bit for bit. With `integers` activations are 8-bit integers too, and what is held against
+    `activations.NEAR` is the root mean square of the difference on the calibration data. The file appears only when it computes
+    what the network computes, to `tolerance` of its largest output, and in all but that share of whole numbers. Raises
+    RuntimeMissing, ExportError, StorageError, and InputError for options out of range.
     """
     path = Path(path)
     if format not in FORMATS:
@@ -349,8 +349,8 @@ def _onnx_writer(opset: int, held: Mapping[str, Stored], form: Form) -> Writer:
 
 
 def _optimised(model: Any, held: Mapping[str, Stored], form: Form, opset: int) -> Any:
-    """An ONNX model without what is superfluous, its coded weights as they are stored. (Batch norms stay where a coded weight is in
-    front: folded into it, it would be another weight. A runtime folds them when it loads the file.)"""
+    """An ONNX model without what is superfluous, its coded weights as they are stored. (Batch norms stay where a coded weight is
+    in front: with one folded into it, it would be another weight. A runtime folds them when it loads the file.)"""
     taken = as_inputs(model, held)
     model = require("onnxscript", "to export to ONNX").optimizer.optimize(model)
     as_initializers(model, taken)

@@ -4,9 +4,9 @@ Two forms, both decoded by standard operations of the file itself, to the bits o
 
 packed    bits of indices into a table of values, a bit a weight for what is zero, scales apart. A runtime folds these constants
           when it loads the file, so that the file is small and as fast as in float32. Any code but low rank.
-integers  int8, or int4 from opset 21 on, behind DequantizeLinear, a scale a channel: for levels that are whole numbers; the others
-          are packed. What other tools look for. ONNX Runtime 1.31 dequantises at every run where the activations are float32:
-          ResNet-20 took twice as long.
+integers  int8, or int4 from opset 21 on, behind DequantizeLinear, a scale a channel: for levels that are whole numbers; the
+          others are packed. What other tools look for. ONNX Runtime 1.31 dequantises at every run where the activations are
+          float32: ResNet-20 took twice as long.
 """
 
 from __future__ import annotations
@@ -97,6 +97,9 @@ def _stored(viewed: Viewed, weight: Tensor, free: list[Tensor]) -> Stored | None
         """(rows, cols) -> the parameter's own layout."""
         return viewed.view.to_weight(matrix, shape).contiguous()
 
+    def scales() -> Tensor:
+        return _narrow(laid(free[0].expand(code.rows, code.cols)))
+
     def spread(places: Tensor, entries: Tensor, otherwise: int) -> Tensor:
         flat = torch.full((code.rows * code.cols,), otherwise, dtype=entries.dtype)
         flat[places.cpu().long()] = entries
@@ -106,16 +109,15 @@ def _stored(viewed: Viewed, weight: Tensor, free: list[Tensor]) -> Stored | None
         support = weight != 0
         return Stored(weight, support=support, values=weight[support])
     if isinstance(code, codes.Scaled):
-        scale = _narrow(laid(free[0].expand(code.rows, code.cols)))
-        return Stored(weight, index=laid(code.index.cpu()).reshape(-1), table=code.levels.cpu(), scale=scale)
+        return Stored(weight, index=laid(code.index.cpu()).reshape(-1), table=code.levels.cpu(), scale=scales())
     if isinstance(code, codes.Shared):
         return Stored(weight, index=laid(code.index.cpu()).reshape(-1), table=free[0]) if code.count <= 256 else None
     if isinstance(code, (codes.SparseScaled, codes.SparseShared)):
         scaled = isinstance(code, codes.SparseScaled)
-        table = code.levels.cpu() if scaled else free[0]
+        table: Tensor = code.get_buffer("levels").cpu() if scaled else free[0]
         if not 0 < table.numel() <= 255:
             return None
-        scale = _narrow(laid(free[0].expand(code.rows, code.cols))) if scaled else None
+        scale = scales() if scaled else None
         zero = table.numel()  # one more value, for the entries that are not stored
         index = spread(code.position, code.index.cpu().to(torch.uint8), zero)
         dense = Stored(weight, index=index.reshape(-1), table=torch.cat([table, table.new_zeros(1)]), scale=scale)
@@ -205,7 +207,7 @@ class _Graph:
         self.model.graph.initializer.extend(self.initializers)
 
     def dequantised(self, name: str, levels: Tensor, scale: Tensor, opset: int) -> None:
-        small = opset >= INT4_OPSET and -8 <= int(levels.min()) and int(levels.max()) <= 7
+        small = opset >= INT4_OPSET and int(levels.min()) >= -8 and int(levels.max()) <= 7
         helper, kinds = self.onnx.helper, self.onnx.TensorProto
         packed = self.name()
         kind = kinds.INT4 if small else kinds.INT8
@@ -263,7 +265,7 @@ class _Graph:
             self.node("Mul", self.node("Reshape", entries, self.constant(shape)), scale, to=name)
 
     def bits(self, numbers: Array, width: int) -> str:
-        """uint8 numbers (n,) below 2^width -> the name of a value that holds them, from fields of 4, 2 and 1 bits, which fill bytes."""
+        """uint8 numbers (n,) below 2^width -> the name of what holds them, from fields of 4, 2 and 1 bits, which fill bytes."""
         if width == 8:
             return self.constant(numbers)
         result, low = "", 0

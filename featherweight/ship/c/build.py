@@ -108,7 +108,7 @@ class Loaded:
         return [torch.from_numpy(one) for one in outputs]
 
     def caller(self, inputs: Inputs) -> Any:
-        """A function without arguments that runs these inputs, with nothing of Python's between but one call a row: to be timed."""
+        """A function without arguments that runs these inputs, with no more of Python than one call a row: to be timed."""
         given = [tensor.detach().cpu().to(torch.float32).contiguous().numpy() for tensor in inputs.tensors()]
         count = len(given[0])
         outputs = [np.empty((count, *shape[1:]), np.float32) for shape in self.source.outputs]

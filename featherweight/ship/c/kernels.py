@@ -24,8 +24,9 @@ typedef int32_t @_qi __attribute__((vector_size(16), aligned(4), may_alias));
 #endif
 """
 
+
 def _lay(vector: str, lanes: str) -> str:
-    """One plane of a stride of 1, in vectors, of which what lies outside of the input is masked: reads up to 16 floats beside it."""
+    """One plane of a stride of 1, in vectors, masked where they leave the input: reads up to 16 floats beside it."""
     return f"""
 static void @_lay_{vector}(const float *s, float *d, int h, int w, int rows, int ow, int lo, int hi, int y0) {{
   const @_{vector} zero = {{0}};
@@ -92,7 +93,7 @@ CHAINS = {8: 1, 4: 2, 2: 4, 1: 4}  # vectors of a tile -> sums kept apart, so th
 
 
 def sparse(tile: int, vector: str, kind: str) -> str:
-    """One tile of `tile` vectors, all outputs: sums over (value, place) of the non-zeros. `from`, `to`: from one vector to the next."""
+    """One tile of `tile` vectors, all outputs: sums over (value, place) of the non-zeros. `from`, `to`: to the next vector."""
     chains = CHAINS[tile]
     each = range(tile)
 
@@ -102,12 +103,14 @@ def sparse(tile: int, vector: str, kind: str) -> str:
         lines += [f"      a{chain}_{t} += w{chain} * *(const @_{vector} *)(p{chain} + {t} * from);" for t in each]
         return "\n".join(lines)
 
-    text = [f"static void @_sparse_{vector}{tile}_{kind}(const float *s, ptrdiff_t from, float *o, ptrdiff_t to, int stride, int outputs,",
-            f"    const uint{kind}_t *place, const uint32_t *counts, const float *w, const float *bias, int relu) {{",
+    first = [f"a{c}_{t} = zero{'' if c else ' + bias[k]'}" for c in range(chains) for t in each]
+    text = [f"static void @_sparse_{vector}{tile}_{kind}(const float *s, ptrdiff_t from, float *o, ptrdiff_t to, int stride,",
+            f"    int outputs, const uint{kind}_t *place, const uint32_t *counts, const float *w, const float *bias,",
+            "    int relu) {",
             f"  const @_{vector} zero = {{0}};",
             "  for (int k = 0; k < outputs; k++) {",
             "    const int n = (int)counts[k];",
-            f"    @_{vector} " + ", ".join(f"a{c}_{t} = zero{f' + bias[k]' if not c else ''}" for c in range(chains) for t in each) + ";",
+            f"    @_{vector} {', '.join(first)};",
             "    int i = 0;"]  # fmt: skip
     if chains > 1:
         text += [f"    for (; i + {chains} <= n; i += {chains}) {{", *(add(c) for c in range(chains)), "    }"]
@@ -266,17 +269,18 @@ static void @_rows(const float *x, float *y, int outputs, int inputs, const floa
 
 
 def dense(tile: int, vector: str) -> str:
-    """One tile of `tile` vectors, four outputs at a time, over all weights: w holds, for each place, those of the four outputs."""
+    """One tile of `tile` vectors, four outputs at a time, over all weights: w holds those of the four outputs together."""
     lanes = "@_LANES" if vector == "v" else "4"
     each = range(tile)
-    text = [f"static void @_dense_{vector}{tile}(const float *s, float *o, int stride, int outputs, const int32_t *place, int count,",
-            "    const float *w, const float *bias, int relu) {",
+    read = [f"x{t} = *(const @_{vector} *)(p + {t} * {lanes})" for t in each]
+    text = [f"static void @_dense_{vector}{tile}(const float *s, float *o, int stride, int outputs, const int32_t *place,",
+            "    int count, const float *w, const float *bias, int relu) {",
             f"  const @_{vector} zero = {{0}};",
             "  for (int k = 0; k < outputs; k += 4) {",
             f"    @_{vector} " + ", ".join(f"a{j}_{t} = zero + bias[k + {j}]" for j in range(4) for t in each) + ";",
             "    for (int i = 0; i < count; i++, w += 4) {",
             "      const float *p = s + place[i];",
-            "      const @_%s %s;" % (vector, ", ".join(f"x{t} = *(const @_{vector} *)(p + {t} * {lanes})" for t in each))]  # fmt: skip
+            f"      const @_{vector} {', '.join(read)};"]  # fmt: skip
     text += [f"      a{j}_{t} += w[{j}] * x{t};" for j in range(4) for t in each]
     text += ["    }"]
     for j in range(4):
@@ -364,7 +368,8 @@ static void @_max2(const float *restrict x, float *restrict o, int channels, int
       for (; j + 4 <= ow; j += 4) {
         const @_q a0 = *(const @_q *)(a + 2 * j), a1 = *(const @_q *)(a + 2 * j + 4), b0 = *(const @_q *)(b + 2 * j);
         const @_q b1 = *(const @_q *)(b + 2 * j + 4), m0 = @_larger(a0, b0), m1 = @_larger(a1, b1);
-        *(@_q *)(o + j) = @_larger((@_q)__builtin_shufflevector(m0, m1, 0, 2, 4, 6), (@_q)__builtin_shufflevector(m0, m1, 1, 3, 5, 7));
+        const @_q even = __builtin_shufflevector(m0, m1, 0, 2, 4, 6), odd = __builtin_shufflevector(m0, m1, 1, 3, 5, 7);
+        *(@_q *)(o + j) = @_larger(even, odd);
       }
 #endif
 #endif

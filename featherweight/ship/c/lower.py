@@ -165,8 +165,10 @@ EXPRESSIONS = {
     "mul": "({0} * {1})",
     "div": "({0} / {1})",
 }
-SAME = ("view", "reshape", "_unsafe_view", "flatten", "unflatten", "unsqueeze", "squeeze", "clone", "contiguous", "dropout", "detach")
-SAME += ("alias", "feature_dropout", "alpha_dropout", "dropout2d", "lift_fresh_copy", "_to_copy", "to")
+SAME = (
+    *("view", "reshape", "_unsafe_view", "flatten", "unflatten", "unsqueeze", "squeeze", "clone", "contiguous", "dropout"),
+    *("detach", "alias", "feature_dropout", "alpha_dropout", "lift_fresh_copy", "_to_copy", "to"),
+)
 
 
 def lower(network: nn.Module, example: Inputs) -> Program:
@@ -265,7 +267,7 @@ class _Lowering:
             value = arguments[0]
             if value.size != math.prod(shape):
                 raise CError(f"{_where(node)}: {name} changes the number of entries")
-            step = self.made.get(node.args[0]) if len(node.args[0].users) == 1 else None  # type: ignore[union-attr]
+            step = self.alone(node.args[0])
             if step is not None and name in ("clone", "contiguous", "dropout", "detach", "alias"):
                 self.made[node] = step
             return Value(value.array, shape)
@@ -332,8 +334,8 @@ class _Lowering:
 
     op_conv1d = op_conv2d
 
-    def op_convolution(self, node: fx.Node, shape: Any, x: Value, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any,
-                       transposed: bool, output_padding: Any, groups: int) -> Value:  # fmt: skip
+    def op_convolution(self, node: fx.Node, shape: Any, x: Value, weight: Any, bias: Any, stride: Any, padding: Any,
+                       dilation: Any, transposed: bool, output_padding: Any, groups: int) -> Value:  # fmt: skip
         if transposed:
             return self.op_conv_transpose2d(node, shape, x, weight, bias, stride, padding, output_padding, groups, dilation)
         return self.op_conv2d(node, shape, x, weight, bias, stride, padding, dilation, groups)
@@ -386,17 +388,18 @@ class _Lowering:
 
     op_mm = op_matmul
 
-    def op_batch_norm(self, node: fx.Node, shape: Any, x: Value, weight: Any, bias: Any, mean: Any, var: Any, *rest: Any) -> Value:
+    def op_batch_norm(
+        self, node: fx.Node, shape: Any, x: Value, weight: Any, bias: Any, mean: Any, var: Any, *rest: Any
+    ) -> Value:
         eps = float(rest[-2] if len(rest) == 4 else rest[-1])
         scale = (weight.double() if weight is not None else 1.0) / torch.sqrt(var.double() + eps)
         shift = (bias.double() if bias is not None else 0.0) - mean.double() * scale
         before = self.alone(node.args[0])
-        if isinstance(before, Conv) or (isinstance(before, Linear) and len(x.shape) == 2):
-            if not before.relu and len(before.weight) == len(scale):
-                before.weight = before.weight * scale.reshape(-1, *[1] * (before.weight.dim() - 1))
-                before.bias = before.bias * scale + shift
-                self.made[node] = before
-                return Value(x.array, shape or x.shape)
+        if isinstance(before, (Conv, Linear)) and not before.relu and (isinstance(before, Conv) or len(x.shape) == 2):
+            before.weight = before.weight * scale.reshape(-1, *[1] * (before.weight.dim() - 1))
+            before.bias = before.bias * scale + shift
+            self.made[node] = before
+            return Value(x.array, shape or x.shape)
         inner = [1] * (len(x.shape) - 2)
         return self.mapped(node, "({0} * {1} + {2})", x.shape, [x, scale.reshape(-1, *inner), shift.reshape(-1, *inner)])
 
@@ -458,10 +461,14 @@ class _Lowering:
         return self.mapped(node, "({0} * {1} > {2} ? {0} : log1pf(expf({0} * {1})) / {1})", shape, [x, beta, threshold])
 
     def op_add(self, node: fx.Node, shape: Any, one: Any, other: Any, alpha: float = 1) -> Value:
-        return self.mapped(node, "({0} + {1})" if alpha == 1 else "({0} + {2} * {1})", shape, [one, other, alpha][: 2 + (alpha != 1)])
+        return self.mapped(
+            node, "({0} + {1})" if alpha == 1 else "({0} + {2} * {1})", shape, [one, other, alpha][: 2 + (alpha != 1)]
+        )
 
     def op_sub(self, node: fx.Node, shape: Any, one: Any, other: Any, alpha: float = 1) -> Value:
-        return self.mapped(node, "({0} - {1})" if alpha == 1 else "({0} - {2} * {1})", shape, [one, other, alpha][: 2 + (alpha != 1)])
+        return self.mapped(
+            node, "({0} - {1})" if alpha == 1 else "({0} - {2} * {1})", shape, [one, other, alpha][: 2 + (alpha != 1)]
+        )
 
     def op_rsub(self, node: fx.Node, shape: Any, one: Any, other: Any, alpha: float = 1) -> Value:
         return self.op_sub(node, shape, other, one, alpha)
@@ -514,7 +521,11 @@ class _Lowering:
         return self.pooled(node, shape, x, flat=True, kind="mean", adaptive=True)
 
     def reduced(self, node: fx.Node, shape: Any, x: Value, dims: Any, kind: str) -> Value:
-        dims = sorted(d % len(x.shape) for d in (dims if isinstance(dims, (list, tuple)) else [dims])) if dims not in (None, []) else []
+        dims = (
+            sorted(d % len(x.shape) for d in (dims if isinstance(dims, (list, tuple)) else [dims]))
+            if dims not in (None, [])
+            else []
+        )
         dims = dims or list(range(len(x.shape)))
         if dims != list(range(dims[0], dims[-1] + 1)):
             raise CError(f"{_where(node)}: a reduction over dimensions that do not follow each other has no form in C")
@@ -555,7 +566,9 @@ class _Lowering:
     def op_t(self, node: fx.Node, shape: Any, x: Value) -> Value:
         return self.op_permute(node, shape, x, list(range(len(x.shape)))[::-1])
 
-    def op_slice(self, node: fx.Node, shape: Any, x: Value, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Value:
+    def op_slice(
+        self, node: fx.Node, shape: Any, x: Value, dim: int = 0, start: Any = None, end: Any = None, step: int = 1
+    ) -> Value:
         dim, size, strides = dim % len(x.shape), x.shape[dim], list(_strides(x.shape))
         start = 0 if start is None else max(0, start + size) if start < 0 else min(start, size)
         offset = start * strides[dim]

@@ -21,14 +21,19 @@ from featherweight.ship.c.lower import CError, Program, number
 DENSE_FROM = 0.7  # density from which a convolution over all weights is faster than one over non-zeros; measured, see benchmarks
 DENSE_LINEAR_FROM = 0.25
 ALIGN = 16  # floats
-STAGING, PADDING, ALIGNED, UNALIGNED = 2.8, 7.0, 0.7, 1.15  # cycles of a vector: laid out, padded, multiplied aligned, and as it lies
+STAGING, PADDING, ALIGNED, UNALIGNED = (
+    2.8,
+    7.0,
+    0.7,
+    1.15,
+)  # cycles of a vector: laid out, padded, multiplied aligned, and as it lies
 NEAR_CACHE = 40_000  # bytes of the first cache that a tile of a sparse convolution may take
 
 
 @dataclass(frozen=True)
 class Source:
-    """arena: floats that the caller passes; inputs, outputs: shapes with a batch of 1; weights: bytes of the tables; dense, sparse:
-    layers that run over all their weights, over their non-zeros."""
+    """arena: floats that the caller passes; inputs, outputs: shapes with a batch of 1; weights: bytes of the tables; dense,
+    sparse: layers that run over all their weights, over their non-zeros."""
 
     name: str
     text: str
@@ -76,9 +81,9 @@ class _Writer:
         sizes = [f"#define {upper}_IN{i} {value.size} /* {list(value.shape)} */" for i, value in enumerate(program.inputs)]
         sizes += [f"#define {upper}_OUT{i} {value.size} /* {list(value.shape)} */" for i, value in enumerate(program.outputs)]
         head = [
-            "/* Written by featherweight. One call runs the network on one example; what it needs is in its arguments, so that threads",
-            f"   may run it at once, each with its own arena of {upper}_ARENA floats (aligned to 64 bytes it is fastest). Arrays may",
-            "   not overlap. Compile with -O3, and -ffp-contract=fast for fused multiplications. */",
+            "/* Written by featherweight. One call runs the network on one example; what it needs is in its arguments, so that",
+            f"   threads may run it at once, each with an arena of {upper}_ARENA floats of its own (fastest where aligned to",
+            "   64 bytes). Arrays may not overlap. Compile with -O3, and -ffp-contract=fast for fused multiplications. */",
             "#include <math.h>", "#include <stddef.h>", "#include <stdint.h>", "#include <string.h>",
             f"#define {upper}_ARENA {max(arena, 1)}", *sizes, f"{signature};", "",
         ]  # fmt: skip
@@ -90,7 +95,7 @@ class _Writer:
     # --- memory ---
 
     def plan(self) -> tuple[dict[str, str], int]:
-        """Array or scratch -> its place as an expression of C, and the floats of the arena: what does not live at once may share."""
+        """Array or scratch -> its place, an expression of C, and the floats of the arena; what is not live at once may share."""
         program, places = self.program, {}
         for i, value in enumerate(program.inputs):
             places[f"a{value.array}"] = f"in{i}"
@@ -163,7 +168,7 @@ class _Writer:
     # --- steps ---
 
     def emit(self, step: lower.Step) -> list[str]:
-        return getattr(self, f"emit_{type(step).__name__.lower()}")(step)  # type: ignore[no-any-return]
+        return getattr(self, f"emit_{type(step).__name__.lower()}")(step)
 
     def emit_conv(self, step: lower.Conv) -> list[str]:
         weight = _whole(step.weight.float(), step.groups)
@@ -189,7 +194,8 @@ class _Writer:
         position = torch.zeros(channels * kh * kw, dtype=torch.int64)
         position[torch.tensor(needed, dtype=torch.int64)] = torch.arange(len(needed))
         place = position[plane] * room + (ky * dy * ow if shared else 0)
-        lines, read = [], f"[[a{step.reads[0]}]]"
+        lines: list[str] = []
+        read = f"[[a{step.reads[0]}]]"
         apart = sy == sx == 1 and ow >= 4 and not direct and not dense
         if apart and self.by_rows(held, len(needed) * room, (oh, ow), (channels, kh, kw), (py, px)):
             return self.rows(step, weight, held, c, ky, kx)
@@ -199,8 +205,8 @@ class _Writer:
             staged = self.temporary("w", len(needed) * room)
             call = self.need("stage", kernels.STAGE)
             read = self.inside(lines, step, read)
-            lines.append(f"{call}({read}, {staged}, {planes}, {len(needed)}, {height}, {width}, {rows}, {ow}, {sy}, {sx}, {dy}, {dx}, "
-                         f"{py}, {px}, {1 if shared else kh}, {kw}, {room});")  # fmt: skip
+            lines.append(f"{call}({read}, {staged}, {planes}, {len(needed)}, {height}, {width}, {rows}, {ow}, {sy}, {sx}, {dy}, "
+                         f"{dx}, {py}, {px}, {1 if shared else kh}, {kw}, {room});")  # fmt: skip
             read = staged
         write, relu = f"[[a{step.writes[0]}]]", int(step.relu)
         if size == 1 and (direct or room == 1):
@@ -220,7 +226,9 @@ class _Writer:
         tile = 8 if self.distinct * 8 * 64 <= NEAR_CACHE else 4
         return [*lines, f"{call}({read}, {write}, {size}, {outputs}, {tables}, {bias}, {relu}, {tile});"]
 
-    def by_rows(self, held: Tensor, staged: int, out: tuple[int, int], kernel: tuple[int, int, int], pad: tuple[int, int]) -> bool:
+    def by_rows(
+        self, held: Tensor, staged: int, out: tuple[int, int], kernel: tuple[int, int, int], pad: tuple[int, int]
+    ) -> bool:
         """Are unaligned rows of the input itself faster than windows laid out and aligned? By cycles, fitted on this project's
         machine (AVX-512)."""
         (channels, kh, kw), (oh, ow) = kernel, out
@@ -242,13 +250,14 @@ class _Writer:
         outputs, channels, kh, kw = weight.shape
         (_, height, width), (oh, ow), (dy, dx), (py, px) = step.size, step.out, step.dilation, step.pad
         tall, wide = oh + (kh - 1) * dy, -(-(ow + (kw - 1) * dx) // 8) * 8
-        lines, read = [], f"[[a{step.reads[0]}]]"
+        lines: list[str] = []
+        read = f"[[a{step.reads[0]}]]"
         if (py, px) != (0, 0) or tall > height or ow + (kw - 1) * dx > width:
             padded = self.temporary("w", channels * tall * wide)
             call = self.need("stage", kernels.STAGE)
             read = self.inside(lines, step, read)
-            lines.append(f"{call}({read}, {padded}, 0, {channels}, {height}, {width}, {tall}, {wide}, 1, 1, 1, 1, {py}, {px}, 1, 1, "
-                         f"{tall * wide});")  # fmt: skip
+            lines.append(f"{call}({read}, {padded}, 0, {channels}, {height}, {width}, {tall}, {wide}, 1, 1, 1, 1, {py}, "
+                         f"{px}, 1, 1, {tall * wide});")  # fmt: skip
             read, height, width = padded, tall, wide
         place = c * (height * width) + ky * (dy * width) + kx * dx
         bias, tables = self.floats(step.bias, step.name), self.entries(weight, held, place, step.name)
@@ -289,7 +298,9 @@ class _Writer:
         if step.rows == 1:
             return [self.matrix(step.weight, step.bias, step.name, read, write, int(step.relu))]
         outputs, inputs = step.weight.shape
-        call = self.matrix(step.weight, step.bias, step.name, f"{read} + r * {inputs}", f"{write} + r * {outputs}", int(step.relu))
+        call = self.matrix(
+            step.weight, step.bias, step.name, f"{read} + r * {inputs}", f"{write} + r * {outputs}", int(step.relu)
+        )
         return [f"for (int r = 0; r < {step.rows}; r++) {call}"]
 
     def emit_recurrent(self, step: lower.Recurrent) -> list[str]:
@@ -332,9 +343,9 @@ class _Writer:
         (start, source), (begin, target) = step.source, step.target
         keep = [i for i, size in enumerate(step.shape) if size != 1]
         shape = [step.shape[i] for i in keep]
-        shape, (source, target) = _merged(shape, [[source[i] for i in keep], [target[i] for i in keep]])
+        shape, (read, write) = _merged(shape, [[source[i] for i in keep], [target[i] for i in keep]])
         to, of = f"[[a{step.writes[0]}]]", f"[[a{step.reads[0]}]]"
-        return [f"{_loops(shape)}{to}[{_index(target, begin)}] = {of}[{_index(source, start)}];"]
+        return [f"{_loops(shape)}{to}[{_index(write, begin)}] = {of}[{_index(read, start)}];"]
 
     def emit_fill(self, step: lower.Fill) -> list[str]:
         return [f"for (int i0 = 0; i0 < {step.count}; i0++) [[a{step.writes[0]}]][i0] = {number(step.value)};"]
@@ -351,8 +362,8 @@ class _Writer:
             return [f"{self.need('max2', kernels.LARGER + kernels.MAX2)}({read}, {write}, {c}, {h}, {w}, {oh}, {ow});"]
         divide = {"inside": 0, "padded": 1}.get(step.divide)
         divide = int(step.divide) + 1 if divide is None else divide
-        return [f"{self.need('pool', kernels.POOL)}({read}, {write}, {c}, {h}, {w}, {oh}, {ow}, {kh}, {kw}, {sy}, {sx}, {py}, {px}, "
-                f"{dy}, {dx}, {int(step.kind == 'mean')}, {divide}, {int(step.adaptive)});"]  # fmt: skip
+        return [f"{self.need('pool', kernels.POOL)}({read}, {write}, {c}, {h}, {w}, {oh}, {ow}, {kh}, {kw}, {sy}, {sx}, {py}, "
+                f"{px}, {dy}, {dx}, {int(step.kind == 'mean')}, {divide}, {int(step.adaptive)});"]  # fmt: skip
 
     def emit_reduce(self, step: lower.Reduce) -> list[str]:
         call = self.need(step.kind, kernels.reduce(step.kind))
@@ -409,5 +420,3 @@ def _index(strides: Sequence[int], offset: int = 0) -> str:
 
 def _loops(shape: Sequence[int]) -> str:
     return "".join(f"for (int i{d} = 0; i{d} < {size}; i{d}++) " for d, size in enumerate(shape))
-
-
