@@ -34,7 +34,7 @@ from featherweight import compress, structure
 from featherweight.measurement import measure
 from featherweight.network import devices
 from featherweight.recipe.plan import matches
-from featherweight.recipe.schema import Recipe, Stage
+from featherweight.recipe.schema import Recipe, Train
 from featherweight.recipes import RECIPES
 from featherweight.ship import bench
 from featherweight.ship.export import require
@@ -74,7 +74,7 @@ def run(cut: Cut, held_out: int = 0, again: bool = False) -> Line:
         seconds = time.perf_counter() - began
         recalibrate(network, task, 0)
         before = measure(network, task.example, task.score).score
-        recipe = Recipe("tuned", (Stage("tuned", train=cut.tuning),))
+        recipe = Recipe("tuned", (Train("tuned", train=cut.tuning),))
         learned = taught(task, dense) if cut.long else task
         result = compress(cifar.channels_last(network), recipe, learned, workdir=work, checkpoint_seconds=60)
         tuned, network = result.rows[-1], result.model

@@ -29,8 +29,7 @@ from featherweight.files.edits import Snapshot
 from featherweight.recipe.schema import Recipe
 from featherweight.recipes import admm_binarization, admm_clustering, progressive_admm
 from featherweight.run.report import Row
-from featherweight.training import fit
-from featherweight.training.fit import Task
+from featherweight.training.fit import Task, fit
 from featherweight.training.schedule import Distillation, Training
 from featherweight.weights.codes import SparseShared
 from featherweight.weights.parametrized import attach, plain

@@ -25,7 +25,7 @@ from torch import nn
 from featherweight import compress, zoo
 from featherweight.files import artifact
 from featherweight.lowrank.ranks import allocate, convolutions
-from featherweight.recipe.schema import Recipe, Stage
+from featherweight.recipe.schema import Recipe, Train
 from featherweight.recipes import trained_rank_pruning
 from featherweight.recipes.low_rank import decompose, low_rank_from_scratch
 from featherweight.recipes.trained_ranks import TARGETS, VIEWS
@@ -118,8 +118,8 @@ def train_baseline(weights: Path | None) -> None:
     network = zoo.resnet20_projection()
     network.load_state_dict(zoo.from_pytorchcv(load_file(weights)))
     stages = (
-        Stage("dense", train=Training(BASELINE_EPOCHS, 1.0, warmup=0.02)),
-        Stage("longer", train=Training(LONGER_EPOCHS, 0.3)),
+        Train("dense", train=Training(BASELINE_EPOCHS, 1.0, warmup=0.02)),
+        Train("longer", train=Training(LONGER_EPOCHS, 0.3)),
     )
     dense = Recipe("dense", stages)
     result = compress(channels_last(network), dense, tasks.cifar10(SEED), workdir=WORK / "baseline", checkpoint_seconds=60)

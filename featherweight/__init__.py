@@ -4,7 +4,7 @@ from featherweight import recipes, structure
 from featherweight.compression import Compressed, compress
 from featherweight.errors import FeatherweightError
 from featherweight.files.artifact import load, save_cut
-from featherweight.recipe.schema import Recipe, Rule, Stage
+from featherweight.recipe.schema import Constrain, CutUnits, LearnUnits, Recipe, Rule, Train
 from featherweight.task import Steps, Task
 from featherweight.training.schedule import Distillation, Training
 from featherweight.version import __version__
@@ -16,21 +16,24 @@ __all__ = [
     "ADMM",
     "Codebook",
     "Compressed",
+    "Constrain",
+    "CutUnits",
     "Distillation",
     "FeatherweightError",
     "Imposed",
+    "LearnUnits",
     "Levels",
     "LowRank",
     "Periodic",
     "Recipe",
     "Rule",
     "SparseCodebook",
-    "Stage",
     "Steps",
     "Target",
     "Task",
     "TopK",
     "TopRows",
+    "Train",
     "Training",
     "View",
     "__version__",

@@ -27,7 +27,7 @@ from featherweight.recipe.schema import Recipe
 from featherweight.recipe.selection import said
 from featherweight.run import report
 from featherweight.run.report import Row
-from featherweight.run.state import Progress
+from featherweight.run.watch import Progress
 from featherweight.ship.export import Exported
 
 PLAIN_WIDTH = 200  # columns where the output is not a terminal: a table is not to be folded in a file

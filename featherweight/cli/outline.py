@@ -14,7 +14,7 @@ from featherweight.errors import InputError, did_you_mean
 from featherweight.network.copies import copied
 from featherweight.recipe import schema
 from featherweight.recipe.schema import Units
-from featherweight.run.cut_units import cut_units
+from featherweight.run.cut_units import cut
 from featherweight.structure import Graph, trace
 from featherweight.training.fit import Task
 
@@ -83,7 +83,7 @@ def cuts(network: nn.Module, task: Task, what: What, amount: float) -> dict[str,
     graph = trace(network, task.example)
     kept = {name: site.size for name, site in graph.sites.items()}
     if what == "latency_ms":
-        done = cut_units(copied(network), task, Units("l1", latency_ms=amount), 0)
+        done = cut(copied(network), task, Units("l1", latency_ms=amount), 0)
         spent = done.spent
         kept |= dict(done.edit.sites) if done.edit is not None else {}
     else:

@@ -1,7 +1,7 @@
 """Statistics of a network's units over calibration batches: one pass for all sites, in memory that does not grow with the data.
 
-A unit is watched where it is read (see `readers`): x_i is what its readers get of it, and with a gate g_i = 1 there, for a loss L_n
-of one sample,
+A unit is watched where it is read (see `readers`): x_i is what its readers get of it, and with a gate g_i = 1 there, for a
+loss L_n of one sample,
 
     u_i(n) = dL_n / dg_i = sum over readers and positions of x_i dL_n/dx_i,
 

@@ -12,7 +12,7 @@ from featherweight.lowrank import ranks
 from featherweight.network.calls import Example, Inputs
 from featherweight.recipe import selection
 from featherweight.recipe.patterns import matches as matches  # also for those who import it from here
-from featherweight.recipe.schema import WEIGHTS, Rule, Stage
+from featherweight.recipe.schema import WEIGHTS, Constrain, Rule
 from featherweight.recipe.selection import Chosen, listed, view_of
 from featherweight.weights.counts import ALLOCATORS
 from featherweight.weights.drivers import Spread, Target
@@ -46,7 +46,7 @@ class Plan:
 
 
 def resolve(
-    stage: Stage,
+    stage: Constrain,
     model: nn.Module,
     original: Mapping[str, Tensor] | None = None,
     squares: Mapping[str, Tensor] | None = None,
@@ -131,7 +131,7 @@ def resolve(
     return Plan(found, sizes, spread, {name: rules[name] for name in found}, left_out)
 
 
-def _no_low_rank(stage: Stage, targets: Mapping[str, Target], names: Iterable[str]) -> list[str]:
+def _no_low_rank(stage: Constrain, targets: Mapping[str, Target], names: Iterable[str]) -> list[str]:
     others = sorted({type(targets[name].set).__name__ for name in names if not isinstance(targets[name].set, LowRank)})
     return [f"stage {stage.name!r}: a budget of macs is spent on LowRank; give {', '.join(others)} a size"] if others else []
 

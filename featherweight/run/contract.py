@@ -16,11 +16,14 @@ from featherweight.errors import InputError, RecipeError
 from featherweight.network.calls import Inputs
 from featherweight.network.devices import on_one_device
 from featherweight.network.evaluating import evaluating
-from featherweight.recipe.schema import Recipe, Stage
+from featherweight.recipe.plan import resolve
+from featherweight.recipe.schema import Constrain, Recipe, Stage
 from featherweight.structure.capture import first_line
 from featherweight.task import Batch, Task, steps_of
 from featherweight.training import distillation
 from featherweight.training.fit import rehearsing
+from featherweight.weights.optimizers import check_codes
+from featherweight.weights.targets import weights_of
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,19 @@ def check_task(task: Task, model: nn.Module) -> Checked:
         with rehearsing(model), evaluating(model):
             _check_score(task.score(model))
         return Checked(batch, _held_by_optimizer(task, model))
+
+
+def check_run(recipe: Recipe, task: Task, model: nn.Module) -> None:
+    """Raises InputError, or RecipeError, where `recipe` cannot be run on `model` for `task`: before anything is trained."""
+    checked = check_task(task, model)
+    check_distillation(recipe, task, model, checked.batch)
+    for stage in recipe.stages:
+        if isinstance(stage, Constrain):
+            targets = resolve(stage, model, example=task.example).targets
+            weights_of(model, targets)
+            check_trained(targets, checked.trained, stage)
+            if targets and stage.retrain.epochs:
+                check_codes(task.optimizer, model, targets.keys())
 
 
 def check_distillation(recipe: Recipe, task: Task, model: nn.Module, batch: Batch) -> None:

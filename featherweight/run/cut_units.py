@@ -25,7 +25,9 @@ from featherweight.network.calls import Inputs
 from featherweight.network.copies import copied
 from featherweight.network.evaluating import evaluating
 from featherweight.recipe.plan import matches
-from featherweight.recipe.schema import Units
+from featherweight.recipe.schema import CutUnits, Units
+from featherweight.run.stage import Ground, begin
+from featherweight.run.state import Result
 from featherweight.ship.latency_budget import within
 from featherweight.structure import Edit, Graph, expressible, prune, trace
 from featherweight.training.distillation import logits_of
@@ -37,13 +39,26 @@ NOT_EXPRESSIBLE = "the network's own class cannot express a cut of it"
 
 @dataclass(frozen=True)
 class Cutting:
-    """What `cut_units` did: the edit, or None where the budget held already; and what was made of the budget."""
+    """What `cut` did: the edit, or None where the budget held already; and what was made of the budget."""
 
     edit: Edit | None
     spent: Spent
 
 
-def cut_units(network: nn.Module, task: Task, asked: Units, epoch: int, auxiliary: bool = False) -> Cutting:
+def cut_units(stage: CutUnits, start: Result, ground: Ground) -> Result:
+    """Run a stage that cuts units and trains what is left."""
+    running = begin(stage, start, ground)
+    if running.unfinished is None:
+        done = cut(running.network, ground.task, stage.units, running.epoch, stage.auxiliary)
+        running.spent = done.spent
+        running.cut([done.edit] if done.edit is not None else [])
+    running.resume()
+    running.prepare(stage.auxiliary)
+    loss = running.train(running.optimizer())
+    return running.finish(loss, stage.units.share)
+
+
+def cut(network: nn.Module, task: Task, asked: Units, epoch: int, auxiliary: bool = False) -> Cutting:
     """Cut `network` in place, by what it does on the first batches of `epoch`. `auxiliary`: the loss that the criterion looks at
     adds those of heads inside the network, trained here.
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from featherweight import Recipe, Stage, Task, compress
+from featherweight import CutUnits, Recipe, Task, compress
 from featherweight.budget.choices import Infeasible
 from featherweight.budget.costs import Spent, cost_of
 from featherweight.budget.units import Allotment, allot, offered
@@ -53,7 +53,7 @@ def network() -> nn.Module:
 
 
 def run(units: Units, epochs: int = 0, **options: Any) -> Any:
-    return compress(network(), Recipe("r", (Stage("cut", units=units, train=Training(epochs)),)), TASK, **options)
+    return compress(network(), Recipe("r", (CutUnits("cut", units=units, train=Training(epochs)),)), TASK, **options)
 
 
 def stored(made: nn.Module) -> int:

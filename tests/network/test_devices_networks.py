@@ -26,7 +26,7 @@ from featherweight.measurement import measure
 from featherweight.network.calls import Inputs, tensors_of
 from featherweight.network.copies import unwrapped
 from featherweight.network.devices import placed
-from featherweight.recipe.schema import Recipe, Stage
+from featherweight.recipe.schema import Constrain, CutUnits, Recipe, Stage
 from featherweight.recipes import RECIPES
 from featherweight.ship import bench, latency_budget
 from featherweight.structure import drop, prune, replay, silence, sweep, trace
@@ -156,9 +156,12 @@ def short(recipe: Recipe) -> Recipe:
         return dataclasses.replace(training, epochs=min(training.epochs, 1))
 
     def stage(given: Stage) -> Stage:
-        units = given.units and dataclasses.replace(given.units, samples=16, refit=False)
-        driver = given.driver and dataclasses.replace(given.driver, every=2)
-        return dataclasses.replace(given, train=one(given.train), retrain=one(given.retrain), units=units, driver=driver)
+        changed: dict[str, Any] = {"train": one(given.train)}
+        if isinstance(given, CutUnits):
+            changed["units"] = dataclasses.replace(given.units, samples=16, refit=False)
+        if isinstance(given, Constrain):
+            changed |= {"retrain": one(given.retrain), "driver": given.driver and dataclasses.replace(given.driver, every=2)}
+        return dataclasses.replace(given, **changed)
 
     return dataclasses.replace(recipe, stages=tuple(map(stage, recipe.stages)))
 
@@ -169,7 +172,7 @@ def kinds() -> list[str]:
     for name, recipe in RECIPES.items():
         told = [dataclasses.asdict(stage) for stage in short(recipe(**TINY.get(name, {}))).stages]
         for stage in told:
-            stage |= {"name": "", "rules": len(stage["rules"]), "units": stage["units"] and stage["units"] | {"criterion": ""}}
+            stage |= {"name": "", "rules": len(stage.get("rules", ())), "units": stage.get("units", {}) | {"criterion": ""}}
         found.setdefault(repr(told), name)
     return list(found.values())
 

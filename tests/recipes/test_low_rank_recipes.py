@@ -18,7 +18,7 @@ from featherweight.compression import compress
 from featherweight.errors import FeatherweightError
 from featherweight.lowrank.ranks import SPATIAL, allocate, convolutions
 from featherweight.recipe.plan import matches, resolve
-from featherweight.recipe.schema import Recipe, Rule, Stage, from_dict
+from featherweight.recipe.schema import Constrain, Recipe, Rule, Train, from_dict
 from featherweight.recipes.low_rank import decompose, low_rank_from_scratch
 from featherweight.recipes.trained_ranks import TARGETS, trained_rank_pruning
 from featherweight.training.fit import Task
@@ -37,7 +37,7 @@ def task() -> Task:
 @pytest.fixture(scope="module")
 def trained(task: Task) -> nn.Module:
     torch.manual_seed(0)
-    return compress(zoo.lenet5(), Recipe("dense", (Stage("dense", train=Training(3)),)), task).model
+    return compress(zoo.lenet5(), Recipe("dense", (Train("dense", train=Training(3)),)), task).model
 
 
 def rank_by_numpy(weight: Tensor, view: str) -> int:
@@ -135,8 +135,8 @@ def test_the_paper_s_targets_are_these_layers_of_every_network() -> None:
         (lambda: low_rank_from_scratch({}), "no parameter"),
         (lambda: trained_rank_pruning(macs=1.5), "macs is a share"),
         (lambda: decompose(macs=0.5, ranks={"conv2.weight": 3}), "not both"),
-        (lambda: Stage("s", (Rule("*.weight", LowRank()),), keep=0.5, macs=0.5), "not both"),
-        (lambda: Stage("s", macs=0.5), "no rules"),
+        (lambda: Constrain("s", (Rule("*.weight", LowRank()),), keep=0.5, macs=0.5), "not both"),
+        (lambda: Constrain("s", (), macs=0.5), "no rules"),
         (lambda: trained_rank_pruning(distill=2.0), "distillation weight"),
     ],
 )
@@ -153,7 +153,7 @@ def test_ranks_out_of_range_are_refused_before_anything_runs(task: Task) -> None
 def test_a_budget_of_macs_is_refused_where_it_cannot_be_spent(task: Task) -> None:
     with pytest.raises(FeatherweightError, match="out of reach"):
         compress(zoo.lenet5(), decompose(macs=0.01), task)
-    stage = Stage("s", (Rule("conv2.weight", TopK()),), macs=0.5)
+    stage = Constrain("s", (Rule("conv2.weight", TopK()),), macs=0.5)
     with pytest.raises(FeatherweightError, match="spent on LowRank; give TopK a size"):
         compress(zoo.lenet5(), Recipe("r", (stage,)), task)
 

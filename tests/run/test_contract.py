@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from featherweight import ADMM, Distillation, Recipe, Rule, Stage, Steps, Task, TopK, Training, compress
+from featherweight import ADMM, Constrain, Distillation, Recipe, Rule, Steps, Task, TopK, Train, Training, compress
 from featherweight.errors import InputError, TrainingError
 from featherweight.recipes import progressive_admm
 from featherweight.run.contract import check_task
@@ -99,8 +99,8 @@ def test_what_cannot_work_is_refused_before_any_training(name: str) -> None:
     steps: list[int] = []
     broken = task(**changes)
     stages = (
-        Stage("dense", train=Training(5)),
-        Stage("s", (Rule("weights", TopK()),), keep=0.5, driver=ADMM(0.1, 2), train=Training(1), distill=Distillation(0.5)),
+        Train("dense", train=Training(5)),
+        Constrain("s", (Rule("weights", TopK()),), keep=0.5, driver=ADMM(0.1, 2), train=Training(1), distill=Distillation(0.5)),
     )
     with pytest.raises(InputError, match=says):
         compress(network(), Recipe("r", stages), broken, monitor=lambda progress: steps.append(progress.step))
@@ -134,7 +134,7 @@ def test_an_epoch_that_is_not_as_long_as_the_first_is_said(held: int, says: str)
     """The rates and a resumed run count on the length."""
     odd = task(batches=lambda epoch: Steps([*BATCHES, *BATCHES], 3) if epoch == 0 else Lying(held))
     with pytest.raises(TrainingError, match=says):
-        compress(network(), Recipe("r", (Stage("s", train=Training(2)),)), odd)
+        compress(network(), Recipe("r", (Train("s", train=Training(2)),)), odd)
 
 
 class Lying(list[Any]):

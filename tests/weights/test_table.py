@@ -112,9 +112,9 @@ def test_every_criterion_is_listed() -> None:
 
 
 def test_every_network_is_listed() -> None:
-    from featherweight import zoo
+    from featherweight.zoo import networks
 
-    assert functions(zoo, "nn.Module") == set(NETWORKS) == set(table.NETWORKS)
+    assert functions(networks, "nn.Module") == set(NETWORKS) == set(table.NETWORKS)
 
 
 def test_every_task_is_listed() -> None:
