@@ -115,8 +115,8 @@ def measure(name: str) -> Line:
     packed.write(file, result.snapshot, made())
     last = result.rows[-1]
     return {
-        "dense": task.score(dense),
-        "score": task.score(channels_last(packed.load(file, made()))),
+        "dense": task.evaluate(dense),
+        "score": task.evaluate(channels_last(packed.load(file, made()))),
         "storage": asdict(packed.storage(result.snapshot, made())),
         "epochs": last.epochs,
         "residual": max(last.residuals.values()),

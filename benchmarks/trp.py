@@ -153,7 +153,7 @@ def times(dense: nn.Module) -> Line:
     task = tasks.cifar10(SEED)
     views: tuple[View, ...] = ("spatial", "channel")
     thin = {view: compress(channels_last(dense), decompose(view, macs=MACS[view]), task).model for view in views}
-    found = bench.bench({"baseline": dense} | thin, task.example, runtimes=("onnx",), rounds=ROUNDS)
+    found = bench.bench({"baseline": dense} | thin, task.example_inputs, runtimes=("onnx",), rounds=ROUNDS)
     verdicts = {one.variant: str(one) for one in found.comparisons}
     measured = {one.variant: {"ms": one.median, "verdict": verdicts.get(one.variant, "")} for one in found.timings}
     return {"timed": measured, "warnings": list(found.warnings)}
@@ -205,7 +205,7 @@ def main(arguments: list[str] | None = None) -> None:
     if not BASELINE.exists():
         train_baseline(chosen.weights)
     dense = resnet20()
-    example = tasks.cifar10(SEED).example
+    example = tasks.cifar10(SEED).example_inputs
     allotted: dict[View, dict[str, int]] = {}
     views: tuple[View, ...] = ("channel", "spatial")
     for view in views:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from featherweight.files import artifact, storage
+from featherweight.files import storage
 from featherweight.files.edits import Snapshot
 from featherweight.lowrank.factor import materialise
 from featherweight.network import generators
 from featherweight.network.devices import chosen, placed
 from featherweight.recipe.schema import Constrain, CutUnits, LearnUnits, Recipe, Stage, Train
+from featherweight.run.compressed import Compressed
 from featherweight.run.constrain import constrain
 from featherweight.run.contract import check_run
 from featherweight.run.cut_units import cut_units
@@ -27,7 +28,6 @@ from featherweight.run.stage import Ground, train
 from featherweight.run.state import Result, RunState
 from featherweight.run.watch import Monitor, silent
 from featherweight.task import Task
-from featherweight.version import __version__
 from featherweight.weights.parametrized import plain
 
 RUN: dict[type[Stage], Callable[[Any, Result, Ground], Result]] = {
@@ -36,29 +36,6 @@ RUN: dict[type[Stage], Callable[[Any, Result, Ground], Result]] = {
     CutUnits: cut_units,
     LearnUnits: learn_units,
 }
-
-
-@dataclass(frozen=True)
-class Compressed:
-    """What `compress` gives back. `rows`: one a stage, measured after it."""
-
-    model: nn.Module
-    snapshot: Snapshot
-    recipe: Recipe
-    rows: list[Row]
-
-    def save(self, folder: str | Path, *, model: str | None = None, data: str | None = None) -> dict[str, int]:
-        """Write the artifact; its files' sizes in bytes. `model` and `data`: built-in names, for `featherweight inspect`."""
-        report = [row.to_dict() for row in self.rows]
-        described = artifact.Description(
-            featherweight=__version__,
-            model=model,
-            data=data,
-            edits=self.snapshot.edits,
-            recipe=self.recipe.to_dict(),
-            report=report,
-        )
-        return artifact.save(folder, self.snapshot, described)
 
 
 def compress(
@@ -91,7 +68,7 @@ def compress(
         original = plain(model)
         if device is not None:
             there = chosen(device)
-            original, task = original.to(there), replace(task, example=placed(task.example, there))
+            original, task = original.to(there), replace(task, example_inputs=placed(task.example_inputs, there))
         baseline = Snapshot.of(original, [])  # refuses what no file could hold
         check_run(recipe, task, original)
         about = of_task(task, original) | {"run": dict(identity or {})} if place else None
@@ -112,6 +89,6 @@ def compress(
         with state.trusted():
             network = final.snapshot.build(original)
             rows = [Row.from_dict(row) for row in final.rows]
-        thin = materialise(network, example=task.example)
+        thin = materialise(network, example=task.example_inputs)
         snapshot = Snapshot.of(network, final.snapshot.structural() + thin.edits)
-        return Compressed(network, snapshot, recipe, rows)
+        return Compressed(network, snapshot, recipe, rows, original, task.example_inputs)

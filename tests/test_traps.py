@@ -22,7 +22,7 @@ from featherweight.recipe.plan import resolve
 from featherweight.recipe.schema import Constrain, Recipe, Rule, Train
 from featherweight.run.report import notes
 from featherweight.structure.count import count_macs
-from featherweight.training.fit import Task
+from featherweight.task import Task
 from featherweight.training.schedule import Training
 from featherweight.weights.drivers import ADMM, Imposed, Target, freeze
 from featherweight.weights.parametrized import decoded
@@ -303,7 +303,7 @@ def test_batch_norm_is_recalibrated_before_scoring() -> None:
         return 1.0
 
     stage = Constrain("s", (Rule("0.weight", TopK(3)),), train=Training(1))
-    result = compress(network, Recipe("r", (stage,)), Task(base.example, base.batches, base.loss, score, base.optimizer))
+    result = compress(network, Recipe("r", (stage,)), Task(base.example_inputs, base.batches, base.loss, score, base.optimizer))
     frozen = result.model[0]
     means = torch.stack([frozen(images).mean((0, 2, 3)) for images, _ in base.batches(0)]).mean(0)
     torch.testing.assert_close(seen[-1], means.detach())
@@ -330,7 +330,7 @@ def test_a_run_that_diverges_says_so_and_keeps_no_network(driver: Any) -> None:
 
     stage = Constrain("s", (Rule("hidden.weight", TopK(100)),), driver=driver, train=Training(1))
     with pytest.raises(TrainingError, match="the loss is nan at step 1 of 3"):
-        compress(table.toy(), Recipe("r", (stage,)), Task(base.example, base.batches, loss, base.score, base.optimizer))
+        compress(table.toy(), Recipe("r", (stage,)), Task(base.example_inputs, base.batches, loss, base.evaluate, base.optimizer))
 
 
 # --- later stages on what earlier ones left ------------------------------------------------------------------------------

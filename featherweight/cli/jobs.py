@@ -26,8 +26,6 @@ from featherweight.run.state import CHECKPOINT, files_of
 from featherweight.structure import trace
 from featherweight.structure.errors import StructureError
 from featherweight.task import Task, steps_of
-from featherweight.training.schedule import Training
-from featherweight.weights.parametrized import coded, decoded, plain
 from featherweight.zoo.networks import NETWORKS
 from featherweight.zoo.tasks import BATCHES, TASKS
 
@@ -160,9 +158,12 @@ def plan(job: Job, recipe: Recipe) -> list[dict[str, Any]]:
     stages = []
     changed = False  # will the weights be others than now when the stage starts?
     for stage in recipe.stages:
-        phases = {"train": stage.train, "retrain": getattr(stage, "retrain", Training(0))}
+        phases = {name: getattr(stage, name, None) for name in ("train", "retrain")}
         planned: dict[str, Any] = {"stage": stage.name, "kind": stage.kind, "targets": [], "left_out": {}, "budget": None}
-        planned |= {name: asdict(training) | {"steps": training.epochs * steps} for name, training in phases.items()}
+        planned |= {
+            name: asdict(training) | {"steps": training.epochs * steps} if training else {"epochs": 0, "steps": 0}
+            for name, training in phases.items()
+        }
         planned |= {"driver": None, "units": None, "adaptive": None}
         planned["options"] = {name: value for name, value in asdict(stage).items() if name not in SHOWN_APART and value}
         if isinstance(stage, Constrain):
@@ -177,7 +178,7 @@ def plan(job: Job, recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def _constraints(job: Job, stage: Constrain, steps: int, changed: bool) -> dict[str, Any]:
-    resolved = resolve(stage, job.network, example=job.task.example)
+    resolved = resolve(stage, job.network, example=job.task.example_inputs)
     targets = []
     budget = {"size": 0, "of": 0}
     for name, target in resolved.targets.items():
@@ -203,16 +204,7 @@ def _constraints(job: Job, stage: Constrain, steps: int, changed: bool) -> dict[
 def _sites_left_out(job: Job, asked: Units) -> dict[str, str]:
     """Site -> why it keeps all its units, as far as can be said without data. Nothing where the network cannot be followed."""
     try:
-        graph = trace(plain(job.network), job.task.example)
-        return may_go(plain(job.network), graph, asked)[1]
+        graph = trace(job.network, job.task.example_inputs)
+        return may_go(job.network, graph, asked)[1]
     except StructureError as error:
         return {"all sites": str(error)}
-
-
-def weights_left(network: nn.Module, original: nn.Module) -> dict[str, dict[str, Any]]:
-    """Coded parameter -> its code, its non-zero weights, and its weights in the original network."""
-    now, before = decoded(network), decoded(original)
-    return {
-        name: {"code": viewed.code.kind, "nonzeros": int(now[name].count_nonzero()), "of": before[name].numel()}
-        for name, viewed in sorted(coded(network).items())
-    }

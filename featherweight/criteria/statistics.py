@@ -48,9 +48,8 @@ from featherweight.errors import InputError, did_you_mean
 from featherweight.network.calls import Inputs, first_tensor
 from featherweight.network.evaluating import evaluating
 from featherweight.structure import Graph
-from featherweight.task import loss_in_eval
+from featherweight.task import Batch, Task, loss_in_eval
 from featherweight.training.distillation import one_tensor
-from featherweight.training.fit import Batch, Task
 
 Curvature = Literal["loss", "least_squares", "outputs"]
 STATISTICS = ("zeros", "gradients", "pairs", "weights", "gram", "responses")

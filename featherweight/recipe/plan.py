@@ -154,11 +154,27 @@ def _give_ranks(
             del targets[name], sizes[name]
 
 
+def _in(pattern: str, name: str) -> bool:
+    """Does the pattern name the parameter, or a module that holds it?"""
+    parts = name.split(".")
+    return any(matches(pattern, ".".join(parts[:count])) for count in range(1, len(parts) + 1))
+
+
 def chosen(rule: Rule, model: nn.Module, example: Example | Inputs | None = None) -> Chosen:
     """The parameters that `rule` means. `example`: for a rule of rows, which by default takes only rows that can go.
 
     Raises InputError where there is none, with the reasons.
     """
+    if rule.ignore:
+        found = chosen(replace(rule, ignore=()), model, example)
+        ignored = {name for name in found.names for pattern in rule.ignore if _in(pattern, name)}
+        for pattern in rule.ignore:
+            if not any(_in(pattern, name) for name in decoded(model)):
+                raise InputError(f"ignore: {pattern!r} matches no parameter and no module that holds one")
+        if ignored >= set(found.names):
+            raise InputError("ignore leaves no target")
+        left_out = found.left_out | dict.fromkeys(ignored, "it is to be ignored")
+        return Chosen([name for name in found.names if name not in ignored], left_out)
     weights = decoded(model)
     if rule.targets == WEIGHTS:
         found = selection.weights_of(model, weights)

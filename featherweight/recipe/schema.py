@@ -44,9 +44,11 @@ LONGEST_SHOWN = 80  # characters of a name in a message
 
 
 def share(given: Any) -> Any:
-    """`"50%"` as 0.5, in recipes and on the command line alike; anything else as it is."""
-    percent = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*%\s*", given) if isinstance(given, str) else None
-    return float(percent[1]) / 100 if percent else given
+    """`"50%"` as 0.5 and `"4x"` (fewer) as 0.25, in recipes and on the command line alike; anything else as it is."""
+    told = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([%x])\s*", given) if isinstance(given, str) else None
+    if told is None or (told[2] == "x" and not float(told[1])):
+        return given
+    return float(told[1]) / 100 if told[2] == "%" else 1 / float(told[1])
 
 
 Share = Annotated[float, BeforeValidator(share)]
@@ -74,13 +76,15 @@ class Rule:
     `"*.weight"`, or `"re:"` and a regular expression, which mean what they match. Frozen and tied parameters are left out.
     `view`: a pattern, or `"rows"` (a row an output: filter, neuron, recurrent unit), `"channel"`, `"spatial"`, for which each
     layer's kind has its own. `keep`: the set's size as a share, in (0, 1], of its largest size in the network as it was given;
-    without it, and without a size in the set, the stage's budget decides.
+    without it, and without a size in the set, the stage's budget decides. `ignore`: names and patterns of parameters, or of the
+    modules that hold them, that are no targets.
     """
 
     targets: str
     set: AnySet
     view: AnyView = WHOLE
     keep: Share | None = None
+    ignore: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         require((self.keep is None or 0 < self.keep <= 1, f"keep is a share in (0, 1], given {self.keep}"))
@@ -110,6 +114,7 @@ class Units:
     multiple          sizes are multiples of this, or the whole site: a site smaller than it is free
     certify           prove how much another choice of as many units could save at most (see `Quadratic.certificate`), for
                       collaborative: some seconds a site of 64 units, half a minute at 512
+    ignore            names and patterns of sites, or of the modules that make their units, that keep all of theirs
     """
 
     criterion: Criterion
@@ -124,6 +129,7 @@ class Units:
     curvature: Literal["outputs", "loss"] = "outputs"
     multiple: int = 1
     certify: bool = False
+    ignore: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         given = self._given()

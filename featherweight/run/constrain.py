@@ -28,7 +28,7 @@ def constrain(stage: Constrain, start: Result, ground: Ground) -> Result:
     for name in _meant(stage, running.network, ground.task) & coded(running.network).keys():
         detach(running.network, name)
     squares = squared_gradients(running.network, ground.task, running.epoch) if stage.fisher else None
-    plan = resolve(stage, running.network, decoded(ground.original), squares, ground.task.example)
+    plan = resolve(stage, running.network, decoded(ground.original), squares, ground.task.example_inputs)
     running.said += said(plan.left_out)
     running.resume()
     running.prepare()
@@ -71,7 +71,7 @@ def _late(stage: Constrain, driver: Driver | None, running: Running) -> str:
 
 def _meant(stage: Constrain, network: nn.Module, task: Task) -> set[str]:
     """The parameters that the stage's rules name."""
-    return {name for rule in stage.rules for name in chosen(rule, network, task.example).names}
+    return {name for rule in stage.rules for name in chosen(rule, network, task.example_inputs).names}
 
 
 def _sweep(network: nn.Module, task: Task, targets: Mapping[str, Target]) -> tuple[list[structure.Edit], str]:
@@ -85,9 +85,9 @@ def _sweep(network: nn.Module, task: Task, targets: Mapping[str, Target]) -> tup
     results, why = [], ""
     with layouts_kept(network):
         try:
-            results.append(structure.sweep(network, structure.trace(network, task.example)))
+            results.append(structure.sweep(network, structure.trace(network, task.example_inputs)))
             filters = [name for name, target in targets.items() if isinstance(target.set, TopRows)]
-            if filters and structure.silence(network, graph := structure.trace(network, task.example), filters):
+            if filters and structure.silence(network, graph := structure.trace(network, task.example_inputs), filters):
                 results.append(structure.sweep(network, graph))
         except StructureError as error:
             why = f"units of zeros stay in the network: {shortened(str(error))}"

@@ -284,7 +284,7 @@ def learn_units(stage: LearnUnits, start: Result, ground: Ground) -> Result:
     if left is None or left.phase == "train":
         optimizer = running.optimizer()
         steps = stage.train.epochs * running.steps_an_epoch
-        learned = Proportions(stage.adaptive, running.network, ground.task.example, optimizer, steps)
+        learned = Proportions(stage.adaptive, running.network, ground.task.example_inputs, optimizer, steps)
         if left is not None and left.guide is not None:
             learned.load_state_dict(left.guide)
         with learned:

@@ -118,12 +118,14 @@ class Running:
             recalibrate(self.network, self.task, self.epoch)
         snapshot = Snapshot.of(self.network, self.structural)
         rows, thin = self.start.rows, snapshot.build(self.ground.original)
-        materialise(thin, example=self.ground.task.example)  # what this would be shipped as: thin factors are two plain layers
+        materialise(
+            thin, example=self.ground.task.example_inputs
+        )  # what this would be shipped as: thin factors are two plain layers
         row = Row(
             self.stage.name,
-            measure(thin, self.ground.task.example, self.ground.task.score),
+            measure(thin, self.ground.task.example_inputs, self.ground.task.evaluate),
             asked,
-            _left(self.network, self.ground.original),
+            left(self.network, self.ground.original),
             self.stage.epochs + (rows[-1]["epochs"] if rows else 0),
             self.watch.seconds(),
             loss if math.isfinite(loss) else None,
@@ -197,7 +199,7 @@ def train(stage: Train, start: Result, ground: Ground) -> Result:
     return running.finish(loss, None)
 
 
-def _left(network: nn.Module, original: nn.Module) -> dict[str, tuple[int, int]]:
+def left(network: nn.Module, original: nn.Module) -> dict[str, tuple[int, int]]:
     """Coded parameter -> (its non-zero weights, its weights in the original network)."""
     now, before = decoded(network), decoded(original)
     return {name: (int(now[name].count_nonzero()), before[name].numel()) for name in sorted(coded(network))}

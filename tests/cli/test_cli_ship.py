@@ -81,7 +81,7 @@ def test_export_of_a_program_to_a_given_file(place: Path) -> None:
 
 def test_export_of_a_network_that_needs_no_class(place: Path) -> None:
     made, work = network("own.py:net", None), task("own.py:task", 0)
-    cut = structure.prune(made, trace(made, work.example), {"0": [0, 1, 2]}, where="graph")
+    cut = structure.prune(made, trace(made, work.example_inputs), {"0": [0, 1, 2]}, where="graph")
     save_cut("cut", cut.model)
     told = json.loads(call("export", "cut", "--data", "own.py:task", "--format", "pt2", "--json").stdout)
     assert told["path"] == "cut/model.pt2" and told["relative"] < 1e-5

@@ -85,10 +85,10 @@ def sgd(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
 
 
 TASK = Task(
-    example=(IMAGES[:1],),
-    batches=lambda epoch: list(zip(IMAGES.split(16), LABELS.split(16), strict=True)),
+    example_inputs=(IMAGES[:1],),
+    train=lambda epoch: list(zip(IMAGES.split(16), LABELS.split(16), strict=True)),
     loss=lambda network, batch: F.cross_entropy(network(batch[0]), batch[1]),
-    score=right,
+    evaluate=right,
     optimizer=sgd,
 )
 

@@ -29,7 +29,7 @@ from featherweight.run import cut_units
 from featherweight.run.cut_units import _Damage
 from featherweight.run.report import Row, notes
 from featherweight.structure import Graph, trace
-from featherweight.training.fit import Task
+from featherweight.task import Task
 from featherweight.training.schedule import Distillation, Training
 
 
@@ -69,7 +69,7 @@ def test_every_criterion_meets_its_budget_and_trains_on(criterion: Criterion, re
     dense, cut = (row.measured for row in result.rows)
     assert dense.macs is not None and cut.macs is not None
     assert 0.4 * dense.macs <= cut.macs <= 0.5 * dense.macs and result.rows[1].asked == 0.5
-    assert cut.parameters < dense.parameters and cut.score == TASK.score(result.model)
+    assert cut.parameters < dense.parameters and cut.score == TASK.evaluate(result.model)
     result.save(tmp_path / "art")
     fresh = load(tmp_path / "art", Small()).eval()
     assert torch.equal(fresh(TASK.batches(7)[0][0]), result.model.eval()(TASK.batches(7)[0][0]))
@@ -91,9 +91,9 @@ def test_a_certified_cut_says_how_far_each_choice_is_from_the_best_of_all() -> N
     units = Units("collaborative", macs=0.5, samples=64, certify=True)
     result = compress(network(), Recipe("cut", (CutUnits("cut", units=units),)), TASK)
     spent, dense = result.rows[-1].spent, network()
-    graph = trace(dense, TASK.example)
+    graph = trace(dense, TASK.example_inputs)
     stats = collect(dense, graph, TASK, {"pairs", "gradients"}, sites=list(graph.sites), samples=64, epoch=0, curvature="outputs")
-    kept = {name: site.size for name, site in trace(result.model, TASK.example).sites.items()}
+    kept = {name: site.size for name, site in trace(result.model, TASK.example_inputs).sites.items()}
     assert spent is not None and set(spent.gaps) == {name for name, size in kept.items() if size < graph.site(name).size} != set()
     for name, gap in spent.gaps.items():
         size, pairs = graph.site(name).size, stats.pairs[name]
@@ -224,9 +224,9 @@ def test_a_search_cuts_within_the_budget_never_asks_the_score_and_repeats() -> N
 
     def counted(model: nn.Module) -> float:
         asked.append(model)
-        return TASK.score(model)
+        return TASK.evaluate(model)
 
-    task = dataclasses.replace(TASK, score=counted)
+    task = dataclasses.replace(TASK, evaluate=counted)
     units = Units("l1", macs=0.5, samples=64, refit=True, allot=Search(6, 3))
     results = []
     for seed in (1, 1, 2):
@@ -244,7 +244,7 @@ def test_a_search_cuts_within_the_budget_never_asks_the_score_and_repeats() -> N
 def test_a_search_is_rewarded_for_right_answers_on_batches_not_seen() -> None:
     """By hand: batches 2 and 3 of the epoch, since two of 32 hold the 64 samples that the fit looked at."""
     made = network()
-    graph = trace(made, TASK.example)
+    graph = trace(made, TASK.example_inputs)
     stats = collect(made, graph, TASK, ["gram"], samples=64)
     ranked = cut_units.Ranked(made, graph, stats, CRITERIA["l1"](made, graph, stats), False)
     sizes = {name: site.size for name, site in graph.sites.items()}
@@ -346,5 +346,5 @@ def test_soft_filters_make_a_smaller_network_and_not_a_masked_one(tmp_path: Path
     assert dense is not None and soft is not None
     assert soft == dense - 2 * 36 * 9 * 8 * 6  # six units less, made and read by 3 x 3 kernels over 8 channels
     result.save(tmp_path / "small")
-    example = TASK.example[0]
+    example = TASK.example_inputs[0]
     assert torch.equal(load(tmp_path / "small", Small()).eval()(example), result.model.eval()(example))

@@ -28,7 +28,7 @@ from featherweight.network import generators
 from featherweight.recipe.schema import Constrain, Recipe, Rule, Train
 from featherweight.run.state import CHECKPOINT, FIRST_KEYS, NETWORK
 from featherweight.run.watch import Progress
-from featherweight.training.fit import Task
+from featherweight.task import Task
 from featherweight.training.schedule import Training
 from featherweight.weights.drivers import Periodic
 from featherweight.weights.sets import TopK
@@ -117,9 +117,9 @@ def same(left: Compressed, right: Compressed) -> bool:
 OTHERS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Task], str]] = {
     "other values": (lambda: network(seed=1), task, "network 0.* has other values"),
     "other shapes": (lambda: network(hidden=6), task, r"network 0.bias float32 \(4,\) then, float32 \(6,\) now"),
-    "another type": (lambda: network().double(), lambda: task(example=(INPUTS[:1].double(),)), "float64"),
+    "another type": (lambda: network().double(), lambda: task(example_inputs=(INPUTS[:1].double(),)), "float64"),
     "another activation": (lambda: network(act=nn.GELU()), task, "modules 1 ReLU.* then, GELU"),
-    "another example": (network, lambda: task(example=(INPUTS[1:2],)), "example input 0 has other values"),
+    "another example": (network, lambda: task(example_inputs=(INPUTS[1:2],)), "example input 0 has other values"),
     "fewer batches": (network, lambda: task(lambda epoch: drawn(epoch)[:3]), "batches of epoch 0 4 then, 3 now"),
     "another optimizer": (network, lambda: task(optimizer=lambda p: SGD(p, lr=0.01)), "optimizer .*Adam.* then, .*SGD"),
     "another rate": (network, lambda: task(optimizer=lambda p: Adam(p, lr=0.02)), "optimizer"),

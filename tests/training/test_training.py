@@ -275,7 +275,7 @@ def test_an_error_or_an_empty_loader_leaves_every_statistic_as_it_was(name: str)
             raise KeyboardInterrupt
         return network(batch).sum()
 
-    for task, error in ((passing(breaks), KeyboardInterrupt), (dataclasses.replace(passing(), batches=lambda epoch: []), ())):
+    for task, error in ((passing(breaks), KeyboardInterrupt), (dataclasses.replace(passing(), train=lambda epoch: []), ())):
         network = prepared(name)
         before, outside = copy.deepcopy(network.state_dict()), marks(network)
         with contextlib.suppress(error):

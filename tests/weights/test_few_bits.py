@@ -15,7 +15,7 @@ from featherweight.budget import bits
 from featherweight.errors import InputError
 from featherweight.recipe.schema import Recipe
 from featherweight.recipes import admm_binarization, admm_clustering, admm_joint, admm_quantization
-from featherweight.training.fit import Task
+from featherweight.task import Task
 from featherweight.weights.drivers import Imposed, Target
 from featherweight.weights.freezing import Freezing
 from featherweight.weights.parametrized import coded, decoded
