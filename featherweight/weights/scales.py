@@ -121,9 +121,9 @@ def _best_scales(magnitudes: Tensor, levels: Tensor, skip_zeros: bool) -> Tensor
             cheaper = (number > 0) & ((number * GRID >= x.shape[1]) | (rounds == 2))  # than to open the intervals once more
             for at in cheaper.nonzero().squeeze(1).tolist():
                 row, ends = int(rows[at]), (low[at][waiting[at]], high[at][waiting[at]])
-                found = _swept(x[row], sums[row], int(start[row]), *ends, levels, middles)
-                if found[0] > float(whole[row] - least[row]):
-                    best[row] = found[1]
+                swept = _swept(x[row], sums[row], int(start[row]), *ends, levels, middles)
+                if swept[0] > float(whole[row] - least[row]):
+                    best[row] = swept[1]
             number = torch.where(cheaper, 0, number)
         rounds += 1
         for row in rows[number > BATCH // (GRID * levels.numel())].tolist():  # more than are opened at once: by itself
