@@ -16,6 +16,7 @@ from featherweight.errors import FeatherweightError, InputError, did_you_mean
 from featherweight.files import artifact, packed
 from featherweight.recipe.schema import Recipe
 from featherweight.recipes import RECIPES
+from featherweight.run.report import weights_left
 from featherweight.run.state import CHECKPOINT
 from featherweight.ship import activations, bench, c
 from featherweight.ship import export as exporting
@@ -199,11 +200,11 @@ def inspect_command(
         raise InputError("--input shows the structure of a MODEL; an artifact or packed file is scored: give --data")
     held = subjects.load(target, model, data, seed, threads, shapes=shapes or (), device=device)
     if subjects.is_model(target):
-        found = outline.outline(trace(held.network, held.task.example))
+        found = outline.outline(trace(held.network, held.task.example_inputs))
         console.json_object(found) if as_json else console.outline(target, found)
         return
     measured, folder = subjects.measured(held, target), Path(target)
-    left = jobs.weights_left(held.network, held.original) if held.original is not None else {}
+    left = weights_left(held.network, held.original) if held.original is not None else {}
     if held.description is None:
         size = folder.stat().st_size
         if as_json:
@@ -292,7 +293,7 @@ def export_command(
             raise InputError(
                 "--integers, --score and --weights are for ONNX; a C file runs the weights that are left, in float32"
             )
-        wrote = c.export_c(held.network, held.task.example, path, check=not unchecked)
+        wrote = c.export_c(held.network, held.task.example_inputs, path, check=not unchecked)
         if out is None:
             artifact.note_export(folder, path.name, wrote.to_dict())
         console.json_object(wrote.to_dict()) if as_json else console.exported_c(wrote)
@@ -303,7 +304,7 @@ def export_command(
         asked = activations.Integers(seen, method, tuple(in_float or ()), not float_ends)  # type: ignore[arg-type]
     done = exporting.export(
         held.network,
-        held.task.example,
+        held.task.example_inputs,
         path,
         format,  # type: ignore[arg-type]
         opset=opset,
@@ -346,7 +347,7 @@ def bench_command(
         seen = {name: activations.calibration(one.network, one.task) for name, one in held.items()}
     found = bench.bench(
         {name: one.network for name, one in held.items()},
-        {name: one.task.example for name, one in held.items()},
+        {name: one.task.example_inputs for name, one in held.items()},
         runtimes=runtime or bench.USUAL,  # type: ignore[arg-type]
         calibration=seen,
         threads=threads or (1,),
@@ -390,6 +391,7 @@ def demo_command(
     made = Job.load("lenet5", "digits", None, seed, threads)
     done, files = _run(ctx, made, chosen, out, None)
     dense, last = done.rows[0].measured, done.rows[-1].measured
+    assert dense.score is not None and last.score is not None
     ratio, lost = dense.nonzeros / last.nonzeros, dense.score - last.score
     achieved = ratio >= DEMO_RATIO and lost <= DEMO_POINTS
     if as_json:

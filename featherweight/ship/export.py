@@ -158,7 +158,7 @@ def export(
 def scored(done: Exported, network: nn.Module, task: Task) -> Exported:
     """With the score that the task gives the file, run by its runtime in place of the network."""
     run = (onnx_runner if done.format == "onnx" else _pt2_runner)(Path(done.path))
-    return replace(done, score=task.score(FromFile(run, network, Inputs.of(task.example))))
+    return replace(done, score=task.evaluate(FromFile(run, network, Inputs.of(task.example_inputs))))
 
 
 def _placed(part: Path, path: Path, format: Format) -> list[str]:

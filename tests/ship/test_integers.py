@@ -208,20 +208,20 @@ def test_calibration_is_what_the_task_calls_the_network_with() -> None:
 
 def test_activations_in_integers_are_near_and_scored_from_the_file(tmp_path: Path) -> None:
     model, work = net(), task()
-    done = export(model, work.example, tmp_path / "q.onnx", integers=Integers(calibration(model, work), "percentile"))
+    done = export(model, work.example_inputs, tmp_path / "q.onnx", integers=Integers(calibration(model, work), "percentile"))
     assert done.integers is not None and done.integers["samples"] == 80 and done.integers["left"] == {}  # two runs of 40
     assert 0 < done.integers["error"] < 0.1 and done.integers["layers"] == ("conv1", "conv2", "conv3", "fc")
     kinds = [node.op_type for node in nodes(tmp_path / "q.onnx")]
     assert kinds.count("QuantizeLinear") >= 4 and kinds.count("DequantizeLinear") >= 8
     got = scored(done, model, work).score
-    assert got == work.score(FromFile(onnx_runner(tmp_path / "q.onnx"), model, Inputs.of(work.example))) and got > 90
+    assert got == work.evaluate(FromFile(onnx_runner(tmp_path / "q.onnx"), model, Inputs.of(work.example_inputs))) and got > 90
 
 
 def test_whole_levels_stay_the_numbers_of_the_code(tmp_path: Path) -> None:
     import onnx
 
     model, work = coded(sets.Levels("uniform", 3), ROW), task()
-    export(model, work.example, tmp_path / "q.onnx", integers=Integers(calibration(model, work)))
+    export(model, work.example_inputs, tmp_path / "q.onnx", integers=Integers(calibration(model, work)))
     held = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(tmp_path / "q.onnx").graph.initializer}
     for name in ("conv2", "conv3"):
         code = parametrized.coded(model)[f"{name}.weight"].code
@@ -232,7 +232,7 @@ def test_whole_levels_stay_the_numbers_of_the_code(tmp_path: Path) -> None:
 def test_layers_are_left_in_float_as_asked_and_by_the_measured_rule(tmp_path: Path) -> None:
     model, work = net(), task()
     seen = calibration(model, work)
-    done = export(model, work.example, tmp_path / "q.onnx", integers=Integers(seen, float32=("conv2",), ends=False))
+    done = export(model, work.example_inputs, tmp_path / "q.onnx", integers=Integers(seen, float32=("conv2",), ends=False))
     assert done.integers is not None and done.integers["left"] == {
         "conv1": "first or last",
         "conv2": "as asked",
@@ -242,7 +242,7 @@ def test_layers_are_left_in_float_as_asked_and_by_the_measured_rule(tmp_path: Pa
         model.conv3.weight[0] *= 1000
         model.conv3.bias[0] *= 1000
         model.fc.weight[:, 0] /= 1000
-    done = export(model, work.example, tmp_path / "q.onnx", integers=Integers(seen))
+    done = export(model, work.example_inputs, tmp_path / "q.onnx", integers=Integers(seen))
     assert done.integers is not None and len(done.integers["left"]) == 1 and done.integers["error"] <= 0.1
     assert "alone it moves the outputs by" in next(iter(done.integers["left"].values()))
 

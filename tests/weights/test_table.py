@@ -15,7 +15,7 @@ import featherweight
 from featherweight.criteria import CRITERIA, NEEDS
 from featherweight.recipe.schema import AnyDriver, AnySet, Recipe
 from featherweight.recipes import RECIPES
-from featherweight.training.fit import Task
+from featherweight.task import Task
 from featherweight.weights import codes, drivers, sets, views
 from featherweight.weights.counts import ALLOCATORS
 from featherweight.zoo.networks import NETWORKS
@@ -112,9 +112,9 @@ def test_every_criterion_is_listed() -> None:
 
 
 def test_every_network_is_listed() -> None:
-    from featherweight import zoo
+    from featherweight.zoo import networks
 
-    assert functions(zoo, "nn.Module") == set(NETWORKS) == set(table.NETWORKS)
+    assert functions(networks, "nn.Module") == set(NETWORKS) == set(table.NETWORKS)
 
 
 def test_every_task_is_listed() -> None:
