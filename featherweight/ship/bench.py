@@ -23,7 +23,7 @@ from featherweight.network.calls import Example, Inputs
 from featherweight.network.devices import chosen, placed, synchronise
 from featherweight.ship import c
 from featherweight.ship.activations import Integers
-from featherweight.ship.export import export, onnx_runner, require, resized, shippable
+from featherweight.ship.export import export, onnx_caller, require, resized, shippable
 
 Runtime = Literal["eager", "onnx", "integers", "c"]
 RUNTIMES: tuple[Runtime, ...] = ("eager", "onnx", "integers", "c")
@@ -283,8 +283,7 @@ def _call(
     if isinstance(file, c.Loaded):
         return file.caller(inputs)
     if file is not None:
-        run = onnx_runner(file, threads, (_provider(device),))
-        return lambda: run(inputs)
+        return onnx_caller(file, inputs, threads, (_provider(device),))
     place = torch.device(device)
     network, given = network.to(place), placed(inputs, place)
 

@@ -293,28 +293,41 @@ def _gap(one: Tensor, other: Tensor, exact: bool) -> tuple[float, float]:
 
 def onnx_runner(path: Path, threads: int = 1, providers: tuple[str, ...] = ("CPUExecutionProvider",)) -> Runner:
     """Runs an ONNX file in ONNX Runtime. Raises RuntimeMissing."""
+    session = _session(path, threads, providers)
+    return lambda inputs: [torch.from_numpy(array) for array in _checked(lambda: session.run(None, _fed(session, inputs)))]
+
+
+def onnx_caller(path: Path, inputs: Inputs, threads: int = 1, providers: tuple[str, ...] = ("CPUExecutionProvider",)) -> Any:
+    """A function without arguments that runs an ONNX file on these inputs, with no more of Python than the call: to be timed."""
+    session = _session(path, threads, providers)
+    given = _fed(session, inputs)
+    _checked(lambda: session.run(None, given))
+    return lambda: session.run(None, given)
+
+
+def _checked(call: Callable[[], Any]) -> Any:
+    try:
+        return call()
+    except Exception as error:  # the runtime's errors have no base of their own
+        raise ExportError(
+            f"ONNX Runtime cannot run the model: {first_line(error)}; export it as pt2, or in float32 (network.float())"
+        ) from error
+
+
+def _session(path: Path, threads: int, providers: tuple[str, ...]) -> Any:
     runtime = require("onnxruntime", "to run ONNX models")
-
-    def checked(call: Callable[[], Any]) -> Any:
-        try:
-            return call()
-        except Exception as error:  # the runtime's errors have no base of their own
-            raise ExportError(
-                f"ONNX Runtime cannot run the model: {first_line(error)}; export it as pt2, or in float32 (network.float())"
-            ) from error
-
     options = runtime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
-    session = checked(lambda: runtime.InferenceSession(str(path), options, providers=list(providers)))
+    session = _checked(lambda: runtime.InferenceSession(str(path), options, providers=list(providers)))
     if providers[0] not in session.get_providers():  # it falls back to the processor without a word
         raise RuntimeMissing(f"ONNX Runtime could not start its {providers[0]} and would run on the processor: {INSTALL}")
+    return session
+
+
+def _fed(session: Any, inputs: Inputs) -> dict[str, Any]:
+    """The name of each input -> its values."""
     names = [entry.name for entry in session.get_inputs()]
-
-    def run(inputs: Inputs) -> list[Tensor]:
-        given = {name: tensor.detach().cpu().numpy() for name, tensor in zip(names, inputs.tensors(), strict=True)}
-        return [torch.from_numpy(array) for array in checked(lambda: session.run(None, given))]
-
-    return run
+    return {name: tensor.detach().cpu().numpy() for name, tensor in zip(names, inputs.tensors(), strict=True)}
 
 
 def require(name: str, purpose: str) -> Any:
