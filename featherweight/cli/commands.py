@@ -274,6 +274,7 @@ def export_command(
         list[str] | None, typer.Option("--float", metavar="LAYER", help="Left in float32; again for more.")
     ] = None,
     float_ends: Annotated[bool, typer.Option("--float-ends", help="The first and the last layer left in float32.")] = False,
+    small: Annotated[bool, typer.Option("--small", help="C: for little memory in place of speed.")] = False,
     unchecked: Annotated[bool, typer.Option("--no-check", help="C: written without being compiled and compared.")] = False,
     scored: Annotated[bool, typer.Option("--score", help="Score the file by the task.")] = False,
     as_json: AsJson = False,
@@ -293,7 +294,7 @@ def export_command(
             raise InputError(
                 "--integers, --score and --weights are for ONNX; a C file runs the weights that are left, in float32"
             )
-        wrote = c.export_c(held.network, held.task.example_inputs, path, check=not unchecked)
+        wrote = c.export_c(held.network, held.task.example_inputs, path, small=small, check=not unchecked)
         if out is None:
             artifact.note_export(folder, path.name, wrote.to_dict())
         console.json_object(wrote.to_dict()) if as_json else console.exported_c(wrote)

@@ -53,10 +53,10 @@ def settled(network: nn.Module, *inputs: Tensor) -> nn.Module:
     return network.eval()
 
 
-def same(network: nn.Module, *examples: Tensor, options: tuple[str, ...] = QUICK, dense: bool = False) -> c.Source:
+def same(network: nn.Module, *examples: Tensor, options: tuple[str, ...] = QUICK, near: float = 1e-5, **how: bool) -> c.Source:
     """Compile `network`, run it on several rows, and compare each row."""
     with torch.no_grad():
-        made = c.written(network, examples, dense=dense)[1]
+        made = c.written(network, examples, **how)[1]
         rows = [torch.randn(3, *one.shape[1:]) for one in examples]
         got = build.Loaded(made, (*options, *STRICT))(Inputs(tuple(rows)))
         for row in range(3):
@@ -64,7 +64,7 @@ def same(network: nn.Module, *examples: Tensor, options: tuple[str, ...] = QUICK
             assert len(wanted) == len(got)
             for one, other in zip(wanted, got, strict=True):
                 assert one.shape[1:] == other.shape[1:]
-                assert float((one[0] - other[row]).abs().max()) <= 1e-5 * float(one.abs().max())
+                assert float((one[0] - other[row]).abs().max()) <= near * float(one.abs().max())
     return made
 
 
@@ -115,6 +115,32 @@ def test_convolutions_of_all_shapes(height: int, width: int, options: tuple[str,
     torch.manual_seed(height)
     layers = fuzzed(height, nn.Conv2d, (height, width), 24) + fuzzed(height, nn.ConvTranspose2d, (height, width), 8)
     same(Branches(*layers), torch.zeros(1, 4, height, width), options=options)
+
+
+@needs_compiler
+def test_small_files_compute_the_same_to_24_bits() -> None:
+    torch.manual_seed(0)
+    layers = fuzzed(7, nn.Conv2d, (9, 11), 12) + fuzzed(8, nn.ConvTranspose2d, (9, 11), 4)
+    few = nn.Conv2d(4, 8, 3)
+    few.weight.data = (few.weight.data * 20).round() / 20  # a table of values
+    same(Branches(*layers, few), torch.zeros(1, 4, 9, 11), options=("-O1",), small=True, near=2e-4)
+    same(settled(pruned(Words(), 0.2), torch.randn(16, 4, 12)), torch.zeros(1, 4, 12), small=True, near=2e-4)
+
+
+@needs_compiler
+def test_small_files_are_small_and_get_the_bits_that_they_need(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = pruned(zoo.lenet5(), 0.003)
+    example = (torch.zeros(1, 1, 28, 28),)
+    done = c.export_c(model, example, tmp_path / "small.c", small=True)
+    fast = c.export_c(model, example, tmp_path / "fast.c")
+    weights = sum(int(weight.count_nonzero()) for weight in model.parameters())
+    assert done.relative is not None and done.relative <= 1e-5 and done.ram <= fast.ram
+    assert done.flash is not None and fast.flash is not None and done.flash < fast.flash
+    # 3 or 4 bytes a number, one a place, up to one for each 255 places between, 580 biases; and 1,500 of code
+    assert done.tables < 5 * weights + 431_080 / 255 + 4 * 580 + 4 * 34 and done.flash < done.tables + 1500
+    exact = c.export_c(model, example, tmp_path / "exact.c", small=True, tolerance=1e-6)
+    assert exact.relative is not None and exact.relative <= 1e-6 and exact.tables > done.tables
 
 
 @needs_compiler

@@ -24,7 +24,7 @@ from featherweight.ship.c.source import Source
 
 STANDARD = ("-std=c99", "-ffp-contract=fast")
 FAST = ("-O3", "-march=native")
-SMALL = ("-Os", "-ffunction-sections")
+SMALL = ("-Os", "-fno-asynchronous-unwind-tables")
 SECONDS = 300  # that a compiler may take
 
 

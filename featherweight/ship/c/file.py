@@ -14,11 +14,11 @@ from featherweight.files import storage
 from featherweight.network.calls import Example, Inputs
 from featherweight.network.devices import placed
 from featherweight.ship.c.build import Loaded, sizes
-from featherweight.ship.c.lower import CError, lower
+from featherweight.ship.c.lower import CError, Program, lower
 from featherweight.ship.c.source import Source, source
 from featherweight.ship.export import BATCHES, compare, resized, shippable
 
-TOLERANCE = 1e-5  # of the largest output: only the order of additions differs
+TOLERANCE = 1e-5  # of the largest output: the order of additions differs, and in a small file bits after a weight's 24th
 LARGEST = 1 << 30  # bytes of a C file that is read
 
 
@@ -49,13 +49,21 @@ class ExportedC:
         return asdict(self)
 
 
-def written(model: nn.Module, example: Example | Inputs, *, name: str = "net", dense: bool = False) -> tuple[nn.Module, Source]:
-    """`model` in eval mode without codes, and as C. `dense`: over all weights, to compare with. Raises CError, InputError."""
+def written(
+    model: nn.Module, example: Example | Inputs, *, name: str = "net", dense: bool = False, small: bool = False
+) -> tuple[nn.Module, Source]:
+    """`model` in eval mode without codes, and as C (see `source`). `dense`: over all weights, to compare with. Raises CError,
+    InputError."""
+    network, program = _lowered(model, example)
+    return network, source(program, name, always_dense=dense, small=small)
+
+
+def _lowered(model: nn.Module, example: Example | Inputs) -> tuple[nn.Module, Program]:
     inputs = resized(placed(Inputs.of(example), "cpu"), 1)
     if not inputs.tensors():
         raise InputError("the example holds no tensor; give the network's inputs as a tuple by position or as a dict by name")
     network = shippable(model, inputs).cpu()
-    return network, source(lower(network, inputs), name, always_dense=dense)
+    return network, lower(network, inputs)
 
 
 def export_c(
@@ -64,21 +72,30 @@ def export_c(
     path: str | Path,
     *,
     name: str = "net",
+    small: bool = False,
     check: bool = True,
     tolerance: float = TOLERANCE,
 ) -> ExportedC:
     """Write `model` as one C99 file whose function `NAME_run` runs it on one example; compile it here, run it and compare.
 
-    `example`: the inputs of the network in float32, batch first. The file appears only when it computes what the network
-    computes. Without `check` it is not compiled: for a machine that has no compiler. Raises CError where C has no form of an
-    operation, which it names with its layer, CompilerMissing, InputError and StorageError.
+    `example`: the inputs of the network in float32, batch first. `small`: for little memory in place of speed, see `source`;
+    where 24 bits of its weights are not enough for `tolerance`, the smallest layers get all 32. The file appears only when it
+    computes what the network computes. Without `check` it is not compiled: for a machine that has no compiler. Raises CError
+    where C has no form of an operation, which it names with its layer, CompilerMissing, InputError and StorageError.
     """
     path = Path(path)
-    network, made = written(model, example, name=name)
+    network, program = _lowered(model, example)
+    made = source(program, name, small=small)
     flash = relative = None
     if check:
         several = [resized(placed(Inputs.of(example), "cpu"), batch) for batch in BATCHES]
         _, relative = compare(network, Loaded(made), several)
+        layers = sorted(program.layers().items(), key=lambda layer: (layer[1], layer[0])) if small else []
+        for count in range(1, len(layers) + 1):  # 24 bits were not enough: all of them, in the smallest layers first
+            if relative <= tolerance:
+                break
+            made = source(program, name, small=True, whole={layer for layer, _ in layers[:count]})
+            _, relative = compare(network, Loaded(made), several)
         if not relative <= tolerance:
             raise CError(
                 f"the C file differs from the network by {relative:.2e} of its largest output, more than {tolerance:g}: it is "

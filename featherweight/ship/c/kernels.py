@@ -442,3 +442,58 @@ static void @_gru(float *h, float *c, const float *g, const float *r, int n) {
 }
 """,
 }
+
+
+SMALL = """/* A layer: outputs, places, kernel, its width, input, dilation, padding, output, stride, steps, relu, bytes of one. */
+typedef uint%d_t @_p;
+"""
+
+SPREAD = """
+/* A layer over its non-zeros, by loops, for little memory: a byte a place, from one to the next; 255 is a step without one. */
+static float @_number(const uint8_t *b, int i, int width) {
+  uint32_t u = 0;
+  float f;
+  for (int j = 0; j < width; j++) u = u >> 8 | (uint32_t)b[width * i + j] << 24;
+  memcpy(&f, &u, 4);
+  return f;
+}
+
+static void @_spread(const float *x, float *y, const @_p *p, const uint8_t *steps, const uint8_t *values, const uint8_t *table,
+                     const uint8_t *bias) {
+  const int outputs = p[0], places = p[1], kernel = p[2], kw = p[3], h = p[4], w = p[5], oh = p[10], ow = p[11], size = oh * ow;
+  for (int i = 0; i < outputs * size; i++) y[i] = @_number(bias, i / size, 4);
+  for (int i = 0, at = 0, n = 0; i < (int)p[14]; i++) {
+    at += steps[i];
+    if (steps[i] == 255) continue;
+    const float value = @_number(table ? table : values, table ? values[n] : n, p[16]);
+    n++;
+    const int e = at % places, y0 = e % kernel / kw * p[6] - p[8], x0 = e % kw * p[7] - p[9];
+    const float *s = x + e / kernel * (h * w);
+    float *o = y + at / places * size;
+    int lo = 0, hi = ow;
+    while (lo < hi && x0 + lo * p[13] < 0) lo++;
+    while (lo < hi && x0 + (hi - 1) * p[13] >= w) hi--;
+    for (int r = 0; r < oh; r++, o += ow) {
+      const int v = y0 + r * p[12];
+      if (v >= 0 && v < h)
+        for (int c = lo; c < hi; c++) o[c] += value * s[v * w + x0 + c * p[13]];
+    }
+  }
+  if (p[15])
+    for (int i = 0; i < outputs * size; i++) y[i] = y[i] < 0.0f ? 0.0f : y[i];
+}
+"""
+
+MAX2_SMALL = """
+/* The largest of 2 x 2, in steps of 2. */
+static void @_max2(const float *x, float *o, int channels, int h, int w, int oh, int ow) {
+  for (int c = 0; c < channels; c++, x += h * w)
+    for (int r = 0; r < oh; r++)
+      for (int j = 0; j < ow; j++) {
+        const float *a = x + 2 * (r * w + j);
+        float m = a[0];
+        for (int i = 1; i < 4; i++) m = a[i / 2 * w + i %% 2] > m ? a[i / 2 * w + i %% 2] : m;
+        *o++ = m;
+      }
+}
+""".replace("%%", "%")

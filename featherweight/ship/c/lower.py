@@ -142,6 +142,15 @@ class Program:
     inputs: list[Value]
     outputs: list[Value]
 
+    def layers(self) -> dict[str, int]:
+        """Layer -> its weights that are not zero."""
+        found: dict[str, int] = {}
+        for step in self.steps:
+            weights = step.weights if isinstance(step, Recurrent) else (step.weight,) if isinstance(step, (Conv, Linear)) else ()
+            for weight in weights:
+                found[step.name] = found.get(step.name, 0) + int(weight.count_nonzero())
+        return found
+
 
 EXPRESSIONS = {
     "relu": "({0} < 0.0f ? 0.0f : {0})",
@@ -426,6 +435,10 @@ class _Lowering:
         before = self.alone(node.args[0])
         if before is not None and isinstance(before, (Conv, Linear, Map)) and not before.relu:
             before.relu = True
+            return Value(x.array, shape)
+        inner = self.alone(node.args[0].args[0]) if isinstance(before, Pool) and before.kind == "max" else None  # type: ignore[union-attr]
+        if isinstance(inner, Conv):  # the largest of what is cut off at 0 is the largest, cut off at 0
+            inner.relu = True
             return Value(x.array, shape)
         return self.mapped(node, EXPRESSIONS["relu"], shape, [x])
 

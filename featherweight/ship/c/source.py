@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,16 +45,23 @@ class Source:
     sparse: tuple[str, ...]
 
 
-def source(program: Program, name: str = "net", *, always_dense: bool = False) -> Source:
-    """`name`: of the function `NAME_run` and what belongs to it, an identifier of C. Raises InputError, CError."""
+def source(
+    program: Program, name: str = "net", *, always_dense: bool = False, small: bool = False, whole: Collection[str] = ()
+) -> Source:
+    """`name`: of the function `NAME_run` and what belongs to it, an identifier of C.
+
+    small   for little memory in place of speed: plain loops, a byte a place, weights by their first 24 bits (those of the layers
+            in `whole`: all 32) or as an index into a table of these, nothing laid out. Raises InputError, CError.
+    """
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,40}", name, re.ASCII):
         raise InputError(f"the name must be an identifier of C: letters, digits and underscores, given {name!r}")
-    return _Writer(program, name, always_dense).written()
+    return _Writer(program, name, always_dense, small, whole).written()
 
 
 class _Writer:
-    def __init__(self, program: Program, name: str, always_dense: bool) -> None:
-        self.program, self.name, self.always_dense = program, name, always_dense
+    def __init__(self, program: Program, name: str, always_dense: bool, small: bool, whole: Collection[str]) -> None:
+        self.program, self.name, self.always_dense, self.small, self.whole = program, name, always_dense, small, whole
+        self.largest = 0  # number of what a small layer is
         self.tables: list[str] = []
         self.body: list[str] = []
         self.used: dict[str, str] = {}  # kernel -> its source, in the order in which they are needed
@@ -88,7 +95,8 @@ class _Writer:
             f"#define {upper}_ARENA {max(arena, 1)}", *sizes, f"{signature};", "",
         ]  # fmt: skip
         unused = ["  (void)arena;"] if "arena" not in text else []
-        made = "\n".join([*head, kernels.HEAD, *self.used.values(), *self.tables, f"{signature} {{", *unused, text, "}", ""])
+        base = kernels.SMALL % (16 if self.largest < 2**16 else 32) if self.small else kernels.HEAD
+        made = "\n".join([*head, base, *self.used.values(), *self.tables, f"{signature} {{", *unused, text, "}", ""])
         return Source(self.name, made.replace("@", self.name), max(arena, 1), tuple(v.shape for v in program.inputs),
                       tuple(v.shape for v in program.outputs), self.bytes, tuple(self.dense), tuple(self.sparse))  # fmt: skip
 
@@ -173,6 +181,12 @@ class _Writer:
     def emit_conv(self, step: lower.Conv) -> list[str]:
         weight = _whole(step.weight.float(), step.groups)
         outputs, channels, kh, kw = weight.shape
+        if self.small:
+            (_, height, width), shape = step.size, (*step.dilation, *step.pad, *step.out, *step.stride)
+            arrays = (f"[[a{step.reads[0]}]]", f"[[a{step.writes[0]}]]")
+            return [
+                self.spread(weight.flatten(1), step.bias, step.name, arrays, (kh * kw, kw, height, width, *shape), int(step.relu))
+            ]
         _, height, width = step.size
         oh, ow = step.out
         size = oh * ow
@@ -280,6 +294,8 @@ class _Writer:
     def matrix(self, weight: Tensor, bias: Tensor, what: str, read: str, write: str, relu: int) -> str:
         """A call that multiplies by a matrix (outputs, inputs)."""
         weight = weight.float()
+        if self.small:
+            return self.spread(weight, bias, what, (read, write), (1, 1, 1, 1, 1, 1, 0, 0, 1, 1, 1, 1), relu)
         outputs, inputs = weight.shape
         held = weight != 0
         biases = self.floats(bias, what)
@@ -292,6 +308,36 @@ class _Writer:
         call = self.need(f"dot_{bits}", kernels.dot(str(bits)))
         places, counts = self.integers(held.nonzero()[:, 1].tolist(), bits), self.integers(held.sum(1).tolist(), 32)
         return f"{call}({read}, {write}, {outputs}, {places}, {counts}, {self.floats(weight[held], what)}, {biases}, {relu});"
+
+    def spread(self, weight: Tensor, bias: Tensor, what: str, arrays: tuple[str, str], shape: tuple[int, ...], relu: int) -> str:
+        """A call of the small way. `shape`: kernel, its width, the input's height, width, dilation, padding, output, stride."""
+        outputs, places = weight.shape
+        self.sparse.append(what)
+        at = weight.reshape(-1).nonzero()[:, 0].tolist()
+        values = weight.reshape(-1)[at].float() if at else torch.zeros(0)
+        if not bool(torch.cat([values, bias.float()]).isfinite().all()):
+            raise CError(f"{what} has weights that are not finite numbers")
+        steps, before = [], 0
+        for place in at:
+            steps += [255] * ((place - before) // 255) + [(place - before) % 255]
+            before = place
+        width = 4 if what in self.whole else 3
+        given = [outputs, places, *shape, len(steps), relu, width]
+        self.largest = max(self.largest, *given)
+        self.number += 1
+        own = f"{self.name}_t{self.number}"
+        self.tables.append(f"static const {self.name}_p {own}[] = {{{', '.join(map(str, given))}}};")
+        self.bytes += 2 * len(given)
+        call = self.need("spread", kernels.SPREAD)
+        values = values if width == 4 else _cropped(values)
+        kept, index = torch.unique(values, return_inverse=True)
+        table = "0"
+        if len(kept) <= 256 and width * len(kept) + len(values) < width * len(values):
+            table, entries = self.integers(_bytes(kept, width), 8), self.integers(index.tolist(), 8)
+        else:
+            entries = self.integers(_bytes(values, width), 8)
+        biases = self.integers(_bytes(bias.float(), 4), 8)
+        return f"{call}({arrays[0]}, {arrays[1]}, {own}, {self.integers(steps, 8)}, {entries}, {table}, {biases});"
 
     def emit_linear(self, step: lower.Linear) -> list[str]:
         read, write = f"[[a{step.reads[0]}]]", f"[[a{step.writes[0]}]]"
@@ -359,6 +405,8 @@ class _Writer:
             return [f"{call}({read}, {write}, {c}, {h * w}, 1, 0.0f);"]
         simple = (kh, kw, sy, sx, py, px, dy, dx) == (2, 2, 2, 2, 0, 0, 1, 1) and 2 * oh <= h and 2 * ow <= w
         if step.kind == "max" and simple:
+            if self.small:
+                return [f"{self.need('max2', kernels.MAX2_SMALL)}({read}, {write}, {c}, {h}, {w}, {oh}, {ow});"]
             return [f"{self.need('max2', kernels.LARGER + kernels.MAX2)}({read}, {write}, {c}, {h}, {w}, {oh}, {ow});"]
         divide = {"inside": 0, "padded": 1}.get(step.divide)
         divide = int(step.divide) + 1 if divide is None else divide
@@ -378,6 +426,18 @@ def _constants(values: Tensor) -> list[str]:
     """The shortest texts that are these float32 numbers, to the bit."""
     texts = [str(value) for value in values.numpy()]
     return [f"{text}f" if "." in text or "e" in text else f"{text}.0f" for text in texts]
+
+
+def _cropped(values: Tensor) -> Tensor:
+    """float32 numbers to the nearest that have their last byte 0."""
+    whole = torch.from_numpy(values.contiguous().numpy().view("int32").copy())
+    return torch.from_numpy(((whole.long() + 128) // 256 * 256).to(torch.int32).numpy().view("float32"))
+
+
+def _bytes(values: Tensor, width: int) -> list[int]:
+    """The first bytes of each float32, as many as `width`, the lowest of them first."""
+    whole = torch.from_numpy(values.contiguous().numpy().view("int32").copy()).long() % 2**32
+    return torch.stack([whole >> shift & 255 for shift in (0, 8, 16, 24)[4 - width :]], 1).reshape(-1).tolist()
 
 
 def _comment(name: str) -> str:
