@@ -158,6 +158,8 @@ def put(model: Any, held: Mapping[str, Stored], form: Form, opset: int) -> list[
                 graph.dequantised(name, *whole, opset)
                 del packed[name]
     graph.unpacked(packed)
+    if chosen:
+        graph.norms()
     graph.finish()
     if chosen:
         _check(graph, {name: one.weight for name, one in chosen.items()}, model)
@@ -205,6 +207,28 @@ class _Graph:
         for node in reversed(self.nodes):
             self.model.graph.node.insert(0, node)
         self.model.graph.initializer.extend(self.initializers)
+
+    def norms(self) -> None:
+        """Batch norms as a factor and a term a channel: two vectors of the four, the others are shared ones and zeros."""
+        numpy = self.onnx.numpy_helper
+        held = {tensor.name: tensor for tensor in self.model.graph.initializer}
+        done: list[str] = []
+        for node in self.model.graph.node:
+            if node.op_type != "BatchNormalization" or not all(name in held for name in node.input[1:]):
+                continue
+            scale, bias, mean, var = (numpy.to_array(held[name]).astype(np.float64) for name in node.input[1:])
+            eps = next((attribute.f for attribute in node.attribute if attribute.name == "epsilon"), 1e-5)
+            factor = scale / np.sqrt(var + eps)
+            done += node.input[1:]
+            kind = numpy.to_array(held[node.input[1]]).dtype
+            vectors = (factor, bias - mean * factor, np.zeros_like(mean), np.ones_like(mean))
+            node.input[1:] = [self.constant(vector.astype(kind)) for vector in vectors]
+            kept = [attribute for attribute in node.attribute if attribute.name != "epsilon"]
+            del node.attribute[:]
+            node.attribute.extend([*kept, self.onnx.helper.make_attribute("epsilon", 0.0)])
+        used = {name for node in self.model.graph.node for name in node.input}
+        for name in set(done) - used:
+            self.model.graph.initializer.remove(held[name])
 
     def dequantised(self, name: str, levels: Tensor, scale: Tensor, opset: int) -> None:
         small = opset >= INT4_OPSET and int(levels.min()) >= -8 and int(levels.max()) <= 7
