@@ -3,6 +3,7 @@ nothing of a network's names in the source but letters, digits, dots and undersc
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import random
@@ -18,7 +19,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from featherweight import zoo
 from featherweight.errors import ArtifactError, InputError, StorageError
 from featherweight.network.calls import Inputs, tensors_of
 from featherweight.ship import c
@@ -113,14 +113,14 @@ def test_convolutions_of_all_shapes(height: int, width: int, options: tuple[str,
     ):
         pytest.skip("this processor has no AVX2")
     torch.manual_seed(height)
-    layers = fuzzed(height, nn.Conv2d, (height, width), 24) + fuzzed(height, nn.ConvTranspose2d, (height, width), 8)
+    layers = fuzzed(height, nn.Conv2d, (height, width), 14) + fuzzed(height, nn.ConvTranspose2d, (height, width), 4)
     same(Branches(*layers), torch.zeros(1, 4, height, width), options=options)
 
 
 @needs_compiler
 def test_small_files_compute_the_same_to_24_bits() -> None:
     torch.manual_seed(0)
-    layers = fuzzed(7, nn.Conv2d, (9, 11), 12) + fuzzed(8, nn.ConvTranspose2d, (9, 11), 4)
+    layers = fuzzed(7, nn.Conv2d, (9, 11), 8) + fuzzed(8, nn.ConvTranspose2d, (9, 11), 2)
     few = nn.Conv2d(4, 8, 3)
     few.weight.data = (few.weight.data * 20).round() / 20  # a table of values
     same(Branches(*layers, few), torch.zeros(1, 4, 9, 11), options=("-O1",), small=True, near=2e-4)
@@ -130,23 +130,23 @@ def test_small_files_compute_the_same_to_24_bits() -> None:
 @needs_compiler
 def test_small_files_are_small_and_get_the_bits_that_they_need(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = pruned(zoo.lenet5(), 0.003)
-    example = (torch.zeros(1, 1, 28, 28),)
-    done = c.export_c(model, example, tmp_path / "small.c", small=True)
-    fast = c.export_c(model, example, tmp_path / "fast.c")
-    weights = sum(int(weight.count_nonzero()) for weight in model.parameters())
-    assert done.relative is not None and done.relative <= 1e-5 and done.ram <= fast.ram
-    assert done.flash is not None and fast.flash is not None and done.flash < fast.flash
-    # 3 or 4 bytes a number, one a place, up to one for each 255 places between, 580 biases; and 1,500 of code
-    assert done.tables < 5 * weights + 431_080 / 255 + 4 * 580 + 4 * 34 and done.flash < done.tables + 1500
-    exact = c.export_c(model, example, tmp_path / "exact.c", small=True, tolerance=1e-6)
-    assert exact.relative is not None and exact.relative <= 1e-6 and exact.tables > done.tables
+    layers = [nn.Conv2d(1, 8, 3), nn.MaxPool2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(72, 300)]
+    model, example = pruned(nn.Sequential(*layers), 0.05), (torch.zeros(1, 1, 8, 8),)
+    done = c.export_c(model, example, tmp_path / "small.c", small=True, tolerance=1e-4)
+    fast = c.written(model, example)[1]
+    weights = sum(int(weight.count_nonzero()) for weight in model.parameters() if weight.dim() > 1)
+    assert done.relative is not None and 1e-7 < done.relative < 1e-4 and done.ram <= 4 * fast.arena
+    # 3 bytes a number, one a place, one for each 255 places without; 308 biases, two layers of 17 numbers; 1,500 of code
+    assert done.tables <= 4 * weights + 21_672 / 255 + 4 * 308 + 4 * 17 < fast.weights + 4 * 308
+    assert done.flash is not None and done.flash < done.tables + 1500
+    exact = c.export_c(model, example, tmp_path / "exact.c", small=True, tolerance=5e-7)
+    assert exact.relative is not None and exact.relative <= 5e-7 and exact.tables > done.tables
 
 
 @needs_compiler
 def test_convolutions_of_sequences() -> None:
     torch.manual_seed(0)
-    layers = fuzzed(1, nn.Conv1d, (21,), 12) + fuzzed(2, nn.ConvTranspose1d, (21,), 4)
+    layers = fuzzed(1, nn.Conv1d, (21,), 8) + fuzzed(2, nn.ConvTranspose1d, (21,), 4)
     same(Branches(*layers, nn.Conv1d(4, 3, 4, padding="same")), torch.zeros(1, 4, 21))
 
 
@@ -207,10 +207,12 @@ class Words(nn.Module):
 
 
 @needs_compiler
-@pytest.mark.parametrize("density", [0.15, 1.0])
-def test_recurrent_networks(density: float) -> None:
+def test_recurrent_networks() -> None:
     torch.manual_seed(0)
-    same(settled(pruned(Words(), density), torch.randn(16, 4, 12)), torch.zeros(1, 4, 12))
+    model = pruned(Words(), 0.15)
+    nn.init.normal_(model.gru.weight_hh_l0)  # type: ignore[arg-type, union-attr]  # over all its weights
+    made = same(settled(model, torch.randn(16, 4, 12)), torch.zeros(1, 4, 12))
+    assert set(made.sparse) == {"conv", "lstm", "gru", "head"} and set(made.dense) == {"gru"}
 
 
 class Residual(nn.Module):
@@ -231,12 +233,12 @@ class Residual(nn.Module):
 
 
 @needs_compiler
-@pytest.mark.parametrize(("density", "dense"), [(0.1, False), (0.1, True), (1.0, False)])
+@pytest.mark.parametrize(("density", "dense"), [(0.1, False), (0.1, True)])
 def test_residual_networks_whose_norms_are_folded(density: float, dense: bool) -> None:
     torch.manual_seed(0)
     made = same(settled(pruned(Residual(), density), torch.randn(8, 3, 16, 16)), torch.zeros(1, 3, 16, 16), dense=dense)
     assert len(made.sparse) + len(made.dense) == 6
-    if not dense and density < 1:
+    if not dense:
         assert set(made.sparse) == {"one", "two", "short", "deep", "squeeze", "fc"}
 
 
@@ -269,11 +271,10 @@ def test_zeros_are_not_stored_and_codes_are_decoded(tmp_path: Path) -> None:
         loaded(Inputs((torch.zeros(1, 1, 6, 7),)))
 
 
-@needs_compiler
 def test_a_low_rank_layer_runs_as_two(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Conv2d(4, 16, 3, bias=False))
     parametrized.attach(model, "0.weight", View("o i h w -> (i h) (o w)"), codes.Factors(12, 48, 2))
-    done = c.export_c(model, (torch.zeros(1, 4, 8, 8),), tmp_path / "net.c")
+    done = c.export_c(model, (torch.zeros(1, 4, 8, 8),), tmp_path / "net.c", check=False)
     assert len(done.dense) == 2 and done.tables < 4 * 16 * 4 * 9
 
 
@@ -281,15 +282,22 @@ def test_a_low_rank_layer_runs_as_two(tmp_path: Path) -> None:
 def test_nothing_is_read_or_written_beside_the_arrays(tmp_path: Path) -> None:
     """Under the sanitizers of addresses and of undefined behaviour, in a program of its own, with an arena of just its size."""
     torch.manual_seed(3)
-    layers = fuzzed(5, nn.Conv2d, (7, 16), 12) + fuzzed(6, nn.ConvTranspose2d, (7, 16), 3)
+    layers = fuzzed(5, nn.Conv2d, (7, 16), 8) + fuzzed(6, nn.ConvTranspose2d, (7, 16), 2)
     more = [nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(4, 5, 3, padding=1), nn.Flatten(), nn.Linear(120, 7)), nn.AvgPool2d(3, 2, 1)]
-    made = c.written(Branches(*layers, *more), (torch.zeros(1, 4, 7, 16),))[1]
-    sizes = [math.prod(shape) for shape in (*made.inputs, *made.outputs)] + [made.arena]
-    arrays = "\n".join(f"  float *a{i} = malloc(sizeof(float) * {size}u);" for i, size in enumerate(sizes))
-    fill = f"  for (int i = 0; i < {sizes[0]}; i++) a0[i] = (float)i * 0.01f;"
-    call = f"  net_run({', '.join(f'a{i}' for i in range(len(sizes)))});"
-    free = "\n".join(f"  free(a{i});" for i in range(len(sizes)))
-    program = f"#include <stdlib.h>\n{made.text}\nint main(void) {{\n{arrays}\n{fill}\n{call}\n{free}\n  return 0;\n}}\n"
+    alone = nn.Conv2d(4, 6, 3, padding=1)  # whose windows reach over both ends of its input, and that over those of the arena
+    networks = {"one": Branches(*layers, *more), "two": alone, "three": pruned(nn.Conv2d(4, 9, 5, padding=2), 0.05)}
+    program, calls = "#include <stdlib.h>\n", ""
+    for name, network in networks.items():
+        made = c.written(network, (torch.zeros(1, 4, 7, 16),), name=name)[1]
+        sizes = [math.prod(shape) for shape in (*made.inputs, *made.outputs)] + [made.arena]
+        arrays = [f"{name}{i}" for i in range(len(sizes))]
+        calls += "".join(
+            f"  float *{array} = malloc(sizeof(float) * {size}u);\n" for array, size in zip(arrays, sizes, strict=True)
+        )
+        calls += f"  for (int i = 0; i < {sizes[0]}; i++) {name}0[i] = (float)i * 0.01f;\n"
+        calls += f"  {name}_run({', '.join(arrays)});\n" + "".join(f"  free({array});\n" for array in arrays)
+        program += made.text
+    program += f"int main(void) {{\n{calls}  return 0;\n}}\n"
     (tmp_path / "net.c").write_text(program)
     checks = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", "-O1")
     command = [*c.compiler(), *build.STANDARD, *checks, str(tmp_path / "net.c"), "-o", str(tmp_path / "net"), "-lm"]
@@ -307,7 +315,9 @@ def test_threads_with_arenas_of_their_own_compute_the_same() -> None:
     rows = torch.randn(64, 1, 6, 6)
     wanted = first(Inputs((rows,)))[0]
     got: list[Tensor] = []
-    others = [build.Loaded(made, QUICK) for _ in range(2)]
+    others = [copy.copy(first) for _ in range(2)]  # the same code, of which each has an arena of its own
+    for one in others:
+        one.arena = first.arena.copy()
     threads = [threading.Thread(target=lambda one=one: got.append(one(Inputs((rows,)))[0])) for one in others]
     for thread in threads:
         thread.start()
@@ -329,10 +339,11 @@ def test_names_of_a_network_cannot_become_code() -> None:
         build.Loaded(made, (*QUICK, *STRICT))
 
 
-@pytest.mark.parametrize("name", ["", "9net", "a b", "x;y", "é", "a" * 60, "x\n"])
-def test_the_name_of_the_function_is_an_identifier(name: str) -> None:
-    with pytest.raises(InputError, match="identifier of C"):
-        c.written(small(), (torch.zeros(1, 1, 6, 6),), name=name)
+def test_the_name_of_the_function_is_an_identifier() -> None:
+    program = c.lower(small(), Inputs((torch.zeros(1, 1, 6, 6),)))
+    for name in ("", "9net", "a b", "x;y", "\u00e9", "a" * 60, "x\n"):
+        with pytest.raises(InputError, match="identifier of C"):
+            c.source(program, name)
 
 
 class Applied(nn.Module):
@@ -391,7 +402,10 @@ def test_a_file_that_is_not_ours_is_not_loaded_and_a_place_that_cannot_be_writte
 
 @needs_compiler
 def test_c_is_timed_beside_the_others() -> None:
-    networks = {"dense": zoo.lenet_300_100(), "pruned": pruned(zoo.lenet_300_100(), 0.02)}
-    found = bench(networks, (torch.zeros(1, 784),), runtimes=("eager", "c"), batches=(2,), devices=["cpu"], rounds=9)
+    def net() -> nn.Module:
+        return nn.Sequential(nn.Linear(128, 256), nn.ReLU(), nn.Linear(256, 8))
+
+    networks = {"dense": net(), "pruned": pruned(net(), 0.02)}
+    found = bench(networks, (torch.zeros(1, 128),), runtimes=("eager", "c"), batches=(2,), devices=["cpu"], rounds=9)
     assert [(one.runtime, one.variant) for one in found.timings] == [(r, v) for r in ("eager", "c") for v in networks]
     assert next(one for one in found.comparisons if one.runtime == "c").ratio > 1.2

@@ -229,15 +229,9 @@ def test_whole_levels_stay_the_numbers_of_the_code(tmp_path: Path) -> None:
         assert np.array_equal(held[f"{name}.weight_quantized"].reshape(24, -1), wanted)
 
 
-def test_layers_are_left_in_float_as_asked_and_by_the_measured_rule(tmp_path: Path) -> None:
+def test_layers_are_left_in_float_by_the_measured_rule(tmp_path: Path) -> None:
     model, work = net(), task()
     seen = calibration(model, work)
-    done = export(model, work.example_inputs, tmp_path / "q.onnx", integers=Integers(seen, float32=("conv2",), ends=False))
-    assert done.integers is not None and done.integers["left"] == {
-        "conv1": "first or last",
-        "conv2": "as asked",
-        "fc": "first or last",
-    }
     with torch.no_grad():  # one channel a thousand times larger: the others have no step of 8 bits left
         model.conv3.weight[0] *= 1000
         model.conv3.bias[0] *= 1000
