@@ -8,6 +8,7 @@ from typing import Any
 import cifar
 
 from featherweight.recipe import Distillation, Training
+from featherweight.units import Stopping
 
 SEED = 0
 MORE_SEEDS = (1, 2)  # for the methods that the paper is compared with: one seed's difference of 0.2 says nothing
@@ -27,6 +28,8 @@ CHANGED: dict[str, tuple[str, dict[str, Any]]] = {  # row -> a recipe, and the f
     "bn_scale": ("l1_filters", {"criterion": "bn_scale"}),
     REFITTED: ("l1_filters", {"refit": True}),
     PAPERS: ("collaborative", {"curvature": "loss", "refit": False}),
+    "discriminative": ("discriminative", {"refit": False}),
+    "discriminative_adapt": ("discriminative_adapt", {"refit": False, "allot": Stopping(0.001)}),
     SPREAD: ("collaborative", {"allot": "knapsack"}),
     SPREAD_TAYLOR: ("taylor", {"allot": "knapsack"}),
 }

@@ -33,6 +33,7 @@ from featherweight.training import Batch, Task
 from featherweight.units import Sizes, Stopping, allot, offered
 
 NOT_EXPRESSIBLE = "the network's own class cannot express a cut of it"
+ELSE = "make the weights smaller instead: progressive_admm (zeros), admm_quantization (bits) or decompose (ranks)"
 
 
 @dataclass(frozen=True)
@@ -61,14 +62,16 @@ def cut_units(network: nn.Module, task: Task, asked: Units, epoch: int, auxiliar
         if not graph.sites:
             why = "; ".join(f"{name}: {reason}" for name, reason in list(graph.frozen.items())[:3]) or "it has no layers"
             raise InputError(
-                f"no units can go: none of the network's layers has units that its class can be without ({why}). Make its "
-                "weights smaller instead: progressive_admm (zeros), admm_quantization (bits) or decompose (ranks)"
+                f"no units can go: none of the network's layers has units that its class can be without ({why}). "
+                f"{_sentence([ELSE])}"
             )
         told = "".join(f"; {name}: {why}" for name, why in left_out.items())
+        by_weights = statistics and may_go(network, graph, replace(asked, criterion="l1", refit=False))[0]
+        ways = ["match other sites"] if asked.sites != "*" else []
+        ways += ["take l1_filters, which looks at weights alone"] if by_weights else [ELSE]
         raise InputError(
-            f"no units can go: of the sites {', '.join(graph.sites) or '(none)'} those that match {asked.sites!r} cannot be cut "
-            f"in the network's own class, or not be watched{told}. Rank by l1 or l2, which look at weights alone, or match other "
-            "sites"
+            f"no units can go: of the sites {', '.join(graph.sites)} those that match {asked.sites!r} cannot be cut in the "
+            f"network's own class, or this criterion cannot look at what reads them{told}. {_sentence(ways)}"
         )
     watched = with_auxiliary(task, new_heads(network, task, epoch), most=1.0) if auxiliary else task
     stats = collect(
@@ -90,6 +93,12 @@ def cut_units(network: nn.Module, task: Task, asked: Units, epoch: int, auxiliar
     caveats += [*rankings.caveats, *ranked.not_refitted(sizes)]
     spent = replace(spent, left_out={**left_out, **rankings.left_out}, caveats=caveats)
     return Cutting(ranked.cut(network, sizes), spent)
+
+
+def _sentence(ways: Sequence[str]) -> str:
+    """Ways out as the end of a message."""
+    told = ", or ".join(ways)
+    return told[0].upper() + told[1:]
 
 
 def may_go(network: nn.Module, graph: Graph, asked: Units) -> tuple[tuple[str, ...], dict[str, str]]:

@@ -265,6 +265,17 @@ def test_a_plain_network_loses_units_and_a_fixed_one_only_blocks() -> None:
 # --- what cannot be ------------------------------------------------------------------------------------------------------
 
 
+class Recurrent(nn.Module):
+    """A convolution that a GRU alone reads: no Conv or Linear module is there to gate its units at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.gru, self.out = nn.Conv1d(6, 8, 3, padding=1), nn.GRU(8, 5, batch_first=True), nn.Linear(5, 3)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.out(self.gru(torch.relu(self.conv(image.flatten(1, 2))).transpose(1, 2))[0][:, -1])
+
+
 def run(network: nn.Module, asked: Adaptive, *before: Stage) -> None:
     compress(network, Recipe("r", (*before, Stage("learned", adaptive=asked, train=Training(1)))), TASK)
 
@@ -279,7 +290,8 @@ def run(network: nn.Module, asked: Adaptive, *before: Stage) -> None:
         (lambda: Stage("s", adaptive=Adaptive(0.5)), "give it epochs"),
         (lambda: Stage("s", units=Units("l1", macs=0.5), adaptive=Adaptive(0.5), train=Training(1)), "cuts units: make it two"),
         (lambda: Stage("s", (Rule("*", TopK(1)),), adaptive=Adaptive(0.5), train=Training(1)), "has rules: make it two stages"),
-        (lambda: run(nn.Sequential(nn.Flatten(), nn.Linear(36, 3)), Adaptive(0.5)), "there is nothing to learn"),
+        (lambda: run(nn.Sequential(nn.Flatten(), nn.Linear(36, 3)), Adaptive(0.5)), "nothing to learn.*Take progressive_admm"),
+        (lambda: run(Recurrent(), Adaptive(0.5)), "conv: its units are read by gru.*Take l1_filters.*or progressive_admm"),
         (lambda: run(residual(), Adaptive(0.5), Stage("s", (Rule("stem.weight", TopK(5)),))), "before weights are coded"),
         (lambda: run(residual(), Adaptive(0.001)), "Ask for .* or more"),
     ],
