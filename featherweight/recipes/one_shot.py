@@ -20,8 +20,8 @@ macs      share of the multiply-accumulates to keep, a half without a budget; or
           one example on this machine. allot: how it is spread over the sites (see `units.allot`); multiple: of each size
 sites     name pattern of what may be cut
 samples   training samples that the criterion looks at, where it looks at any
-epochs    of fine-tuning, at `rate` times the task's base rate. The whole rate, as in learning-rate rewinding (Renda et al., ICLR 2020):
-          ahead of a tenth, the papers' way, on most of benchmarks/ordinary.md, by up to 24 points
+epochs    of fine-tuning, at `rate` times the task's base rate. The default is the whole rate, as in
+          learning-rate rewinding (Renda et al., ICLR 2020): up to 23 points ahead of a tenth in benchmarks/ordinary.py, held out
 distill   weight of the distillation from the dense network, which is added to the loss; 0 for none
 """
 
