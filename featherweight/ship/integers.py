@@ -278,10 +278,11 @@ class _Graph:
             assert one.values is not None
             entries = self.constant(one.values.numpy())
         if one.support is not None:
-            bits = self.cast(self.bits(one.support.reshape(-1).numpy().astype(np.uint8), 1), self.onnx.TensorProto.BOOL)
-            places = self.node("Transpose", self.node("NonZero", bits), perm=[1, 0])
-            zeros = self.node("ConstantOfShape", self.constant(np.array([one.support.numel()], np.int64)))
-            entries = self.node("ScatterND", zeros, places, entries)
+            # entry i is number (how many bits are set up to i); NonZero would say it more simply, and is not folded at load
+            bits = self.cast(self.bits(one.support.reshape(-1).numpy().astype(np.uint8), 1), self.onnx.TensorProto.INT32)
+            number = self.node("Mul", self.node("CumSum", bits, self.constant(np.array(0, np.int64))), bits)
+            entries = self.node("Concat", self.constant(np.zeros(1, np.float32)), entries, axis=0)
+            entries = self.node("Gather", entries, number)
         if one.scale is None:
             self.node("Reshape", entries, self.constant(shape), to=name)
         else:
