@@ -210,9 +210,10 @@ class Words(nn.Module):
 def test_recurrent_networks() -> None:
     torch.manual_seed(0)
     model = pruned(Words(), 0.15)
-    nn.init.normal_(model.gru.weight_hh_l0)  # type: ignore[arg-type, union-attr]  # over all its weights
+    for weight in model.lstm.parameters():  # type: ignore[union-attr]
+        weight.data *= torch.arange(weight.numel()).reshape(weight.shape) % 41 == 0
     made = same(settled(model, torch.randn(16, 4, 12)), torch.zeros(1, 4, 12))
-    assert set(made.sparse) == {"conv", "lstm", "gru", "head"} and set(made.dense) == {"gru"}
+    assert set(made.sparse) == {"conv", "lstm", "head"} and set(made.dense) == {"gru"}
 
 
 class Residual(nn.Module):
@@ -257,8 +258,8 @@ def test_zeros_are_not_stored_and_codes_are_decoded(tmp_path: Path) -> None:
     parametrized.attach(model, "3.weight", WHOLE, sets.TopK(20).encode(weight.reshape(1, -1)))
     done = c.export_c(model, (torch.zeros(1, 1, 6, 6),), tmp_path / "sub" / "net.c", name="my_net")
     assert done.relative is not None and done.relative < 1e-5 and done.batches == (1, 2, 5) and done.sparse == ("3",)
-    # a float and a place of two bytes for each of 20, a count for each of 5 rows; 36 + 4 and 5 floats besides
-    assert done.tables == 20 * 6 + 5 * 4 + 5 * 4 + done.tables - 160 and done.tables < 600 < 4 * weight.numel()
+    # a float and a place of two bytes for each of 20, two numbers for each of 5 rows; 36 + 4 and 5 floats besides
+    assert 20 * 6 + 5 * 8 + 5 * 4 < done.tables < 600 < 4 * weight.numel()
     text = (tmp_path / "sub" / "net.c").read_text()
     assert done.bytes == len(text) and "void my_net_run(const float *restrict in0, float *restrict out0" in text
     assert int(re.findall(r"#define MY_NET_ARENA (\d+)", text)[0]) * 4 == done.ram and 500 < (done.flash or 0) < 40_000

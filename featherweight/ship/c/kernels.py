@@ -93,7 +93,8 @@ CHAINS = {8: 1, 4: 2, 2: 4, 1: 4}  # vectors of a tile -> sums kept apart, so th
 
 
 def sparse(tile: int, vector: str, kind: str) -> str:
-    """One tile of `tile` vectors, all outputs: sums over (value, place) of the non-zeros. `from`, `to`: to the next vector."""
+    """One tile of `tile` vectors, all outputs: sums over (value, place) of the non-zeros. `counts`: of each, and which output it
+    is; those of one count stand together, so that the processor foresees where a loop ends. `from`, `to`: to the next vector."""
     chains = CHAINS[tile]
     each = range(tile)
 
@@ -109,7 +110,8 @@ def sparse(tile: int, vector: str, kind: str) -> str:
             "    int relu) {",
             f"  const @_{vector} zero = {{0}};",
             "  for (int k = 0; k < outputs; k++) {",
-            "    const int n = (int)counts[k];",
+            "    const int n = (int)counts[2 * k];",
+            "    float *y = o + (ptrdiff_t)counts[2 * k + 1] * stride;",
             f"    @_{vector} {', '.join(first)};",
             "    int i = 0;"]  # fmt: skip
     if chains > 1:
@@ -119,8 +121,8 @@ def sparse(tile: int, vector: str, kind: str) -> str:
         for c in range(1, chains):
             text.append(f"    a0_{t} += a{c}_{t};")
         text.append(f"    if (relu) a0_{t} = (@_{vector})(~(a0_{t} < zero) & (@_{vector}i)a0_{t});")
-        text.append(f"    *(@_{vector} *)(o + {t} * to) = a0_{t};")
-    return "\n".join([*text, "    place += n;", "    w += n;", "    o += stride;", "  }", "}", ""])
+        text.append(f"    *(@_{vector} *)(y + {t} * to) = a0_{t};")
+    return "\n".join([*text, "    place += n;", "    w += n;", "  }", "}", ""])
 
 
 def sparse_tiles(kind: str) -> str:
@@ -197,8 +199,8 @@ static void @_conv_{kind}(const float *s, float *o, int size, int outputs, const
     int i = 0;
     for (int k = 0; k < outputs; k++) {{
       float sum = bias[k];
-      for (const int end = i + (int)counts[k]; i < end; i++) sum += w[i] * s[v + (int)place[i]];
-      o[v + k * size] = relu && sum < 0.0f ? 0.0f : sum;
+      for (const int end = i + (int)counts[2 * k]; i < end; i++) sum += w[i] * s[v + (int)place[i]];
+      o[v + (int)counts[2 * k + 1] * size] = relu && sum < 0.0f ? 0.0f : sum;
     }}
   }}
 }}
@@ -206,12 +208,12 @@ static void @_conv_{kind}(const float *s, float *o, int size, int outputs, const
 
 
 def dot(kind: str) -> str:
-    """Linear layer over non-zeros: row k of the matrix has counts[k] of them, at places of x."""
+    """Linear layer over non-zeros, at places of x."""
     return f"""
 static void @_dot_{kind}(const float *x, float *y, int outputs, const uint{kind}_t *place, const uint32_t *counts, const float *w,
                          const float *bias, int relu) {{
   for (int k = 0; k < outputs; k++) {{
-    const int n = (int)counts[k];
+    const int n = (int)counts[2 * k];
     float a = bias[k], b = 0.0f, c = 0.0f, d = 0.0f;
     int i = 0;
     for (; i + 4 <= n; i += 4) {{
@@ -222,7 +224,7 @@ static void @_dot_{kind}(const float *x, float *y, int outputs, const uint{kind}
     }}
     for (; i < n; i++) a += w[i] * x[place[i]];
     a += b + (c + d);
-    y[k] = relu && a < 0.0f ? 0.0f : a;
+    y[counts[2 * k + 1]] = relu && a < 0.0f ? 0.0f : a;
     place += n;
     w += n;
   }}

@@ -19,7 +19,7 @@ from featherweight.ship.c import kernels, lower
 from featherweight.ship.c.lower import CError, Program, number
 
 DENSE_FROM = 0.7  # density from which a convolution over all weights is faster than one over non-zeros; measured, see benchmarks
-DENSE_LINEAR_FROM = 0.25
+DENSE_LINEAR_FROM, DENSE_RECURRENT_FROM = 0.25, 0.03  # a recurrent layer's matrices are small, and read at every step
 ALIGN = 16  # floats
 STAGING, PADDING, ALIGNED, UNALIGNED = (
     2.8,
@@ -225,7 +225,8 @@ class _Writer:
         write, relu = f"[[a{step.writes[0]}]]", int(step.relu)
         if size == 1 and (direct or room == 1):
             return [*lines, self.matrix(weight.reshape(outputs, -1)[:, needed], step.bias, step.name, read, write, relu)]
-        bias = self.floats(torch.cat([step.bias.float(), torch.zeros(-outputs % 4)]) if dense else step.bias, step.name)
+        padded = torch.cat([step.bias.float(), torch.zeros(-outputs % 4)])
+        bias = self.floats(padded if dense else step.bias[by_count(held)], step.name)
         if dense:
             self.dense.append(step.name)
             flat = torch.cat([weight.reshape(outputs, -1), torch.zeros(-outputs % 4, channels * kh * kw)])
@@ -274,7 +275,7 @@ class _Writer:
                          f"{px}, 1, 1, {tall * wide});")  # fmt: skip
             read, height, width = padded, tall, wide
         place = c * (height * width) + ky * (dy * width) + kx * dx
-        bias, tables = self.floats(step.bias, step.name), self.entries(weight, held, place, step.name)
+        bias, tables = self.floats(step.bias[by_count(held)], step.name), self.entries(weight, held, place, step.name)
         self.need(f"tiles_{tables[0]}", kernels.sparse_tiles(tables[0]))
         call, tile = self.need(f"rows_{tables[0]}", kernels.sparse_rows(tables[0])), 8
         return [*lines, f"{call}({read}, {width}, "
@@ -283,30 +284,37 @@ class _Writer:
     def entries(self, weight: Tensor, held: Tensor, place: Tensor, what: str) -> tuple[str, str]:
         """Bits of a place, and the names of the tables of places, counts and values."""
         self.sparse.append(what)
+        counts, outputs = held.flatten(1).sum(1), by_count(held)
         order = [place[row].reshape(-1).argsort(stable=True) for row in held]
-        values = torch.cat([weight[k][held[k]][order[k]] for k in range(len(weight))])
-        offsets = torch.cat([place[held[k]][order[k]] for k in range(len(weight))])
+        values = torch.cat([weight[k][held[k]][order[k]] for k in outputs])
+        offsets = torch.cat([place[held[k]][order[k]] for k in outputs])
         self.distinct = len(set(offsets.tolist()))
         bits = 16 if offsets.numel() == 0 or int(offsets.max()) < 2**16 else 32
-        counts = self.integers(held.flatten(1).sum(1).tolist(), 32)
-        return str(bits), f"{self.integers(offsets.tolist(), bits)}, {counts}, {self.floats(values, what)}"
+        pairs = self.integers([number for k in outputs for number in (int(counts[k]), k)], 32)
+        return str(bits), f"{self.integers(offsets.tolist(), bits)}, {pairs}, {self.floats(values, what)}"
 
-    def matrix(self, weight: Tensor, bias: Tensor, what: str, read: str, write: str, relu: int) -> str:
+    def matrix(
+        self, weight: Tensor, bias: Tensor, what: str, read: str, write: str, relu: int, dense_from: float = DENSE_LINEAR_FROM
+    ) -> str:
         """A call that multiplies by a matrix (outputs, inputs)."""
         weight = weight.float()
         if self.small:
             return self.spread(weight, bias, what, (read, write), (1, 1, 1, 1, 1, 1, 0, 0, 1, 1, 1, 1), relu)
         outputs, inputs = weight.shape
         held = weight != 0
-        biases = self.floats(bias, what)
-        if self.always_dense or float(held.double().mean()) >= DENSE_LINEAR_FROM:
+        if self.always_dense or float(held.double().mean()) >= dense_from:
             self.dense.append(what)
             call = self.need("rows", kernels.ROWS)
-            return f"{call}({read}, {write}, {outputs}, {inputs}, {self.floats(weight, what)}, {biases}, {relu});"
+            return (
+                f"{call}({read}, {write}, {outputs}, {inputs}, {self.floats(weight, what)}, {self.floats(bias, what)}, {relu});"
+            )
         self.sparse.append(what)
         bits = 16 if inputs <= 2**16 else 32
         call = self.need(f"dot_{bits}", kernels.dot(str(bits)))
-        places, counts = self.integers(held.nonzero()[:, 1].tolist(), bits), self.integers(held.sum(1).tolist(), 32)
+        order, number_of = by_count(held), held.sum(1).tolist()
+        weight, held, biases = weight[order], held[order], self.floats(bias[order], what)
+        places = self.integers(held.nonzero()[:, 1].tolist(), bits)
+        counts = self.integers([number for k in order for number in (number_of[k], k)], 32)
         return f"{call}({read}, {write}, {outputs}, {places}, {counts}, {self.floats(weight[held], what)}, {biases}, {relu});"
 
     def spread(self, weight: Tensor, bias: Tensor, what: str, arrays: tuple[str, str], shape: tuple[int, ...], relu: int) -> str:
@@ -355,8 +363,9 @@ class _Writer:
         given, state = self.temporary("g", gates), self.temporary("r", gates)
         h, c = self.temporary("h", hidden), self.temporary("c", hidden)
         at = f"({step.steps - 1} - t)" if step.backward else "t"
-        first = self.matrix(step.weights[0], step.biases[0], step.name, f"[[a{step.reads[0]}]] + {at} * {inputs}", given, 0)
-        second = self.matrix(step.weights[1], step.biases[1], step.name, h, state, 0)
+        read, often = f"[[a{step.reads[0]}]] + {at} * {inputs}", DENSE_RECURRENT_FROM
+        first = self.matrix(step.weights[0], step.biases[0], step.name, read, given, 0, often)
+        second = self.matrix(step.weights[1], step.biases[1], step.name, h, state, 0, often)
         cell = self.need(step.kind, kernels.CELLS[step.kind])
         out = f"[[a{step.writes[0]}]] + {at} * {step.width} + {step.offset}"
         return [
@@ -426,6 +435,11 @@ def _constants(values: Tensor) -> list[str]:
     """The shortest texts that are these float32 numbers, to the bit."""
     texts = [str(value) for value in values.numpy()]
     return [f"{text}f" if "." in text or "e" in text else f"{text}.0f" for text in texts]
+
+
+def by_count(held: Tensor) -> list[int]:
+    """The outputs by how many weights each has."""
+    return held.flatten(1).sum(1).argsort(stable=True).tolist()
 
 
 def _cropped(values: Tensor) -> Tensor:
