@@ -32,7 +32,7 @@ EPILOG = (
     "5 training cannot go on, such as a loss that is NaN. 6 files cannot be written. 130 interrupted; the same command goes on. "
     f"{failures.DEBUG}=1 before a command shows the traceback of an error."
 )
-DEMO = {"ratios": "4,10,22", "dense_epochs": "12", "epochs": "6", "retrain_epochs": "9", "every": "5", "rho": "0.02"}
+DEMO = {"keep": "4x,10x,22x", "dense_epochs": "12", "epochs": "6", "retrain_epochs": "9", "every": "5", "rho": "0.02"}
 DEMO |= {"growth": "1.2", "rho_max": "1", "distill": "1"}  # tried on held-out training images, not on the test part
 DEMO_RATIO, DEMO_POINTS = 20.0, 1.0
 
@@ -83,7 +83,7 @@ Settings = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="A parameter of the recipe (ratios=5,10), or a path in a file's data (stages.1.keep=0.1).",
+        help="A parameter of the recipe (keep=5x,10x), or a path in a file's data (stages.1.keep=0.1).",
     ),
 ]
 Weights = Annotated[Path | None, typer.Option(metavar="FILE", help="A .safetensors file with the trained weights.")]

@@ -246,6 +246,8 @@ def _built(name: str, changes: Sequence[tuple[str, str]]) -> Recipe:
     arguments: dict[str, Any] = {}
     mistakes = []
     for key, value in changes:
+        if key == "ratios" and "keep" in known:  # of version 0.0, until 0.2
+            key, value = "keep", ",".join(f"{part.strip()}x" for part in value.strip("()[] ").split(",") if part.strip())
         if key not in known:
             near = did_you_mean(key[:80], known)
             mistakes.append(f"--set {short(key)}: {name} has no such parameter.{near} There are: {', '.join(known)}")

@@ -28,7 +28,7 @@ from featherweight.structure.count import count_macs
 
 NAMED = ORDINARY["inputs by name, dataclass"]
 ENCODER = ORDINARY["encoder, keyword, dict"]
-FEW = {"ratios": (2,), "bits": (4,), "candidates": 1}
+FEW = {"keep": ("2x",), "bits": (4,), "candidates": 1}
 
 
 def task_of(ordinary: Any, **changes: Any) -> fw.Task:
