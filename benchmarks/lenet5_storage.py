@@ -158,7 +158,7 @@ def recipe(run: Run, whole: int) -> Recipe:
 
     shared: dict[str, Any] = {"every": half_an_epoch, "rho": RHO, "rho_max": RHO_MAX, "distill": 0.0, "targets": "*.weight"}
     pruned = progressive_admm(
-        tuple(whole / weights for weights in run.weights) or (1.0,), epochs=run.prune[0], retrain_epochs=run.prune[1],
+        tuple(1 / (whole / weights) for weights in run.weights) or (1.0,), epochs=run.prune[0], retrain_epochs=run.prune[1],
         rate=10.0, retrain_rate=4.0, growth=growth(run.prune[0]), **shared,
     )  # fmt: skip
     clustered = admm_clustering(
