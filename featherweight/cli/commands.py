@@ -18,7 +18,7 @@ from featherweight.recipe.schema import Recipe
 from featherweight.recipes import RECIPES
 from featherweight.run.report import weights_left
 from featherweight.run.state import CHECKPOINT
-from featherweight.ship import bench
+from featherweight.ship import activations, bench, c
 from featherweight.ship import export as exporting
 from featherweight.structure import trace
 from featherweight.version import __version__
@@ -255,21 +255,66 @@ def pack_command(
 def export_command(
     target: Target,
     out: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="Default: model.FORMAT in DIR.")] = None,
-    format: Annotated[str, typer.Option(metavar="F", help=f"{' or '.join(exporting.FORMATS)}.")] = "onnx",
+    format: Annotated[str, typer.Option(metavar="F", help=f"{', '.join(exporting.FORMATS)} or c.")] = "onnx",
     model: TargetModel = None,
     data: TargetData = None,
     seed: Seed = 0,
     opset: Annotated[int, typer.Option(help="Of ONNX.")] = exporting.LEAST_OPSET,
     fixed_batch: Annotated[bool, typer.Option("--fixed-batch", help="The example's batch size only, not any.")] = False,
+    weights: Annotated[
+        str,
+        typer.Option(metavar="W", help="Coded weights in ONNX: packed (small, as fast), integers (DequantizeLinear) or float."),
+    ] = "packed",
+    integers: Annotated[
+        bool, typer.Option("--integers", help="Activations in 8 bits too, calibrated on the task's data.")
+    ] = False,
+    method: Annotated[str, typer.Option("--calibrate", metavar="M", help="minmax, percentile or entropy.")] = "minmax",
+    samples: Annotated[int, typer.Option(help="Training samples to calibrate on.")] = activations.SAMPLES,
+    in_float: Annotated[
+        list[str] | None, typer.Option("--float", metavar="LAYER", help="Left in float32; again for more.")
+    ] = None,
+    float_ends: Annotated[bool, typer.Option("--float-ends", help="The first and the last layer left in float32.")] = False,
+    small: Annotated[bool, typer.Option("--small", help="C: for little memory in place of speed.")] = False,
+    unchecked: Annotated[bool, typer.Option("--no-check", help="C: written without being compiled and compared.")] = False,
+    scored: Annotated[bool, typer.Option("--score", help="Score the file by the task.")] = False,
     as_json: AsJson = False,
     shapes: Inputs = None,
 ) -> None:
-    """Write TARGET as an ONNX model or a torch.export program, run the file, and say how far it is from the network."""
+    """Write TARGET as an ONNX model, a torch.export program or C, run the file, and say how far it is from the network."""
     held, folder = subjects.load(target, model, data, seed, shapes=shapes or ()), Path(target)
     if out is None and held.description is None:
         raise InputError(f"{target} is not an artifact's folder to write into: give -o FILE")
+    if (integers or scored) and shapes:
+        raise InputError(
+            "--integers calibrates on a task's training batches and --score asks it: give --data in place of --input"
+        )
     path = out or folder / f"model.{format}"
-    done = exporting.export(held.network, held.task.example_inputs, path, format, opset=opset, dynamic_batch=not fixed_batch)  # type: ignore[arg-type]
+    if format == "c":
+        if integers or scored or weights != "packed":
+            raise InputError(
+                "--integers, --score and --weights are for ONNX; a C file runs the weights that are left, in float32"
+            )
+        wrote = c.export_c(held.network, held.task.example_inputs, path, small=small, check=not unchecked)
+        if out is None:
+            artifact.note_export(folder, path.name, wrote.to_dict())
+        console.json_object(wrote.to_dict()) if as_json else console.exported_c(wrote)
+        return
+    asked = None
+    if integers:
+        seen = activations.calibration(held.network, held.task, samples)
+        asked = activations.Integers(seen, method, tuple(in_float or ()), not float_ends)  # type: ignore[arg-type]
+    done = exporting.export(
+        held.network,
+        held.task.example_inputs,
+        path,
+        format,  # type: ignore[arg-type]
+        opset=opset,
+        dynamic_batch=not fixed_batch,
+        weights=weights,  # type: ignore[arg-type]
+        integers=asked,
+    )
+    if scored:
+        done = exporting.scored(done, held.network, held.task)
     if out is None:
         artifact.note_export(folder, path.name, done.to_dict())
     console.json_object(done.to_dict()) if as_json else console.exported(done)
@@ -282,7 +327,9 @@ def bench_command(
     ],
     model: TargetModel = None,
     data: TargetData = None,
-    runtime: Annotated[list[str] | None, typer.Option(help="eager or onnx; may be repeated. Default: both.")] = None,
+    runtime: Annotated[
+        list[str] | None, typer.Option(help="eager, onnx, integers or c; may be repeated. Default: eager and onnx.")
+    ] = None,
     threads: Annotated[list[int] | None, typer.Option(help="Of the processor; may be repeated. Default: 1.")] = None,
     batch: Annotated[list[int] | None, typer.Option(help="Batch size; may be repeated. Default: 1.")] = None,
     device: Annotated[list[str] | None, typer.Option(help="May be repeated. Default: cpu, and cuda if there is one.")] = None,
@@ -294,10 +341,16 @@ def bench_command(
     held = {target: subjects.load(target, model, data, also=targets, shapes=shapes or ()) for target in targets}
     if len(held) < len(targets):
         raise InputError("the same network is given twice: its two times would go by one name")
+    seen = {}
+    if "integers" in (runtime or ()):
+        if shapes:
+            raise InputError("integers are calibrated on a task's batches: give --data in place of --input")
+        seen = {name: activations.calibration(one.network, one.task) for name, one in held.items()}
     found = bench.bench(
         {name: one.network for name, one in held.items()},
         {name: one.task.example_inputs for name, one in held.items()},
-        runtimes=runtime or bench.RUNTIMES,  # type: ignore[arg-type]
+        runtimes=runtime or bench.USUAL,  # type: ignore[arg-type]
+        calibration=seen,
         threads=threads or (1,),
         batches=batch or (1,),
         devices=device,

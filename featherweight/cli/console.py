@@ -28,6 +28,7 @@ from featherweight.recipe.selection import said
 from featherweight.run import report
 from featherweight.run.report import Row
 from featherweight.run.watch import Progress
+from featherweight.ship.c import ExportedC
 from featherweight.ship.export import Exported
 
 PLAIN_WIDTH = 200  # columns where the output is not a terminal: a table is not to be folded in a file
@@ -389,6 +390,29 @@ def exported(done: Exported) -> None:
     version = f", opset {done.opset}" if done.opset is not None else ""
     screen.print(written(f"{done.path}: {done.bytes:,} bytes{version}, {size}"))
     screen.print(f"run again from the file at batch {batches}: differs by {done.relative:.1e} of the largest output, at most")
+    if done.integers is not None:
+        layers, left = len(done.integers["layers"]), done.integers["left"]
+        screen.print(
+            f"integers: {layers - len(left)} of {layers} layers, calibrated on {done.integers['samples']} samples, on which the "
+            f"outputs differ by {done.integers['error']:.1%} (root mean square)"
+        )
+        for name, why in left.items():
+            screen.print(written(f"  in float32: {name} ({why})"))
+    if done.score is not None:
+        screen.print(f"score of the file: {done.score:.2f}")
+
+
+def exported_c(done: ExportedC) -> None:
+    """What was written, how far its outputs are from the network's, and what it takes of a small machine."""
+    screen = output()
+    screen.print(written(f"{done.path}: {done.bytes:,} bytes of C, tables of {done.tables:,}, arena of {done.ram:,}"))
+    if done.relative is None:
+        screen.print("not compiled and not compared with the network")
+    else:
+        screen.print(
+            f"compiled and run: differs by {done.relative:.1e} of the largest output; {done.flash:,} bytes of flash here"
+        )
+    screen.print(f"{len(done.sparse)} layers over their non-zeros, {len(done.dense)} over all their weights")
 
 
 def export_noted(name: str, measured: dict[str, Any]) -> None:

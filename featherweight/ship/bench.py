@@ -21,10 +21,14 @@ from torch import nn
 from featherweight.errors import InputError, did_you_mean
 from featherweight.network.calls import Example, Inputs
 from featherweight.network.devices import chosen, placed, synchronise
-from featherweight.ship.export import export, onnx_runner, require, resized, shippable
+from featherweight.ship import c
+from featherweight.ship.activations import Integers
+from featherweight.ship.export import export, onnx_caller, require, resized, shippable
 
-Runtime = Literal["eager", "onnx"]
-RUNTIMES: tuple[Runtime, ...] = ("eager", "onnx")
+Runtime = Literal["eager", "onnx", "integers", "c"]
+RUNTIMES: tuple[Runtime, ...] = ("eager", "onnx", "integers", "c")
+USUAL: tuple[Runtime, ...] = ("eager", "onnx")  # what needs no compiler and no data to calibrate on
+IN_ONNX = ("onnx", "integers")
 Verdict = Literal["faster", "no difference seen", "slower"]
 
 LEAST_GAIN = 0.03  # below this a difference is not told from what the order and the memory layout of two variants do
@@ -97,19 +101,21 @@ def bench(
     devices: Sequence[str] | None = None,
     rounds: int = 30,
     warm_up: int = 3,
+    calibration: Mapping[str, Sequence[Inputs]] | None = None,
 ) -> Bench:
     """Time every variant in every setting. The first one is the baseline that the others are compared with.
 
     `example`: the inputs of all variants, batch first, by position or by name as in `export`; or, where the names are the
     variants', of each. `devices`: default the processor, and the GPU if there is one, for each runtime that can use it; a call
     ends when its device has done it. The networks stay where they are. Codes are decoded before, so that what is timed is the
-    network that would be shipped. Raises InputError for settings out of range, RuntimeMissing without ONNX Runtime, and
+    network that would be shipped. `calibration`: of each variant, for the runtime "integers" (see `activations`); "c" runs on the
+    processor, one thread, a row at a time. Raises InputError for settings out of range, RuntimeMissing without ONNX Runtime, and
     ExportError for a network that it cannot run.
     """
     alone: list[str] = []
     if devices is None:
         devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-        alone = [device for device in devices if "onnx" in runtimes and not _offered(device)]
+        alone = [device for device in devices if set(runtimes) & set(IN_ONNX) and not _offered(device)]
     _check(variants, runtimes, threads, batches, [device for device in devices if device not in alone], rounds, warm_up)
     examples = _examples(variants, example)
     before = _load()
@@ -119,14 +125,16 @@ def bench(
         networks = {name: shippable(model, examples[name]).cpu() for name, model in variants.items()}
         examples = {name: placed(given, "cpu") for name, given in examples.items()}
         files = {
-            name: _written(network, examples[name], Path(folder) / f"{number}.onnx")
+            (name, kind): _written(
+                kind, network, examples[name], Path(folder) / f"{number}.{kind}", (calibration or {}).get(name, ())
+            )
             for number, (name, network) in enumerate(networks.items())
-            if "onnx" in runtimes
+            for kind in runtimes
         }
         for runtime, device, count, batch in _settings(runtimes, devices, threads, batches, alone):
             with _threads(count):
                 calls = {
-                    name: _call(network, files.get(name), resized(examples[name], batch), runtime, device, count)
+                    name: _call(network, files[name, runtime], resized(examples[name], batch), runtime, device, count)
                     for name, network in networks.items()
                 }
                 seconds = interleaved(calls, rounds, warm_up)
@@ -221,7 +229,7 @@ def _check(
         raise InputError("; ".join(mistakes))
     for device in devices:
         chosen(device)
-        if "onnx" in runtimes and not _offered(device):
+        if set(runtimes) & set(IN_ONNX) and not _offered(device):
             raise InputError(
                 f"ONNX Runtime has no {_provider(device)} here and would run on the processor: leave {device} or onnx out, or "
                 "install onnxruntime-gpu"
@@ -242,8 +250,9 @@ def _settings(
 ) -> Iterator[tuple[Runtime, str, int, int]]:
     """Every setting once; on a GPU the number of threads makes none. `alone`: devices that only PyTorch can use."""
     for runtime in runtimes:
-        for device in devices if runtime == "eager" else [device for device in devices if device not in alone]:
-            for count in threads if device == "cpu" else threads[:1]:
+        able = {"eager": devices, "c": [device for device in devices if device == "cpu"]}
+        for device in able.get(runtime, [device for device in devices if device not in alone]):
+            for count in threads if device == "cpu" and runtime != "c" else threads[:1]:
                 for batch in batches:
                     yield runtime, device, count, batch
 
@@ -258,17 +267,23 @@ def _examples(variants: Mapping[str, nn.Module], example: Example | Inputs | Map
     return {name: Inputs.of(example[name]) for name in variants}
 
 
-def _written(network: nn.Module, example: Inputs, path: Path) -> Path:
-    export(network, example, path)
-    return path
+def _written(kind: Runtime, network: nn.Module, example: Inputs, path: Path, seen: Sequence[Inputs]) -> Path | c.Loaded | None:
+    """The network as the runtime takes it; None: as it is."""
+    if kind == "c":
+        return c.Loaded(c.written(network, example)[1])
+    if kind in IN_ONNX:
+        export(network, example, path, integers=Integers(seen) if kind == "integers" else None)
+        return path
+    return None
 
 
 def _call(
-    network: nn.Module, file: Path | None, inputs: Inputs, runtime: Runtime, device: str, threads: int
+    network: nn.Module, file: Path | c.Loaded | None, inputs: Inputs, runtime: Runtime, device: str, threads: int
 ) -> Callable[[], object]:
-    if runtime == "onnx" and file is not None:
-        run = onnx_runner(file, threads, (_provider(device),))
-        return lambda: run(inputs)
+    if isinstance(file, c.Loaded):
+        return file.caller(inputs)
+    if file is not None:
+        return onnx_caller(file, inputs, threads, (_provider(device),))
     place = torch.device(device)
     network, given = network.to(place), placed(inputs, place)
 

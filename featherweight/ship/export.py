@@ -13,8 +13,8 @@ import os
 import re
 import secrets
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,8 +27,11 @@ from featherweight.lowrank.factor import materialise
 from featherweight.network.calls import Example, Inputs, plain_outputs, tensors_of
 from featherweight.network.copies import copied
 from featherweight.network.devices import device_of, placed
+from featherweight.ship.activations import FromFile, Integers, quantise
+from featherweight.ship.integers import FORMS, Form, Stored, as_initializers, as_inputs, plain, put, stored
 from featherweight.structure.capture import batch_shapes, first_line, packs_sequences, quiet, whole_attention
 from featherweight.structure.observe import RUN_FAILURES, readable, seeded
+from featherweight.task import Task
 from featherweight.weights.parametrized import coded, detach
 
 Format = Literal["onnx", "pt2"]
@@ -55,6 +58,8 @@ class Exported:
     bytes       of all its files
     difference  largest absolute difference from PyTorch over `batches`, and `relative` to the largest output; of whole numbers
                 and truth values the share that differs
+    integers    of activations: the samples calibrated on, the layers, those left in float32, and the error on these samples
+    score       of the file, by the task
     """
 
     path: str
@@ -66,6 +71,8 @@ class Exported:
     batches: tuple[int, ...]
     difference: float
     relative: float
+    integers: dict[str, Any] | None = None
+    score: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, fit for JSON and for a report."""
@@ -81,15 +88,19 @@ def export(
     opset: int = LEAST_OPSET,
     dynamic_batch: bool = True,
     tolerance: float = TOLERANCE,
+    weights: Form = "packed",
+    integers: Integers | None = None,
 ) -> Exported:
     """Write `model` to `path` in eval mode, run the file, and compare it with PyTorch. `model` itself is not changed.
 
     `example`: the inputs of the network, a tuple by position or a dict by name, batch first. The file is for the CPU, wherever
     the network is. With `dynamic_batch` it takes any batch size, in those inputs whose first size is that of the first one; the
     others (a time step, None, a number) are fixed as they are. Outputs come as dicts, lists and tuples. ONNX weights above 2 GB
-    go into a file `path`.xxxxxxxx.data beside it. The file appears only when it computes what the network computes, to
-    `tolerance` of its largest output, and in all but that share of whole numbers. Raises RuntimeMissing, ExportError,
-    StorageError, and InputError for options out of range.
+    go into a file `path`.xxxxxxxx.data beside it, in float32; below, coded ones are held as `weights` says (see `integers`), and
+    come out of the file bit for bit. With `integers` activations are 8-bit integers too, and what is held against
+    `activations.NEAR` is the root mean square of the difference on the calibration data. The file appears only when it computes
+    what the network computes, to `tolerance` of its largest output, and in all but that share of whole numbers. Raises
+    RuntimeMissing, ExportError, StorageError, and InputError for options out of range.
     """
     path = Path(path)
     if format not in FORMATS:
@@ -99,10 +110,19 @@ def export(
     inputs = placed(Inputs.of(example), "cpu")
     if not inputs.tensors():
         raise InputError("the example holds no tensor; give the network's inputs as a tuple by position or as a dict by name")
-    network = shippable(model, inputs).cpu()
+    if weights not in FORMS:
+        raise InputError(f"weights must be one of {', '.join(FORMS)}, given {weights!r}")
+    if integers is not None and format != "onnx":
+        raise InputError("activations become integers in ONNX files only: export with format='onnx'")
+    network, held = _decoded(model, inputs)
+    network = network.cpu()
     if format == "onnx":
         _check_types(network, inputs)
-    write, run = (_onnx_writer(opset), onnx_runner) if format == "onnx" else (_write_pt2, _pt2_runner)
+    write, run = (
+        (_onnx_writer(opset, held, "float" if integers else weights), onnx_runner)
+        if format == "onnx"
+        else (_write_pt2, _pt2_runner)
+    )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         storage.free(path)
@@ -112,10 +132,15 @@ def export(
             part = Path(folder) / f"{path.name}.{secrets.token_hex(4)}"
             with quiet():
                 write(network, inputs, part, dynamic_batch)
+                quantised = None
+                if integers is not None:
+                    source = part.rename(part.with_name("float"))
+                    quantised = quantise(source, part, held, integers, dynamic_batch)
+                    source.unlink()
                 batches = BATCHES if dynamic_batch else (inputs.batch,)
                 several = [resized(inputs, batch) for batch in batches]
                 difference, relative = compare(network, run(part), several)
-            if not relative <= tolerance:
+            if quantised is None and not relative <= tolerance:
                 raise ExportError(
                     f"the {format} model differs from the network by {relative:.2e} of its largest output, more than "
                     f"{tolerance:g}: it is not written. {_cause(network, several[0])}"
@@ -125,8 +150,15 @@ def export(
         raise StorageError(f"cannot write {path}: {error}. Free space or choose another place") from error
     size = sum((path.parent / name).stat().st_size for name in files)
     return Exported(
-        str(path), format, tuple(files), size, opset if format == "onnx" else None, dynamic_batch, batches, difference, relative
-    )
+        str(path), format, tuple(files), size, opset if format == "onnx" else None, dynamic_batch, batches, difference, relative,
+        asdict(quantised) if quantised else None,
+    )  # fmt: skip
+
+
+def scored(done: Exported, network: nn.Module, task: Task) -> Exported:
+    """With the score that the task gives the file, run by its runtime in place of the network."""
+    run = (onnx_runner if done.format == "onnx" else _pt2_runner)(Path(done.path))
+    return replace(done, score=task.evaluate(FromFile(run, network, Inputs.of(task.example_inputs))))
 
 
 def _placed(part: Path, path: Path, format: Format) -> list[str]:
@@ -178,12 +210,18 @@ def _cause(network: nn.Module, inputs: Inputs) -> str:
 
 def shippable(model: nn.Module, example: Example | Inputs | None = None) -> nn.Module:
     """A copy of `model` in eval mode without codes, which computes the same. Low-rank codes become thin layers where it pays."""
+    return _decoded(model, example)[0]
+
+
+def _decoded(model: nn.Module, example: Example | Inputs | None) -> tuple[nn.Module, dict[str, Stored]]:
+    """`shippable`, and how the weights that were coded are stored."""
     network = copied(model).eval()
     if coded(network):
         materialise(network, example=placed(Inputs.of(example), device_of(network)) if example is not None else None)
+    held = stored(network)
     for name in coded(network):
         detach(network, name)
-    return network
+    return network, held
 
 
 def resized(example: Example | Inputs, batch: int) -> Inputs:
@@ -255,28 +293,41 @@ def _gap(one: Tensor, other: Tensor, exact: bool) -> tuple[float, float]:
 
 def onnx_runner(path: Path, threads: int = 1, providers: tuple[str, ...] = ("CPUExecutionProvider",)) -> Runner:
     """Runs an ONNX file in ONNX Runtime. Raises RuntimeMissing."""
+    session = _session(path, threads, providers)
+    return lambda inputs: [torch.from_numpy(array) for array in _checked(lambda: session.run(None, _fed(session, inputs)))]
+
+
+def onnx_caller(path: Path, inputs: Inputs, threads: int = 1, providers: tuple[str, ...] = ("CPUExecutionProvider",)) -> Any:
+    """A function without arguments that runs an ONNX file on these inputs, with no more of Python than the call: to be timed."""
+    session = _session(path, threads, providers)
+    given = _fed(session, inputs)
+    _checked(lambda: session.run(None, given))
+    return lambda: session.run(None, given)
+
+
+def _checked(call: Callable[[], Any]) -> Any:
+    try:
+        return call()
+    except Exception as error:  # the runtime's errors have no base of their own
+        raise ExportError(
+            f"ONNX Runtime cannot run the model: {first_line(error)}; export it as pt2, or in float32 (network.float())"
+        ) from error
+
+
+def _session(path: Path, threads: int, providers: tuple[str, ...]) -> Any:
     runtime = require("onnxruntime", "to run ONNX models")
-
-    def checked(call: Callable[[], Any]) -> Any:
-        try:
-            return call()
-        except Exception as error:  # the runtime's errors have no base of their own
-            raise ExportError(
-                f"ONNX Runtime cannot run the model: {first_line(error)}; export it as pt2, or in float32 (network.float())"
-            ) from error
-
     options = runtime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
-    session = checked(lambda: runtime.InferenceSession(str(path), options, providers=list(providers)))
+    session = _checked(lambda: runtime.InferenceSession(str(path), options, providers=list(providers)))
     if providers[0] not in session.get_providers():  # it falls back to the processor without a word
         raise RuntimeMissing(f"ONNX Runtime could not start its {providers[0]} and would run on the processor: {INSTALL}")
+    return session
+
+
+def _fed(session: Any, inputs: Inputs) -> dict[str, Any]:
+    """The name of each input -> its values."""
     names = [entry.name for entry in session.get_inputs()]
-
-    def run(inputs: Inputs) -> list[Tensor]:
-        given = {name: tensor.detach().cpu().numpy() for name, tensor in zip(names, inputs.tensors(), strict=True)}
-        return [torch.from_numpy(array) for array in checked(lambda: session.run(None, given))]
-
-    return run
+    return {name: tensor.detach().cpu().numpy() for name, tensor in zip(names, inputs.tensors(), strict=True)}
 
 
 def require(name: str, purpose: str) -> Any:
@@ -290,7 +341,7 @@ def require(name: str, purpose: str) -> Any:
 Writer = Callable[[nn.Module, Inputs, Path, bool], None]
 
 
-def _onnx_writer(opset: int) -> Writer:
+def _onnx_writer(opset: int, held: Mapping[str, Stored], form: Form) -> Writer:
     def write(network: nn.Module, example: Inputs, path: Path, dynamic: bool) -> None:
         for name in ("onnx", "onnxscript", "onnxruntime"):
             require(name, "to export to ONNX and to check the file")
@@ -298,11 +349,27 @@ def _onnx_writer(opset: int) -> Writer:
         weights = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
         try:
             beside = weights > LARGEST_SINGLE_FILE
-            torch.onnx.export(program, (), str(path), dynamo=True, opset_version=opset, verbose=False, external_data=beside)
+            if beside:
+                torch.onnx.export(program, (), str(path), dynamo=True, opset_version=opset, verbose=False, external_data=True)
+                return
+            made = torch.onnx.export(program, (), dynamo=True, opset_version=opset, verbose=False, optimize=False)
         except torch.onnx.OnnxExporterError as error:
             raise ExportError(_why(error)) from error
+        assert made is not None
+        path.write_bytes(_optimised(made.model_proto, held if form != "float" else {}, form, opset).SerializeToString())
 
     return write
+
+
+def _optimised(model: Any, held: Mapping[str, Stored], form: Form, opset: int) -> Any:
+    """An ONNX model without what is superfluous, its coded weights as they are stored. (Batch norms stay where a coded weight is
+    in front: with one folded into it, it would be another weight. A runtime folds them when it loads the file.)"""
+    taken = as_inputs(model, held)
+    model = require("onnxscript", "to export to ONNX").optimizer.optimize(model)
+    as_initializers(model, taken)
+    plain(model)
+    put(model, held, form, opset)
+    return model
 
 
 def _why(error: BaseException) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -141,3 +142,35 @@ def test_without_onnx_runtime_it_says_what_to_install(place: Path, monkeypatch: 
     for arguments in (("export", "thin", *OURS), ("bench", "thin", "masked", *OURS)):
         assert "featherweight[onnx]" in call(*arguments, code=1).stderr.replace("\n", "")
     assert not (place / "thin/model.onnx").exists()
+
+
+def test_export_in_integers_is_scored_from_the_file(place: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    told = json.loads(call("export", "masked", *OURS, "--integers", "--float", "4", "--samples", "2", "--score", "--json").stdout)
+    assert told["integers"]["layers"] == ["0", "2", "4"] and told["integers"]["left"] == {"4": "as asked"}
+    assert told["integers"]["samples"] == 2 and told["score"] == 0.0
+    shown = call("export", "masked", *OURS, "--integers", "--float-ends").stdout
+    assert "integers: 1 of 3 layers, calibrated on 2 samples" in shown and "in float32: 4 (first or last)" in shown
+    for more, says in ((("--float", "five"), "no layer with weights is named 'five'"), (("--samples", "0"), "at least 1")):
+        assert says in call("export", "masked", *OURS, "--integers", *more, code=2).stderr
+    wanted = ("export", "own.py:net", "--input", "1x1x8x8", "-o", "x.onnx")
+    assert "give --data" in call(*wanted, "--integers", code=2).stderr
+
+
+def test_export_as_c(place: Path) -> None:
+    told = json.loads(call("export", "masked", *OURS, "--format", "c", "--no-check", "--json").stdout)
+    assert told["path"] == "masked/model.c" and told["relative"] is None and told["sparse"] == ["2"]
+    assert (place / "masked/model.c").read_text().startswith("/* Written by featherweight")
+    assert json.loads((place / "masked/compression.json").read_text())["exports"] == {"model.c": told}
+    assert (
+        "--integers, --score and --weights are for ONNX"
+        in call("export", "masked", *OURS, "--format", "c", "--score", code=2).stderr
+    )
+    if any(map(shutil.which, ("cc", "gcc", "clang"))):
+        shown = call("export", "masked", *OURS, "--format", "c").stdout
+        assert "compiled and run: differs by" in shown and "1 layers over their non-zeros, 2 over all their weights" in shown
+        assert "model.c: differed from the network by" in call("inspect", "masked", *OURS).stdout
+        timed = json.loads(
+            call("bench", "masked", *OURS, "--runtime", "eager", "--runtime", "c", "--rounds", "5", "--json").stdout
+        )
+        assert [one["runtime"] for one in timed["timings"]] == ["eager", "c"]

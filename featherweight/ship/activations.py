@@ -1,0 +1,299 @@
+"""Integers all the way: an ONNX model whose activations are 8-bit integers too, calibrated on a task's training batches.
+
+`onnxruntime.quantization` finds the ranges and writes the QuantizeLinear and DequantizeLinear pairs; weights that a code already
+holds as whole numbers keep these very numbers. What comes out is compared with the network on the calibration data, and layers
+whose error alone is largest are left in float32 until the whole is near enough; they are named.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import logging
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree
+
+from featherweight.errors import InputError, did_you_mean
+from featherweight.network.calls import Inputs
+from featherweight.network.calls import plain as plain_output
+from featherweight.network.devices import placed
+from featherweight.network.evaluating import evaluating
+from featherweight.ship.integers import IntegerError, Stored
+from featherweight.task import Task, loss_in_eval
+
+Method = Literal["minmax", "percentile", "entropy"]
+METHODS: dict[Method, str] = {"minmax": "MinMax", "percentile": "Percentile", "entropy": "Entropy"}
+SAMPLES = 256  # of the training data, to calibrate on
+PIECE = 64  # samples in a run of the calibration
+NEAR = 0.1  # root mean square of the outputs' differences over that of the outputs, on the calibration data
+MOST_LEFT = 0.25  # of the layers, that may be left in float32
+QUANTISED = (  # operations that ONNX Runtime has in integers, or that move integers about
+    *(
+        "Conv",
+        "Gemm",
+        "MatMul",
+        "Add",
+        "Mul",
+        "Concat",
+        "MaxPool",
+        "AveragePool",
+        "GlobalAveragePool",
+        "Relu",
+        "Clip",
+        "LeakyRelu",
+    ),
+    *("Pad", "Slice", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Split", "Resize"),
+)
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+
+@dataclass(frozen=True)
+class Integers:
+    """How activations become integers.
+
+    inputs   what the network is called with, to find the ranges of its activations
+    method   of the ranges: their extremes, a percentile, or the least loss of information
+    float32  layers to be left in float32, by name
+    ends     are the first and the last layer, often the most sensitive, integers too?
+    """
+
+    inputs: Sequence[Inputs]
+    method: Method = "minmax"
+    float32: tuple[str, ...] = ()
+    ends: bool = True
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """samples  calibrated on; layers: all with weights; left: those in float32, and why; error: see NEAR"""
+
+    samples: int
+    layers: tuple[str, ...]
+    left: dict[str, str]
+    error: float
+
+
+@torch.no_grad()
+def calibration(network: nn.Module, task: Task, samples: int = SAMPLES) -> list[Inputs]:
+    """What the task calls the network with on its first training batches, until there are `samples`; fewer where it has fewer.
+
+    Raises InputError where the loss never calls the network.
+    """
+    if samples < 1:
+        raise InputError(f"samples must be at least 1, given {samples}")
+    seen: list[Inputs] = []
+
+    def watch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen.append(placed(Inputs(args, kwargs), "cpu").map(lambda tensor: tensor.detach().clone()))
+
+    handle = network.register_forward_pre_hook(watch, with_kwargs=True)
+    try:
+        with evaluating(network):
+            for batch in task.batches(0):
+                loss_in_eval(task, network, batch)
+                if sum(one.batch for one in seen) >= samples:
+                    break
+    finally:
+        handle.remove()
+    if not seen:
+        raise InputError("the task's batches never call the network, so that nothing is known of its activations")
+    excess = sum(one.batch for one in seen) - samples
+    if excess > 0:
+        last = seen[-1]
+        seen[-1] = last.map(lambda tensor: tensor[: last.batch - excess] if last.has_batch(tensor) else tensor)
+    return seen
+
+
+def quantise(
+    source: Path, path: Path, held: Mapping[str, Stored], asked: Integers, dynamic: bool, tolerance: float = NEAR
+) -> Quantised:
+    """Write the float32 ONNX model `source` to `path` with integers. Raises InputError for a layer that is not there or a method
+    that is none, and IntegerError where even with some layers in float32 it stays further from the network than `tolerance`."""
+    onnx = importlib.import_module("onnx")
+    if asked.method not in METHODS:
+        raise InputError(f"the calibration must be one of {', '.join(METHODS)}, given {asked.method!r}")
+    model = onnx.load(source)
+    batches = _pieces(model, asked.inputs, dynamic)
+    nodes = _layers(model)
+    left: dict[str, str] = {}
+    for name in asked.float32:
+        if name not in nodes:
+            raise InputError(f"no layer with weights is named {name!r}.{did_you_mean(name, nodes)} There are: {', '.join(nodes)}")
+        left[name] = "as asked"
+    if not asked.ends:
+        left |= dict.fromkeys((next(iter(nodes)), list(nodes)[-1]), "first or last")
+    with tempfile.TemporaryDirectory(prefix="featherweight-integers-") as folder:
+        writer = _Writer(model, Path(folder), asked.method, batches, _kept(model, held), nodes)
+        error = writer.write(path, left)
+        if error > tolerance:
+            alone = {n: writer.write(Path(folder) / "alone.onnx", [m for m in nodes if m != n]) for n in nodes if n not in left}
+            for name in sorted(alone, key=lambda n: -alone[n])[: int(MOST_LEFT * len(nodes))]:
+                left[name] = f"alone it moves the outputs by {alone[name]:.1%}"
+                error = writer.write(path, left)
+                if error <= tolerance:
+                    break
+        if not error <= tolerance:
+            raise IntegerError(
+                f"in integers the outputs differ from the network's by {error:.1%} (root mean square, on the calibration data), "
+                f"more than {tolerance:.0%}, with {len(left)} of {len(nodes)} layers in float32: {', '.join(left)}. Calibrate by "
+                "percentile or entropy, name further layers to be left in float32, or ship the weights alone as integers"
+            )
+    return Quantised(sum(len(next(iter(one.values()))) for one in batches), tuple(nodes), left, error)
+
+
+def _pieces(model: Any, inputs: Sequence[Inputs], dynamic: bool) -> list[Arrays]:
+    """The calibration data as runs of one size, which percentiles need, by the names of the model's inputs."""
+    names = [value.name for value in model.graph.input]
+    batched = [next((i for i, tensor in enumerate(one.tensors()) if one.has_batch(tensor)), None) for one in inputs]
+    if not inputs or any(place is None for place in batched):
+        raise InputError("integers need calibration data: inputs with a batch")
+    size = min(PIECE, min(one.batch for one in inputs)) if dynamic else _fixed(model)
+    found = []
+    for one in inputs:
+        for start in range(0, one.batch - size + 1, size):
+            rows = one.map(lambda t: t[start : start + size] if one.has_batch(t) else t)  # noqa: B023
+            found.append({name: tensor.numpy() for name, tensor in zip(names, rows.tensors(), strict=True)})
+    if not found:
+        raise InputError(f"the calibration data holds no {size} samples, the batch size of the file")
+    return found
+
+
+def _fixed(model: Any) -> int:
+    return int(model.graph.input[0].type.tensor_type.shape.dim[0].dim_value) or 1
+
+
+def _layers(model: Any) -> dict[str, list[str]]:
+    """Layer -> the names of its nodes, in order. A layer goes by its weight: `conv1` has `conv1.weight`."""
+    weights = {tensor.name for tensor in model.graph.initializer if len(tensor.dims) > 1}
+    found: dict[str, list[str]] = {}
+    for number, node in enumerate(model.graph.node):
+        node.name = node.name or f"node{number}"
+        weight = next((name for name in node.input if name in weights), None)
+        if node.op_type in ("Conv", "Gemm", "MatMul") and weight is not None:
+            found.setdefault(weight.removesuffix(".weight"), []).append(node.name)
+    if not found:
+        raise IntegerError("the network has no convolution or linear layer that could compute in integers")
+    return found
+
+
+def _kept(model: Any, held: Mapping[str, Stored]) -> dict[str, list[dict[str, Any]]]:
+    """Weight -> the scale of each channel at which its code's whole numbers are the file's. A batch norm that the exporter folded
+    into a weight is a factor of a channel, and goes into the scale."""
+    onnx = importlib.import_module("onnx")
+    kind = {"quant_type": importlib.import_module("onnxruntime.quantization").QuantType.QInt8, "zero_point": 0, "axis": 0}
+    there = {tensor.name: tensor for tensor in model.graph.initializer}
+    found = {}
+    for name, one in held.items():
+        whole = one.whole()
+        if whole is None or name not in there or tuple(there[name].dims) != tuple(one.weight.shape):
+            continue
+        weight = torch.from_numpy(onnx.numpy_helper.to_array(there[name]).copy()).double().flatten(1)
+        levels = whole[0].double().flatten(1)
+        scale = (weight * levels).sum(1) / (levels * levels).sum(1).clamp_min(1)
+        near = (weight - levels * scale[:, None]).abs().amax(1) <= 1e-5 * weight.abs().amax(1)
+        if not bool(near.all()) or not bool((scale != 0).all()) or int(whole[0].min()) < -127:
+            continue
+        found[name] = [kind | {"scale": np.float32(abs(float(value)))} for value in scale]
+    return found
+
+
+class _Writer:
+    """Writes a model with some layers in float32, and measures how far it is from the whole one."""
+
+    def __init__(
+        self,
+        model: Any,
+        folder: Path,
+        method: Method,
+        batches: list[Arrays],
+        kept: Mapping[str, Any],
+        nodes: dict[str, list[str]],
+    ) -> None:
+        self.source, self.batches, self.nodes = folder / "float.onnx", batches, nodes
+        importlib.import_module("onnx").save(model, self.source)
+        self.folder, self.method, self.kept = folder, method, kept
+        self.wanted = self.outputs(self.source)
+
+    def outputs(self, path: Path) -> list[np.ndarray[Any, Any]]:
+        onnxruntime = importlib.import_module("onnxruntime")
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return [array for batch in self.batches for array in session.run(None, batch)]
+
+    def write(self, path: Path, left: Sequence[str] | Mapping[str, str]) -> float:
+        """The error; infinite where the outputs are no numbers."""
+        ort = importlib.import_module("onnxruntime.quantization")
+        left = list(left)
+        weights = {node: layer for layer, names in self.nodes.items() for node in names}
+        kept = {name: scales for name, scales in self.kept.items() if name.removesuffix(".weight") not in left}
+        with _silent():
+            ort.quantize_static(
+                self.source,
+                path,
+                _Reader(self.batches),
+                quant_format=ort.QuantFormat.QDQ,
+                op_types_to_quantize=list(QUANTISED),
+                per_channel=True,
+                activation_type=ort.QuantType.QUInt8,
+                weight_type=ort.QuantType.QInt8,
+                nodes_to_exclude=[node for node, layer in weights.items() if layer in left],
+                calibrate_method=getattr(ort.CalibrationMethod, METHODS[self.method]),
+                extra_options={"WeightSymmetric": True, "TensorQuantOverrides": kept},
+            )
+        difference = size = 0.0
+        for one, other in zip(self.wanted, self.outputs(path), strict=True):
+            if np.issubdtype(one.dtype, np.floating):
+                difference += float(np.square(one.astype(np.float64) - other).sum())
+                size += float(np.square(one.astype(np.float64)).sum())
+        error = float(np.sqrt(difference / size)) if size else 0.0
+        return error if np.isfinite(error) else float("inf")
+
+
+class _Reader:
+    """What the calibration asks for the next batch."""
+
+    def __init__(self, batches: list[Arrays]) -> None:
+        self.left: Iterator[Arrays] = iter(batches)
+
+    def get_next(self) -> Arrays | None:
+        return next(self.left, None)
+
+    def set_range(self, start_index: int, end_index: int) -> None:
+        """It is asked of every reader, for data in parts."""
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    level = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(level)
+
+
+class FromFile(nn.Module):
+    """An exported file in place of the network, for a task to score: called and giving outputs as `network` does."""
+
+    def __init__(self, run: Any, network: nn.Module, example: Inputs) -> None:
+        super().__init__()
+        self.run = run
+        with torch.no_grad(), evaluating(network):
+            output = plain_output(example.call(network))
+        self.places, self.form = _pytree.tree_flatten(output)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        got = iter(self.run(placed(Inputs(args, kwargs), "cpu")))
+        leaves = [next(got) if isinstance(leaf, Tensor) else leaf for leaf in self.places]
+        return _pytree.tree_unflatten(leaves, self.form)

@@ -1,0 +1,26 @@
+"""A network as one C99 file that runs what is left of it: zeros are neither stored nor multiplied.
+
+`lower` makes a list of simple steps of the exported graph, `source` writes it, with the kernels in `kernels`, `build` has it
+compiled and called, `file` does all of it and compares.
+"""
+
+from featherweight.ship.c.build import CompilerMissing, Loaded, Sizes, compiler, sizes
+from featherweight.ship.c.file import ExportedC, export_c, load_c, written
+from featherweight.ship.c.lower import CError, lower
+from featherweight.ship.c.source import Source, source
+
+__all__ = [
+    "CError",
+    "CompilerMissing",
+    "ExportedC",
+    "Loaded",
+    "Sizes",
+    "Source",
+    "compiler",
+    "export_c",
+    "load_c",
+    "lower",
+    "sizes",
+    "source",
+    "written",
+]

@@ -1,0 +1,126 @@
+"""The C compiler of the machine: source built, loaded and called from Python, and its size in flash."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from featherweight.network.calls import Inputs
+from featherweight.ship.c.lower import CError
+from featherweight.ship.c.source import Source
+
+STANDARD = ("-std=c99", "-ffp-contract=fast")
+FAST = ("-O3", "-march=native")
+SMALL = ("-Os", "-fno-asynchronous-unwind-tables")
+SECONDS = 300  # that a compiler may take
+
+
+class CompilerMissing(CError):
+    """There is no C compiler."""
+
+
+def compiler() -> list[str]:
+    """The command of the system's C compiler, else of the `ziglang` package. Raises CompilerMissing."""
+    for name in ("cc", "gcc", "clang"):
+        found = shutil.which(name)
+        if found:
+            return [found]
+    if importlib.util.find_spec("ziglang"):
+        return [sys.executable, "-m", "ziglang", "cc"]
+    raise CompilerMissing(
+        "there is no C compiler (cc, gcc or clang): install one, such as Debian's gcc, or pip install ziglang. The source can be "
+        "written without one (--no-check), but then it is not run and compared"
+    )
+
+
+def compiled(source: Source, output: Path, options: Sequence[str]) -> Path:
+    """Compile a source to `output`. Raises CompilerMissing, and CError with what the compiler says."""
+    with tempfile.TemporaryDirectory(prefix="featherweight-c-") as folder:
+        file = Path(folder) / "net.c"
+        file.write_text(source.text)
+        command = [*compiler(), *STANDARD, *options, str(file), "-o", str(output), "-lm"]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise CError(f"the C compiler did not finish: {error}") from error
+    if done.returncode:
+        raise CError(f"the C compiler refuses the source: {done.stderr.strip()[:2000]}")
+    return output
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes. flash: code and tables of an object file of this machine, compiled to be small; ram: the arena."""
+
+    flash: int
+    ram: int
+
+
+def sizes(source: Source) -> Sizes:
+    """Read off an object file by `size`, or its own sections' sum where that is not installed. Raises CompilerMissing, CError."""
+    with tempfile.TemporaryDirectory(prefix="featherweight-c-") as folder:
+        object_file = compiled(source, Path(folder) / "net.o", (*SMALL, "-c"))
+        tool = shutil.which("size")
+        if tool is None:
+            return Sizes(object_file.stat().st_size, 4 * source.arena)
+        said = subprocess.run([tool, str(object_file)], capture_output=True, text=True, check=True).stdout
+    text, data = re.findall(r"\d+", said.splitlines()[1])[:2]
+    return Sizes(int(text) + int(data), 4 * source.arena)
+
+
+class Loaded:
+    """A compiled network: called with inputs of a batch of any size, a row at a time, it gives its outputs."""
+
+    def __init__(self, source: Source, options: Sequence[str] = FAST) -> None:
+        self.source = source
+        self.folder = tempfile.TemporaryDirectory(prefix="featherweight-c-")
+        library = compiled(source, Path(self.folder.name) / "net.so", (*options, "-shared", "-fPIC"))
+        self.library = ctypes.CDLL(str(library))  # stays loaded; the file may go
+        self.function: Any = getattr(self.library, f"{source.name}_run")
+        self.function.restype = None
+        room = np.zeros(source.arena + 32, np.float32)
+        start = -(room.ctypes.data // 4) % 16
+        self.arena = room[start : start + source.arena]
+
+    def __call__(self, inputs: Inputs) -> list[Tensor]:
+        given = [tensor.detach().cpu().to(torch.float32).contiguous().numpy() for tensor in inputs.tensors()]
+        shapes = self.source.inputs
+        if len(given) != len(shapes) or any(one.shape[1:] != shape[1:] for one, shape in zip(given, shapes, strict=False)):
+            raise CError(f"the network takes inputs of {list(shapes)}, given {[one.shape for one in given]}")
+        count = len(given[0])
+        outputs = [np.empty((count, *shape[1:]), np.float32) for shape in self.source.outputs]
+        for row in range(count):
+            arrays = [one[row % len(one) :] for one in given] + [one[row:] for one in outputs]
+            self.function(*(ctypes.c_void_p(one.ctypes.data) for one in (*arrays, self.arena)))
+        return [torch.from_numpy(one) for one in outputs]
+
+    def caller(self, inputs: Inputs) -> Any:
+        """A function without arguments that runs these inputs, with no more of Python than one call a row: to be timed."""
+        given = [tensor.detach().cpu().to(torch.float32).contiguous().numpy() for tensor in inputs.tensors()]
+        count = len(given[0])
+        outputs = [np.empty((count, *shape[1:]), np.float32) for shape in self.source.outputs]
+        rows = [
+            tuple(ctypes.c_void_p(one.ctypes.data) for one in (*[g[r:] for g in given], *[o[r:] for o in outputs], self.arena))
+            for r in range(count)
+        ]
+        function, kept = self.function, (self, given, outputs)  # the arena lives as long as the caller
+
+        def call() -> Any:
+            for row in rows:
+                function(*row)
+            return kept
+
+        return call

@@ -1,0 +1,499 @@
+"""The C that all layers share: kernels over non-zeros and over all weights, from vectors of the compiler's, and plain loops.
+
+`@` stands for the name of the network, so that two networks can be linked into one program.
+"""
+
+from __future__ import annotations
+
+HEAD = """#if defined(__GNUC__) && defined(__AVX512F__)
+#define @_LANES 16
+#elif defined(__GNUC__) && defined(__AVX__)
+#define @_LANES 8
+#else
+#define @_LANES 4
+#endif
+#if defined(__GNUC__)
+typedef float @_v __attribute__((vector_size(4 * @_LANES), aligned(4), may_alias));
+typedef int32_t @_vi __attribute__((vector_size(4 * @_LANES), aligned(4), may_alias));
+typedef float @_h __attribute__((vector_size(32), aligned(4), may_alias));
+typedef int32_t @_hi __attribute__((vector_size(32), aligned(4), may_alias));
+typedef float @_q __attribute__((vector_size(16), aligned(4), may_alias));
+typedef int32_t @_qi __attribute__((vector_size(16), aligned(4), may_alias));
+#else
+#error "GCC or Clang is needed: this file uses their vectors"
+#endif
+"""
+
+
+def _lay(vector: str, lanes: str) -> str:
+    """One plane of a stride of 1, in vectors, masked where they leave the input: reads up to 16 floats beside it."""
+    return f"""
+static void @_lay_{vector}(const float *s, float *d, int h, int w, int rows, int ow, int lo, int hi, int y0) {{
+  const @_{vector} zero = {{0}};
+  for (int j = 0; j < ow; j += {lanes}) {{
+    @_{vector}i inside;
+    for (int i = 0; i < {lanes}; i++) inside[i] = j + i >= lo && j + i < hi ? -1 : 0;
+    for (int r = 0; r < rows; r++) {{
+      const int y = y0 + r;
+      *(@_{vector} *)(d + r * ow + j) = y < 0 || y >= h || j >= hi || j + {lanes} <= lo
+        ? zero : (@_{vector})(inside & *(const @_{vector}i *)(s + y * w + j));
+    }}
+  }}
+}}
+"""
+
+
+STAGE = (
+    _lay("v", "@_LANES")
+    + _lay("h", "8")
+    + _lay("q", "4")
+    + """
+/* The windows of a convolution: plane i is what one place of its kernel sees, zero outside of the input, which has 16 floats of
+   the arena before and behind it. */
+static void @_stage(const float *x, float *d, const int32_t *planes, int count, int h, int w, int rows, int ow, int sy, int sx,
+                    int dy, int dx, int py, int px, int kh, int kw, int size) {
+  for (int i = 0; i < count; i++, d += size) {
+    const int id = planes ? planes[i] : i, x0 = id % kw * dx - px, rest = id / kw, y0 = rest % kh * dy - py;
+    const float *s = x + rest / kh * (h * w);
+    int lo = x0 < 0 ? (sx - 1 - x0) / sx : 0, hi = x0 < w ? (w - 1 - x0) / sx + 1 : 0;
+    hi = hi > ow ? ow : hi;
+    lo = lo > hi ? hi : lo;
+    if (sx == 1 && sy == 1 && ow % 4 == 0 && x0 >= -16 && ow - hi <= 16) {
+      if (ow % @_LANES == 0) @_lay_v(s + x0, d, h, w, rows, ow, lo, hi, y0);
+      else if (ow % 8 == 0) @_lay_h(s + x0, d, h, w, rows, ow, lo, hi, y0);
+      else @_lay_q(s + x0, d, h, w, rows, ow, lo, hi, y0);
+      continue;
+    }
+    for (int r = 0; r < rows; r++) {
+      const int y = y0 + r * sy;
+      float *o = d + r * ow;
+      if (y < 0 || y >= h) {
+        for (int j = 0; j < ow; j++) o[j] = 0.0f;
+        continue;
+      }
+      const float *t = s + y * w + x0;
+      for (int j = 0; j < lo; j++) o[j] = 0.0f;
+      int j = lo;
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+      if (sx == 2)
+        for (; j + 4 <= hi; j += 4)
+          *(@_q *)(o + j) = (@_q)__builtin_shufflevector(*(const @_q *)(t + 2 * j), *(const @_q *)(t + 2 * j + 4), 0, 2, 4, 6);
+#endif
+#endif
+      for (; j < hi; j++) o[j] = t[j * sx];
+      for (j = hi; j < ow; j++) o[j] = 0.0f;
+    }
+  }
+}
+"""
+)
+
+CHAINS = {8: 1, 4: 2, 2: 4, 1: 4}  # vectors of a tile -> sums kept apart, so that no addition waits for the one before
+
+
+def sparse(tile: int, vector: str, kind: str) -> str:
+    """One tile of `tile` vectors, all outputs: sums over (value, place) of the non-zeros. `from`, `to`: to the next vector."""
+    chains = CHAINS[tile]
+    each = range(tile)
+
+    def add(chain: int) -> str:
+        at = f"i + {chain}" if chain else "i"
+        lines = [f"      const float w{chain} = w[{at}], *p{chain} = s + place[{at}];"]
+        lines += [f"      a{chain}_{t} += w{chain} * *(const @_{vector} *)(p{chain} + {t} * from);" for t in each]
+        return "\n".join(lines)
+
+    first = [f"a{c}_{t} = zero{'' if c else ' + bias[k]'}" for c in range(chains) for t in each]
+    text = [f"static void @_sparse_{vector}{tile}_{kind}(const float *s, ptrdiff_t from, float *o, ptrdiff_t to, int stride,",
+            f"    int outputs, const uint{kind}_t *place, const uint32_t *counts, const float *w, const float *bias,",
+            "    int relu) {",
+            f"  const @_{vector} zero = {{0}};",
+            "  for (int k = 0; k < outputs; k++) {",
+            "    const int n = (int)counts[k];",
+            f"    @_{vector} {', '.join(first)};",
+            "    int i = 0;"]  # fmt: skip
+    if chains > 1:
+        text += [f"    for (; i + {chains} <= n; i += {chains}) {{", *(add(c) for c in range(chains)), "    }"]
+    text += ["    for (; i < n; i++) {", add(0), "    }"]
+    for t in each:
+        for c in range(1, chains):
+            text.append(f"    a0_{t} += a{c}_{t};")
+        text.append(f"    if (relu) a0_{t} = (@_{vector})(~(a0_{t} < zero) & (@_{vector}i)a0_{t});")
+        text.append(f"    *(@_{vector} *)(o + {t} * to) = a0_{t};")
+    return "\n".join([*text, "    place += n;", "    w += n;", "    o += stride;", "  }", "}", ""])
+
+
+def sparse_tiles(kind: str) -> str:
+    """What both convolutions below share."""
+    few = [sparse(tile, vector, kind) for vector, tiles in (("v", CHAINS), ("q", (2, 1))) for tile in tiles]
+    return "\n".join(few)
+
+
+def sparse_rows(kind: str) -> str:
+    """Convolution over non-zeros, `outputs` planes, whose windows are rows of the input itself."""
+    more = [sparse(tile, vector, kind) for vector, tiles in (("h", tuple(CHAINS)), ("q", (8, 4))) for tile in tiles]
+    given = "size, outputs, place, counts, w, bias, relu);"
+    rows = [
+        f"    for (; rows - r >= {tile}{f' && tile >= {tile}' if tile > 1 else ''}; r += {tile}) "
+        f"@_sparse_%s{tile}_{kind}(s + r * line + c, line, o + r * width + c, width, {given}"
+        for tile in CHAINS
+    ]
+
+    def columns(vector: str, lanes: str) -> str:
+        inner = "\n".join(row % vector for row in rows)
+        return f"""  for (int c = 0; c < width; c += {lanes}) {{
+    int r = 0;
+    c = c > width - {lanes} ? width - {lanes} : c; /* the last column once more, moved back to end where the row ends */
+{inner}
+  }}"""
+
+    return "\n".join([*more, f"""
+/* Rows `line` apart, at least 4 wide. */
+static void @_rows_{kind}(const float *s, int line, float *o, int rows, int width, int outputs, const uint{kind}_t *place,
+                          const uint32_t *counts, const float *w, const float *bias, int relu, int tile) {{
+  const int size = rows * width;
+  if (width >= @_LANES) {{
+{columns("v", "@_LANES")}
+  }} else if (width >= 8) {{
+{columns("h", "8")}
+  }} else {{
+{columns("q", "4")}
+  }}
+}}
+"""])  # fmt: skip
+
+
+def sparse_flat(kind: str) -> str:
+    """Convolution over non-zeros, `outputs` planes of `size` contiguous entries."""
+    given = "size, outputs, place, counts, w, bias, relu);"
+    flat = f"(s + v, @_LANES, o + v, @_LANES, {given}"
+    short = f"(s + v, 4, o + v, 4, {given}"
+    return f"""
+static void @_conv_{kind}(const float *s, float *o, int size, int outputs, const uint{kind}_t *place, const uint32_t *counts,
+                          const float *w, const float *bias, int relu, int tile) {{
+  int v = 0;
+  while (size - v >= @_LANES) {{
+    const int left = (size - v) / @_LANES;
+    if (tile >= 8 && left >= 8) {{ @_sparse_v8_{kind}{flat} v += 8 * @_LANES; }}
+    else if (tile >= 4 && left >= 4) {{ @_sparse_v4_{kind}{flat} v += 4 * @_LANES; }}
+    else if (left >= 2) {{ @_sparse_v2_{kind}{flat} v += 2 * @_LANES; }}
+    else {{ @_sparse_v1_{kind}{flat} v += @_LANES; }}
+  }}
+  if (v < size && v > 0) {{ /* the last vector once more, moved back to end where the plane ends */
+    v = size - @_LANES;
+    @_sparse_v1_{kind}{flat}
+    return;
+  }}
+  while (size - v >= 4) {{
+    if (size - v >= 8) {{ @_sparse_q2_{kind}{short} v += 8; }}
+    else {{ @_sparse_q1_{kind}{short} v += 4; }}
+  }}
+  if (v < size && v > 0) {{
+    v = size - 4;
+    @_sparse_q1_{kind}{short}
+    return;
+  }}
+  for (; v < size; v++) {{
+    int i = 0;
+    for (int k = 0; k < outputs; k++) {{
+      float sum = bias[k];
+      for (const int end = i + (int)counts[k]; i < end; i++) sum += w[i] * s[v + (int)place[i]];
+      o[v + k * size] = relu && sum < 0.0f ? 0.0f : sum;
+    }}
+  }}
+}}
+"""
+
+
+def dot(kind: str) -> str:
+    """Linear layer over non-zeros: row k of the matrix has counts[k] of them, at places of x."""
+    return f"""
+static void @_dot_{kind}(const float *x, float *y, int outputs, const uint{kind}_t *place, const uint32_t *counts, const float *w,
+                         const float *bias, int relu) {{
+  for (int k = 0; k < outputs; k++) {{
+    const int n = (int)counts[k];
+    float a = bias[k], b = 0.0f, c = 0.0f, d = 0.0f;
+    int i = 0;
+    for (; i + 4 <= n; i += 4) {{
+      a += w[i] * x[place[i]];
+      b += w[i + 1] * x[place[i + 1]];
+      c += w[i + 2] * x[place[i + 2]];
+      d += w[i + 3] * x[place[i + 3]];
+    }}
+    for (; i < n; i++) a += w[i] * x[place[i]];
+    a += b + (c + d);
+    y[k] = relu && a < 0.0f ? 0.0f : a;
+    place += n;
+    w += n;
+  }}
+}}
+"""
+
+
+ROWS = """
+static float @_sum(const @_v a) {
+  float s = 0.0f;
+  for (int i = 0; i < @_LANES; i++) s += a[i];
+  return s;
+}
+
+/* Linear layer over all weights, four rows of the matrix at a time. */
+static void @_rows(const float *x, float *y, int outputs, int inputs, const float *w, const float *bias, int relu) {
+  const @_v zero = {0};
+  int k = 0;
+  for (; k + 4 <= outputs; k += 4, w += 4 * inputs) {
+    @_v a = zero, b = zero, c = zero, d = zero;
+    int i = 0;
+    for (; i + @_LANES <= inputs; i += @_LANES) {
+      const @_v in = *(const @_v *)(x + i);
+      a += in * *(const @_v *)(w + i);
+      b += in * *(const @_v *)(w + inputs + i);
+      c += in * *(const @_v *)(w + 2 * inputs + i);
+      d += in * *(const @_v *)(w + 3 * inputs + i);
+    }
+    float s[4] = {bias[k] + @_sum(a), bias[k + 1] + @_sum(b), bias[k + 2] + @_sum(c), bias[k + 3] + @_sum(d)};
+    for (; i < inputs; i++)
+      for (int j = 0; j < 4; j++) s[j] += w[j * inputs + i] * x[i];
+    for (int j = 0; j < 4; j++) y[k + j] = relu && s[j] < 0.0f ? 0.0f : s[j];
+  }
+  for (; k < outputs; k++, w += inputs) {
+    @_v a = zero;
+    int i = 0;
+    for (; i + @_LANES <= inputs; i += @_LANES) a += *(const @_v *)(x + i) * *(const @_v *)(w + i);
+    float s = bias[k] + @_sum(a);
+    for (; i < inputs; i++) s += w[i] * x[i];
+    y[k] = relu && s < 0.0f ? 0.0f : s;
+  }
+}
+"""
+
+
+def dense(tile: int, vector: str) -> str:
+    """One tile of `tile` vectors, four outputs at a time, over all weights: w holds those of the four outputs together."""
+    lanes = "@_LANES" if vector == "v" else "4"
+    each = range(tile)
+    read = [f"x{t} = *(const @_{vector} *)(p + {t} * {lanes})" for t in each]
+    text = [f"static void @_dense_{vector}{tile}(const float *s, float *o, int stride, int outputs, const int32_t *place,",
+            "    int count, const float *w, const float *bias, int relu) {",
+            f"  const @_{vector} zero = {{0}};",
+            "  for (int k = 0; k < outputs; k += 4) {",
+            f"    @_{vector} " + ", ".join(f"a{j}_{t} = zero + bias[k + {j}]" for j in range(4) for t in each) + ";",
+            "    for (int i = 0; i < count; i++, w += 4) {",
+            "      const float *p = s + place[i];",
+            f"      const @_{vector} {', '.join(read)};"]  # fmt: skip
+    text += [f"      a{j}_{t} += w[{j}] * x{t};" for j in range(4) for t in each]
+    text += ["    }"]
+    for j in range(4):
+        text += [f"    if (relu) a{j}_{t} = (@_{vector})(~(a{j}_{t} < zero) & (@_{vector}i)a{j}_{t});" for t in each]
+        text.append(f"    if (k + {j} < outputs) {{")
+        text += [f"      *(@_{vector} *)(o + {j} * stride + {t} * {lanes}) = a{j}_{t};" for t in each]
+        text.append("    }")
+    return "\n".join([*text, "    o += 4 * stride;", "  }", "}", ""])
+
+
+def dense_all() -> str:
+    call = "(s + v, o + v, size, outputs, place, count, w, bias, relu);"
+    return "\n".join([dense(4, "v"), dense(2, "v"), dense(1, "v"), dense(1, "q"), f"""
+static void @_conv_all(const float *s, float *o, int size, int outputs, const int32_t *place, int count, const float *w,
+                       const float *bias, int relu) {{
+  int v = 0;
+  while (size - v >= @_LANES) {{
+    const int left = (size - v) / @_LANES;
+    if (@_LANES == 16 && left >= 4) {{ @_dense_v4{call} v += 4 * @_LANES; }}
+    else if (left >= 2) {{ @_dense_v2{call} v += 2 * @_LANES; }}
+    else {{ @_dense_v1{call} v += @_LANES; }}
+  }}
+  if (v < size && v > 0) {{
+    v = size - @_LANES;
+    @_dense_v1{call}
+    return;
+  }}
+  for (; size - v >= 4; v += 4) @_dense_q1{call}
+  if (v < size && v > 0) {{
+    v = size - 4;
+    @_dense_q1{call}
+    return;
+  }}
+  for (; v < size; v++)
+    for (int k = 0; k < outputs; k++) {{
+      float sum = bias[k];
+      for (int i = 0; i < count; i++) sum += w[(k / 4 * count + i) * 4 + k % 4] * s[v + place[i]];
+      o[v + k * size] = relu && sum < 0.0f ? 0.0f : sum;
+    }}
+}}
+"""])  # fmt: skip
+
+
+POOL = """
+static void @_pool(const float *x, float *o, int channels, int h, int w, int oh, int ow, int kh, int kw, int sy, int sx, int py,
+                   int px, int dy, int dx, int mean, int divide, int adaptive) {
+  for (int c = 0; c < channels; c++, x += h * w)
+    for (int r = 0; r < oh; r++) {
+      const int y0 = adaptive ? r * h / oh : r * sy - py, y1 = adaptive ? ((r + 1) * h + oh - 1) / oh : y0 + (kh - 1) * dy + 1;
+      for (int j = 0; j < ow; j++) {
+        const int x0 = adaptive ? j * w / ow : j * sx - px, x1 = adaptive ? ((j + 1) * w + ow - 1) / ow : x0 + (kw - 1) * dx + 1;
+        float best = -INFINITY, sum = 0.0f;
+        int count = 0;
+        for (int y = y0; y < y1; y += dy) {
+          if (y < 0 || y >= h) continue;
+          for (int i = x0; i < x1; i += dx) {
+            if (i < 0 || i >= w) continue;
+            const float v = x[y * w + i];
+            best = v > best ? v : best;
+            sum += v;
+            count++;
+          }
+        }
+        if (divide == 1) { /* the padding counts, where it is not beyond what was padded */
+          const int ye = y1 < h + py ? y1 : h + py, xe = x1 < w + px ? x1 : w + px;
+          count = (ye - y0) * (xe - x0);
+        } else if (divide > 1) {
+          count = divide - 1;
+        }
+        *o++ = mean ? sum / (float)count : best;
+      }
+    }
+}
+"""
+
+MAX2 = """
+/* The largest of 2 x 2, in steps of 2. */
+static void @_max2(const float *restrict x, float *restrict o, int channels, int h, int w, int oh, int ow) {
+  for (int c = 0; c < channels; c++, x += h * w)
+    for (int r = 0; r < oh; r++, o += ow) {
+      const float *a = x + 2 * r * w, *b = a + w;
+      int j = 0;
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+      for (; j + 4 <= ow; j += 4) {
+        const @_q a0 = *(const @_q *)(a + 2 * j), a1 = *(const @_q *)(a + 2 * j + 4), b0 = *(const @_q *)(b + 2 * j);
+        const @_q b1 = *(const @_q *)(b + 2 * j + 4), m0 = @_larger(a0, b0), m1 = @_larger(a1, b1);
+        const @_q even = __builtin_shufflevector(m0, m1, 0, 2, 4, 6), odd = __builtin_shufflevector(m0, m1, 1, 3, 5, 7);
+        *(@_q *)(o + j) = @_larger(even, odd);
+      }
+#endif
+#endif
+      for (; j < ow; j++) {
+        const float m = a[2 * j] > a[2 * j + 1] ? a[2 * j] : a[2 * j + 1], n = b[2 * j] > b[2 * j + 1] ? b[2 * j] : b[2 * j + 1];
+        o[j] = m > n ? m : n;
+      }
+    }
+}
+"""
+LARGER = """
+static inline @_q @_larger(@_q a, @_q b) {
+  const @_qi m = a > b;
+  return (@_q)((m & (@_qi)a) | (~m & (@_qi)b));
+}
+"""
+
+REDUCE = {
+    "sum": "float s = 0.0f; for (int c = 0; c < count; c++) s += p[c * inner]; o[i] = s;",
+    "mean": "float s = 0.0f; for (int c = 0; c < count; c++) s += p[c * inner]; o[i] = s / (float)count;",
+    "max": "float s = p[0]; for (int c = 1; c < count; c++) s = p[c * inner] > s ? p[c * inner] : s; o[i] = s;",
+    "softmax": "float m = p[0], s = 0.0f; for (int c = 1; c < count; c++) m = p[c * inner] > m ? p[c * inner] : m; "
+    "for (int c = 0; c < count; c++) s += o[i + c * inner] = expf(p[c * inner] - m); "
+    "for (int c = 0; c < count; c++) o[i + c * inner] /= s;",
+    "logsoftmax": "float m = p[0], s = 0.0f; for (int c = 1; c < count; c++) m = p[c * inner] > m ? p[c * inner] : m; "
+    "for (int c = 0; c < count; c++) s += expf(p[c * inner] - m); "
+    "for (int c = 0; c < count; c++) o[i + c * inner] = p[c * inner] - m - logf(s);",
+    "norm": "float m = 0.0f, s = 0.0f; for (int c = 0; c < count; c++) m += p[c * inner]; m /= (float)count; "
+    "for (int c = 0; c < count; c++) s += (p[c * inner] - m) * (p[c * inner] - m); s = 1.0f / sqrtf(s / (float)count + eps); "
+    "for (int c = 0; c < count; c++) o[i + c * inner] = (p[c * inner] - m) * s;",
+}
+KEEPS_COUNT = ("softmax", "logsoftmax", "norm")
+
+
+def reduce(kind: str) -> str:
+    """Over the middle of (outer, count, inner)."""
+    step = "count * inner" if kind in KEEPS_COUNT else "inner"
+    unused = "" if kind == "norm" else "  (void)eps;\n"
+    return f"""
+static void @_{kind}(const float *x, float *o, int outer, int count, int inner, float eps) {{
+{unused}  for (int b = 0; b < outer; b++, x += count * inner, o += {step})
+    for (int i = 0; i < inner; i++) {{
+      const float *p = x + i;
+      {REDUCE[kind]}
+    }}
+}}
+"""
+
+
+CELLS = {
+    "lstm": """
+/* g: the gates from the input, r: those from the state before. */
+static void @_lstm(float *h, float *c, const float *g, const float *r, int n) {
+  for (int i = 0; i < n; i++) {
+    const float in = 1.0f / (1.0f + expf(-(g[i] + r[i]))), forget = 1.0f / (1.0f + expf(-(g[n + i] + r[n + i])));
+    const float cell = tanhf(g[2 * n + i] + r[2 * n + i]), out = 1.0f / (1.0f + expf(-(g[3 * n + i] + r[3 * n + i])));
+    c[i] = forget * c[i] + in * cell;
+    h[i] = out * tanhf(c[i]);
+  }
+}
+""",
+    "gru": """
+static void @_gru(float *h, float *c, const float *g, const float *r, int n) {
+  (void)c;
+  for (int i = 0; i < n; i++) {
+    const float reset = 1.0f / (1.0f + expf(-(g[i] + r[i]))), update = 1.0f / (1.0f + expf(-(g[n + i] + r[n + i])));
+    const float fresh = tanhf(g[2 * n + i] + reset * r[2 * n + i]);
+    h[i] = (1.0f - update) * fresh + update * h[i];
+  }
+}
+""",
+}
+
+
+SMALL = """/* A layer: outputs, places, kernel, its width, input, dilation, padding, output, stride, steps, relu, bytes of one. */
+typedef uint%d_t @_p;
+"""
+
+SPREAD = """
+/* A layer over its non-zeros, by loops, for little memory: a byte a place, from one to the next; 255 is a step without one. */
+static float @_number(const uint8_t *b, int i, int width) {
+  uint32_t u = 0;
+  float f;
+  for (int j = 0; j < width; j++) u = u >> 8 | (uint32_t)b[width * i + j] << 24;
+  memcpy(&f, &u, 4);
+  return f;
+}
+
+static void @_spread(const float *x, float *y, const @_p *p, const uint8_t *steps, const uint8_t *values, const uint8_t *table,
+                     const uint8_t *bias) {
+  const int outputs = p[0], places = p[1], kernel = p[2], kw = p[3], h = p[4], w = p[5], oh = p[10], ow = p[11], size = oh * ow;
+  for (int i = 0; i < outputs * size; i++) y[i] = @_number(bias, i / size, 4);
+  for (int i = 0, at = 0, n = 0; i < (int)p[14]; i++) {
+    at += steps[i];
+    if (steps[i] == 255) continue;
+    const float value = @_number(table ? table : values, table ? values[n] : n, p[16]);
+    n++;
+    const int e = at % places, y0 = e % kernel / kw * p[6] - p[8], x0 = e % kw * p[7] - p[9];
+    const float *s = x + e / kernel * (h * w);
+    float *o = y + at / places * size;
+    int lo = 0, hi = ow;
+    while (lo < hi && x0 + lo * p[13] < 0) lo++;
+    while (lo < hi && x0 + (hi - 1) * p[13] >= w) hi--;
+    for (int r = 0; r < oh; r++, o += ow) {
+      const int v = y0 + r * p[12];
+      if (v >= 0 && v < h)
+        for (int c = lo; c < hi; c++) o[c] += value * s[v * w + x0 + c * p[13]];
+    }
+  }
+  if (p[15])
+    for (int i = 0; i < outputs * size; i++) y[i] = y[i] < 0.0f ? 0.0f : y[i];
+}
+"""
+
+MAX2_SMALL = """
+/* The largest of 2 x 2, in steps of 2. */
+static void @_max2(const float *x, float *o, int channels, int h, int w, int oh, int ow) {
+  for (int c = 0; c < channels; c++, x += h * w)
+    for (int r = 0; r < oh; r++)
+      for (int j = 0; j < ow; j++) {
+        const float *a = x + 2 * (r * w + j);
+        float m = a[0];
+        for (int i = 1; i < 4; i++) m = a[i / 2 * w + i %% 2] > m ? a[i / 2 * w + i %% 2] : m;
+        *o++ = m;
+      }
+}
+""".replace("%%", "%")

@@ -1,0 +1,482 @@
+"""C99 source of a lowered network: tables of numbers, the kernels that are used, and one function that runs it.
+
+Nothing of the source comes from the network but numbers and the names of layers, which stand in comments as letters, digits, dots
+and underscores. No allocation, no global that is written: the caller passes the arena, so that threads may share the rest.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from featherweight.errors import InputError
+from featherweight.ship.c import kernels, lower
+from featherweight.ship.c.lower import CError, Program, number
+
+DENSE_FROM = 0.7  # density from which a convolution over all weights is faster than one over non-zeros; measured, see benchmarks
+DENSE_LINEAR_FROM = 0.25
+ALIGN = 16  # floats
+STAGING, PADDING, ALIGNED, UNALIGNED = (
+    2.8,
+    7.0,
+    0.7,
+    1.15,
+)  # cycles of a vector: laid out, padded, multiplied aligned, and as it lies
+NEAR_CACHE = 40_000  # bytes of the first cache that a tile of a sparse convolution may take
+
+
+@dataclass(frozen=True)
+class Source:
+    """arena: floats that the caller passes; inputs, outputs: shapes with a batch of 1; weights: bytes of the tables; dense,
+    sparse: layers that run over all their weights, over their non-zeros."""
+
+    name: str
+    text: str
+    arena: int
+    inputs: tuple[tuple[int, ...], ...]
+    outputs: tuple[tuple[int, ...], ...]
+    weights: int
+    dense: tuple[str, ...]
+    sparse: tuple[str, ...]
+
+
+def source(
+    program: Program, name: str = "net", *, always_dense: bool = False, small: bool = False, whole: Collection[str] = ()
+) -> Source:
+    """`name`: of the function `NAME_run` and what belongs to it, an identifier of C.
+
+    small   for little memory in place of speed: plain loops, a byte a place, weights by their first 24 bits (those of the layers
+            in `whole`: all 32) or as an index into a table of these, nothing laid out. Raises InputError, CError.
+    """
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,40}", name, re.ASCII):
+        raise InputError(f"the name must be an identifier of C: letters, digits and underscores, given {name!r}")
+    return _Writer(program, name, always_dense, small, whole).written()
+
+
+class _Writer:
+    def __init__(self, program: Program, name: str, always_dense: bool, small: bool, whole: Collection[str]) -> None:
+        self.program, self.name, self.always_dense, self.small, self.whole = program, name, always_dense, small, whole
+        self.largest = 0  # number of what a small layer is
+        self.tables: list[str] = []
+        self.body: list[str] = []
+        self.used: dict[str, str] = {}  # kernel -> its source, in the order in which they are needed
+        self.bytes = 0
+        self.number = 0
+        self.dense: list[str] = []
+        self.sparse: list[str] = []
+        self.scratch: dict[tuple[int, str], int] = {}  # (step, use) -> floats
+
+    def written(self) -> Source:
+        program, lines = self.program, []
+        for at, step in enumerate(program.steps):
+            self.at = at
+            lines.append((at, [f"/* {_comment(step.name)} */", *self.emit(step)]))
+        places, arena = self.plan()
+        parameters = [f"const float *restrict in{i}" for i in range(len(program.inputs))]
+        parameters += [f"float *restrict out{i}" for i in range(len(program.outputs))]
+        signature = f"void {self.name}_run({', '.join(parameters)}, float *restrict arena)"
+        body = [f"  {line}" for _, step_lines in lines for line in step_lines]
+        text = "\n".join(body)
+        text = re.sub(r"\[\[(\w+)\]\]", lambda found: places[found[1]], text)
+        text += "".join(f"\n  {line}" for line in self.last(places))
+        upper = self.name.upper()
+        sizes = [f"#define {upper}_IN{i} {value.size} /* {list(value.shape)} */" for i, value in enumerate(program.inputs)]
+        sizes += [f"#define {upper}_OUT{i} {value.size} /* {list(value.shape)} */" for i, value in enumerate(program.outputs)]
+        head = [
+            "/* Written by featherweight. One call runs the network on one example; what it needs is in its arguments, so that",
+            f"   threads may run it at once, each with an arena of {upper}_ARENA floats of its own (fastest where aligned to",
+            "   64 bytes). Arrays may not overlap. Compile with -O3, and -ffp-contract=fast for fused multiplications. */",
+            "#include <math.h>", "#include <stddef.h>", "#include <stdint.h>", "#include <string.h>",
+            f"#define {upper}_ARENA {max(arena, 1)}", *sizes, f"{signature};", "",
+        ]  # fmt: skip
+        unused = ["  (void)arena;"] if "arena" not in text else []
+        base = kernels.SMALL % (16 if self.largest < 2**16 else 32) if self.small else kernels.HEAD
+        made = "\n".join([*head, base, *self.used.values(), *self.tables, f"{signature} {{", *unused, text, "}", ""])
+        return Source(self.name, made.replace("@", self.name), max(arena, 1), tuple(v.shape for v in program.inputs),
+                      tuple(v.shape for v in program.outputs), self.bytes, tuple(self.dense), tuple(self.sparse))  # fmt: skip
+
+    # --- memory ---
+
+    def plan(self) -> tuple[dict[str, str], int]:
+        """Array or scratch -> its place, an expression of C, and the floats of the arena; what is not live at once may share."""
+        program, places = self.program, {}
+        for i, value in enumerate(program.inputs):
+            places[f"a{value.array}"] = f"in{i}"
+        self.copies: list[tuple[int, int]] = []  # (output, array) that are copied at the end
+        last_read: dict[int, int] = {}
+        for i, value in enumerate(program.outputs):
+            if f"a{value.array}" in places:
+                self.copies.append((i, value.array))
+                last_read[value.array] = len(program.steps)
+            else:
+                places[f"a{value.array}"] = f"out{i}"
+        spans: dict[str, tuple[int, int, int]] = {}
+        for at, step in enumerate(program.steps):
+            for array in (*step.reads, *step.writes):
+                first, _, _ = spans.get(f"a{array}", (at, at, 0))
+                spans[f"a{array}"] = (first, max(at, last_read.get(array, 0)), program.sizes[array])
+        for (at, use), floats in self.scratch.items():
+            spans[f"s{at}{use}"] = (at, at, floats)
+        taken: list[tuple[int, int, int, int]] = []  # offset, end, first, last
+        arena = ALIGN  # room before, and behind, that may be read beside an array
+        for key, (first, last, floats) in sorted(spans.items(), key=lambda item: (-item[1][2], item[0])):
+            if key in places:
+                continue
+            size, offset = -(-floats // ALIGN) * ALIGN, ALIGN
+            for start, end, begun, ended in sorted(taken):
+                if begun <= last and first <= ended and offset + size > start and end > offset:
+                    offset = end
+            taken.append((offset, offset + size, first, last))
+            arena = max(arena, offset + size)
+            places[key] = f"(arena + {offset})"
+        return places, arena + ALIGN
+
+    def last(self, places: dict[str, str]) -> list[str]:
+        """Outputs that are inputs, or other outputs."""
+        sizes = self.program.sizes
+        return [f"memcpy(out{i}, {places[f'a{array}']}, sizeof(float) * {sizes[array]}u);" for i, array in self.copies]
+
+    def temporary(self, use: str, floats: int) -> str:
+        self.scratch[self.at, use] = floats
+        return f"[[s{self.at}{use}]]"
+
+    # --- tables ---
+
+    def need(self, key: str, text: str) -> str:
+        self.used.setdefault(key, text)
+        return f"{self.name}_{key}"
+
+    def floats(self, values: Tensor, what: str) -> str:
+        values = values.float().reshape(-1)
+        if not bool(values.isfinite().all()):
+            raise CError(f"{what} has weights that are not finite numbers")
+        return self.table("float", _constants(values) if values.numel() else ["0.0f"], 4)
+
+    def integers(self, values: Sequence[int], bits: int, signed: bool = False) -> str:
+        return self.table(f"{'' if signed else 'u'}int{bits}_t", [str(value) for value in values] or ["0"], bits // 8)
+
+    def table(self, kind: str, texts: list[str], size: int) -> str:
+        self.number += 1
+        name = f"{self.name}_t{self.number}"
+        lines, line = [], ""
+        for text in texts:
+            if len(line) + len(text) > 120:
+                lines.append(line)
+                line = ""
+            line += f"{text},"
+        self.tables.append(f"static const {kind} {name}[{len(texts)}] = {{\n" + "\n".join([*lines, line]) + "};")
+        self.bytes += size * len(texts)
+        return name
+
+    # --- steps ---
+
+    def emit(self, step: lower.Step) -> list[str]:
+        return getattr(self, f"emit_{type(step).__name__.lower()}")(step)
+
+    def emit_conv(self, step: lower.Conv) -> list[str]:
+        weight = _whole(step.weight.float(), step.groups)
+        outputs, channels, kh, kw = weight.shape
+        if self.small:
+            (_, height, width), shape = step.size, (*step.dilation, *step.pad, *step.out, *step.stride)
+            arrays = (f"[[a{step.reads[0]}]]", f"[[a{step.writes[0]}]]")
+            return [
+                self.spread(weight.flatten(1), step.bias, step.name, arrays, (kh * kw, kw, height, width, *shape), int(step.relu))
+            ]
+        _, height, width = step.size
+        oh, ow = step.out
+        size = oh * ow
+        (sy, sx), (dy, dx), (py, px) = step.stride, step.dilation, step.pad
+        held = weight != 0
+        density = float(held.double().mean()) if weight.numel() else 0.0
+        dense = (self.always_dense and step.groups == 1) or density >= DENSE_FROM
+        if dense:
+            held = torch.ones_like(held)
+        direct = (kh, kw, sy, sx, py, px) == (1, 1, 1, 1, 0, 0) and (oh, ow) == (height, width)
+        c, ky, kx = (torch.arange(n).view([-1 if i == j else 1 for j in range(3)]) for i, n in enumerate((channels, kh, kw)))
+        shared = sy == 1 and ow % ALIGN == 0 and kh > 1  # the rows of the kernel look into one plane
+        plane = (c * kw + kx + 0 * ky) if shared else (c * kh + ky) * kw + kx  # number of the plane of each place of the kernel
+        needed = sorted(set(plane[held.any(0)].tolist()))
+        rows = oh + (kh - 1) * dy if shared else oh
+        room = rows * ow if size == 1 else -(-rows * ow // ALIGN) * ALIGN
+        if direct:
+            needed, room = list(range(channels)), size
+        position = torch.zeros(channels * kh * kw, dtype=torch.int64)
+        position[torch.tensor(needed, dtype=torch.int64)] = torch.arange(len(needed))
+        place = position[plane] * room + (ky * dy * ow if shared else 0)
+        lines: list[str] = []
+        read = f"[[a{step.reads[0]}]]"
+        apart = sy == sx == 1 and ow >= 4 and not direct and not dense
+        if apart and self.by_rows(held, len(needed) * room, (oh, ow), (channels, kh, kw), (py, px)):
+            return self.rows(step, weight, held, c, ky, kx)
+        if not direct and needed:
+            whole = len(needed) == (channels * kw if shared else channels * kh * kw)
+            planes = "0" if whole else self.integers(needed, 32, signed=True)
+            staged = self.temporary("w", len(needed) * room)
+            call = self.need("stage", kernels.STAGE)
+            read = self.inside(lines, step, read)
+            lines.append(f"{call}({read}, {staged}, {planes}, {len(needed)}, {height}, {width}, {rows}, {ow}, {sy}, {sx}, {dy}, "
+                         f"{dx}, {py}, {px}, {1 if shared else kh}, {kw}, {room});")  # fmt: skip
+            read = staged
+        write, relu = f"[[a{step.writes[0]}]]", int(step.relu)
+        if size == 1 and (direct or room == 1):
+            return [*lines, self.matrix(weight.reshape(outputs, -1)[:, needed], step.bias, step.name, read, write, relu)]
+        bias = self.floats(torch.cat([step.bias.float(), torch.zeros(-outputs % 4)]) if dense else step.bias, step.name)
+        if dense:
+            self.dense.append(step.name)
+            flat = torch.cat([weight.reshape(outputs, -1), torch.zeros(-outputs % 4, channels * kh * kw)])
+            blocks = flat.reshape(-1, 4, flat.shape[1]).transpose(1, 2)
+            call = self.need("conv_all", kernels.dense_all())
+            places = self.integers(place.reshape(-1).tolist(), 32, signed=True)
+            values = self.floats(blocks, step.name)
+            return [*lines, f"{call}({read}, {write}, {size}, {outputs}, {places}, {flat.shape[1]}, {values}, {bias}, {relu});"]
+        bits, tables = self.entries(weight, held, place, step.name)
+        self.need(f"tiles_{bits}", kernels.sparse_tiles(bits))
+        call = self.need(f"conv_{bits}", kernels.sparse_flat(bits))
+        tile = 8 if self.distinct * 8 * 64 <= NEAR_CACHE else 4
+        return [*lines, f"{call}({read}, {write}, {size}, {outputs}, {tables}, {bias}, {relu}, {tile});"]
+
+    def by_rows(
+        self, held: Tensor, staged: int, out: tuple[int, int], kernel: tuple[int, int, int], pad: tuple[int, int]
+    ) -> bool:
+        """Are unaligned rows of the input itself faster than windows laid out and aligned? By cycles, fitted on this project's
+        machine (AVX-512)."""
+        (channels, kh, kw), (oh, ow) = kernel, out
+        nonzeros, padded = int(held.sum()), (oh + kh - 1) * (ow + kw - 1) * channels if pad != (0, 0) else 0
+        vectors = -(-ow // 16) if ow >= 16 else 1
+        laid = STAGING * staged / 16 + ALIGNED * nonzeros * oh * ow / 16
+        return PADDING * padded / 16 + UNALIGNED * nonzeros * oh * vectors <= laid
+
+    def inside(self, lines: list[str], step: lower.Conv, read: str) -> str:
+        """The array that is read, in the arena: the caller's has no room beside it that may be read."""
+        if step.reads[0] not in {value.array for value in (*self.program.inputs, *self.program.outputs)}:
+            return read
+        count = math.prod(step.size)
+        copy = self.temporary("i", count)
+        lines.append(f"memcpy({copy}, {read}, sizeof(float) * {count}u);")
+        return copy
+
+    def rows(self, step: lower.Conv, weight: Tensor, held: Tensor, c: Tensor, ky: Tensor, kx: Tensor) -> list[str]:
+        outputs, channels, kh, kw = weight.shape
+        (_, height, width), (oh, ow), (dy, dx), (py, px) = step.size, step.out, step.dilation, step.pad
+        tall, wide = oh + (kh - 1) * dy, -(-(ow + (kw - 1) * dx) // 8) * 8
+        lines: list[str] = []
+        read = f"[[a{step.reads[0]}]]"
+        if (py, px) != (0, 0) or tall > height or ow + (kw - 1) * dx > width:
+            padded = self.temporary("w", channels * tall * wide)
+            call = self.need("stage", kernels.STAGE)
+            read = self.inside(lines, step, read)
+            lines.append(f"{call}({read}, {padded}, 0, {channels}, {height}, {width}, {tall}, {wide}, 1, 1, 1, 1, {py}, "
+                         f"{px}, 1, 1, {tall * wide});")  # fmt: skip
+            read, height, width = padded, tall, wide
+        place = c * (height * width) + ky * (dy * width) + kx * dx
+        bias, tables = self.floats(step.bias, step.name), self.entries(weight, held, place, step.name)
+        self.need(f"tiles_{tables[0]}", kernels.sparse_tiles(tables[0]))
+        call, tile = self.need(f"rows_{tables[0]}", kernels.sparse_rows(tables[0])), 8
+        return [*lines, f"{call}({read}, {width}, "
+                f"[[a{step.writes[0]}]], {oh}, {ow}, {outputs}, {tables[1]}, {bias}, {int(step.relu)}, {tile});"]  # fmt: skip
+
+    def entries(self, weight: Tensor, held: Tensor, place: Tensor, what: str) -> tuple[str, str]:
+        """Bits of a place, and the names of the tables of places, counts and values."""
+        self.sparse.append(what)
+        order = [place[row].reshape(-1).argsort(stable=True) for row in held]
+        values = torch.cat([weight[k][held[k]][order[k]] for k in range(len(weight))])
+        offsets = torch.cat([place[held[k]][order[k]] for k in range(len(weight))])
+        self.distinct = len(set(offsets.tolist()))
+        bits = 16 if offsets.numel() == 0 or int(offsets.max()) < 2**16 else 32
+        counts = self.integers(held.flatten(1).sum(1).tolist(), 32)
+        return str(bits), f"{self.integers(offsets.tolist(), bits)}, {counts}, {self.floats(values, what)}"
+
+    def matrix(self, weight: Tensor, bias: Tensor, what: str, read: str, write: str, relu: int) -> str:
+        """A call that multiplies by a matrix (outputs, inputs)."""
+        weight = weight.float()
+        if self.small:
+            return self.spread(weight, bias, what, (read, write), (1, 1, 1, 1, 1, 1, 0, 0, 1, 1, 1, 1), relu)
+        outputs, inputs = weight.shape
+        held = weight != 0
+        biases = self.floats(bias, what)
+        if self.always_dense or float(held.double().mean()) >= DENSE_LINEAR_FROM:
+            self.dense.append(what)
+            call = self.need("rows", kernels.ROWS)
+            return f"{call}({read}, {write}, {outputs}, {inputs}, {self.floats(weight, what)}, {biases}, {relu});"
+        self.sparse.append(what)
+        bits = 16 if inputs <= 2**16 else 32
+        call = self.need(f"dot_{bits}", kernels.dot(str(bits)))
+        places, counts = self.integers(held.nonzero()[:, 1].tolist(), bits), self.integers(held.sum(1).tolist(), 32)
+        return f"{call}({read}, {write}, {outputs}, {places}, {counts}, {self.floats(weight[held], what)}, {biases}, {relu});"
+
+    def spread(self, weight: Tensor, bias: Tensor, what: str, arrays: tuple[str, str], shape: tuple[int, ...], relu: int) -> str:
+        """A call of the small way. `shape`: kernel, its width, the input's height, width, dilation, padding, output, stride."""
+        outputs, places = weight.shape
+        self.sparse.append(what)
+        at = weight.reshape(-1).nonzero()[:, 0].tolist()
+        values = weight.reshape(-1)[at].float() if at else torch.zeros(0)
+        if not bool(torch.cat([values, bias.float()]).isfinite().all()):
+            raise CError(f"{what} has weights that are not finite numbers")
+        steps, before = [], 0
+        for place in at:
+            steps += [255] * ((place - before) // 255) + [(place - before) % 255]
+            before = place
+        width = 4 if what in self.whole else 3
+        given = [outputs, places, *shape, len(steps), relu, width]
+        self.largest = max(self.largest, *given)
+        self.number += 1
+        own = f"{self.name}_t{self.number}"
+        self.tables.append(f"static const {self.name}_p {own}[] = {{{', '.join(map(str, given))}}};")
+        self.bytes += 2 * len(given)
+        call = self.need("spread", kernels.SPREAD)
+        values = values if width == 4 else _cropped(values)
+        kept, index = torch.unique(values, return_inverse=True)
+        table = "0"
+        if len(kept) <= 256 and width * len(kept) + len(values) < width * len(values):
+            table, entries = self.integers(_bytes(kept, width), 8), self.integers(index.tolist(), 8)
+        else:
+            entries = self.integers(_bytes(values, width), 8)
+        biases = self.integers(_bytes(bias.float(), 4), 8)
+        return f"{call}({arrays[0]}, {arrays[1]}, {own}, {self.integers(steps, 8)}, {entries}, {table}, {biases});"
+
+    def emit_linear(self, step: lower.Linear) -> list[str]:
+        read, write = f"[[a{step.reads[0]}]]", f"[[a{step.writes[0]}]]"
+        if step.rows == 1:
+            return [self.matrix(step.weight, step.bias, step.name, read, write, int(step.relu))]
+        outputs, inputs = step.weight.shape
+        call = self.matrix(
+            step.weight, step.bias, step.name, f"{read} + r * {inputs}", f"{write} + r * {outputs}", int(step.relu)
+        )
+        return [f"for (int r = 0; r < {step.rows}; r++) {call}"]
+
+    def emit_recurrent(self, step: lower.Recurrent) -> list[str]:
+        gates, inputs = step.weights[0].shape
+        hidden = step.weights[1].shape[1]
+        given, state = self.temporary("g", gates), self.temporary("r", gates)
+        h, c = self.temporary("h", hidden), self.temporary("c", hidden)
+        at = f"({step.steps - 1} - t)" if step.backward else "t"
+        first = self.matrix(step.weights[0], step.biases[0], step.name, f"[[a{step.reads[0]}]] + {at} * {inputs}", given, 0)
+        second = self.matrix(step.weights[1], step.biases[1], step.name, h, state, 0)
+        cell = self.need(step.kind, kernels.CELLS[step.kind])
+        out = f"[[a{step.writes[0]}]] + {at} * {step.width} + {step.offset}"
+        return [
+            f"for (int i = 0; i < {hidden}; i++) {h}[i] = {c}[i] = 0.0f;",
+            f"for (int t = 0; t < {step.steps}; t++) {{",
+            f"  {first}", f"  {second}", f"  {cell}({h}, {c}, {given}, {state}, {hidden});",
+            f"  memcpy({out}, {h}, sizeof(float) * {hidden}u);",
+            "}",
+        ]  # fmt: skip
+
+    def emit_map(self, step: lower.Map) -> list[str]:
+        shape = [size for size in step.shape if size != 1]
+        strides = [[s for s, size in zip(held, step.shape, strict=True) if size != 1] for held in step.strides]
+        tables, constants = [], []
+        for tensor, held in step.constants:
+            tables.append(self.floats(tensor, step.name))
+            constants.append([s for s, size in zip(held, step.shape, strict=True) if size != 1])
+        shape, all_strides = _merged(shape, [*strides, *constants])
+        index = [_index(held) for held in all_strides]
+        operands = {f"a{i}": f"[[a{array}]][{index[i]}]" for i, array in enumerate(step.reads)}
+        operands |= {f"c{i}": f"{table}[{index[len(step.reads) + i]}]" for i, table in enumerate(tables)}
+        text = re.sub(r"\{([ac]\d+)\}", lambda found: operands[found[1]], step.expression)
+        own = _index([math.prod(shape[i + 1 :]) for i in range(len(shape))])
+        inner = f"[[a{step.writes[0]}]][{own}] = {text};"
+        if step.relu:
+            inner = f"{{ const float v = {text}; [[a{step.writes[0]}]][{own}] = v < 0.0f ? 0.0f : v; }}"
+        return [f"{_loops(shape)}{inner}"]
+
+    def emit_copy(self, step: lower.Copy) -> list[str]:
+        (start, source), (begin, target) = step.source, step.target
+        keep = [i for i, size in enumerate(step.shape) if size != 1]
+        shape = [step.shape[i] for i in keep]
+        shape, (read, write) = _merged(shape, [[source[i] for i in keep], [target[i] for i in keep]])
+        to, of = f"[[a{step.writes[0]}]]", f"[[a{step.reads[0]}]]"
+        return [f"{_loops(shape)}{to}[{_index(write, begin)}] = {of}[{_index(read, start)}];"]
+
+    def emit_fill(self, step: lower.Fill) -> list[str]:
+        return [f"for (int i0 = 0; i0 < {step.count}; i0++) [[a{step.writes[0]}]][i0] = {number(step.value)};"]
+
+    def emit_pool(self, step: lower.Pool) -> list[str]:
+        c, h, w = step.size
+        (oh, ow), (kh, kw), (sy, sx), (py, px), (dy, dx) = step.out, step.kernel, step.stride, step.pad, step.dilation
+        read, write = f"[[a{step.reads[0]}]]", f"[[a{step.writes[0]}]]"
+        if step.kind == "mean" and step.adaptive and (oh, ow) == (1, 1):
+            call = self.need("mean", kernels.reduce("mean"))
+            return [f"{call}({read}, {write}, {c}, {h * w}, 1, 0.0f);"]
+        simple = (kh, kw, sy, sx, py, px, dy, dx) == (2, 2, 2, 2, 0, 0, 1, 1) and 2 * oh <= h and 2 * ow <= w
+        if step.kind == "max" and simple:
+            if self.small:
+                return [f"{self.need('max2', kernels.MAX2_SMALL)}({read}, {write}, {c}, {h}, {w}, {oh}, {ow});"]
+            return [f"{self.need('max2', kernels.LARGER + kernels.MAX2)}({read}, {write}, {c}, {h}, {w}, {oh}, {ow});"]
+        divide = {"inside": 0, "padded": 1}.get(step.divide)
+        divide = int(step.divide) + 1 if divide is None else divide
+        return [f"{self.need('pool', kernels.POOL)}({read}, {write}, {c}, {h}, {w}, {oh}, {ow}, {kh}, {kw}, {sy}, {sx}, {py}, "
+                f"{px}, {dy}, {dx}, {int(step.kind == 'mean')}, {divide}, {int(step.adaptive)});"]  # fmt: skip
+
+    def emit_reduce(self, step: lower.Reduce) -> list[str]:
+        call = self.need(step.kind, kernels.reduce(step.kind))
+        arrays = f"[[a{step.reads[0]}]], [[a{step.writes[0]}]]"
+        return [f"{call}({arrays}, {step.outer}, {step.count}, {step.inner}, {number(step.eps)});"]
+
+
+# --- small questions -----------------------------------------------------------------------------------------------------
+
+
+def _constants(values: Tensor) -> list[str]:
+    """The shortest texts that are these float32 numbers, to the bit."""
+    texts = [str(value) for value in values.numpy()]
+    return [f"{text}f" if "." in text or "e" in text else f"{text}.0f" for text in texts]
+
+
+def _cropped(values: Tensor) -> Tensor:
+    """float32 numbers to the nearest that have their last byte 0."""
+    whole = torch.from_numpy(values.contiguous().numpy().view("int32").copy())
+    return torch.from_numpy(((whole.long() + 128) // 256 * 256).to(torch.int32).numpy().view("float32"))
+
+
+def _bytes(values: Tensor, width: int) -> list[int]:
+    """The first bytes of each float32, as many as `width`, the lowest of them first."""
+    whole = torch.from_numpy(values.contiguous().numpy().view("int32").copy()).long() % 2**32
+    return torch.stack([whole >> shift & 255 for shift in (0, 8, 16, 24)[4 - width :]], 1).reshape(-1).tolist()
+
+
+def _comment(name: str) -> str:
+    """A name as it may stand in a comment: nothing in it can end one."""
+    return re.sub(r"[^A-Za-z0-9_.]", "", name)[:80]
+
+
+def _whole(weight: Tensor, groups: int) -> Tensor:
+    """(outputs, inputs / groups, ...) -> (outputs, inputs, ...), zero between the groups."""
+    if groups == 1:
+        return weight
+    outputs, inputs = len(weight) // groups, weight.shape[1]
+    whole = weight.new_zeros(len(weight), inputs * groups, *weight.shape[2:])
+    for group in range(groups):
+        rows = slice(group * outputs, (group + 1) * outputs)
+        whole[rows, group * inputs : (group + 1) * inputs] = weight[rows]
+    return whole
+
+
+def _merged(shape: Sequence[int], strides: Sequence[Sequence[int]]) -> tuple[list[int], list[list[int]]]:
+    """The same entries by as few dimensions as can be."""
+    sizes, held = list(shape), [list(one) for one in strides]
+    for i in range(len(sizes) - 1, 0, -1):
+        contiguous = math.prod(sizes[i + 1 :])
+        if all(one[i - 1] == one[i] * sizes[i] for one in held) and contiguous >= 0:
+            sizes[i - 1] *= sizes[i]
+            for one in held:
+                one[i - 1] = one[i]
+                del one[i]
+            del sizes[i]
+    return sizes, held
+
+
+def _index(strides: Sequence[int], offset: int = 0) -> str:
+    terms = [f"i{d}" if s == 1 else f"{s} * i{d}" for d, s in enumerate(strides) if s]
+    if offset or not terms:
+        terms.insert(0, str(offset))
+    return " + ".join(terms).replace("+ -", "- ")
+
+
+def _loops(shape: Sequence[int]) -> str:
+    return "".join(f"for (int i{d} = 0; i{d} < {size}; i{d}++) " for d, size in enumerate(shape))
