@@ -22,9 +22,9 @@ from featherweight.ship import export as exporting
 from featherweight.structure import trace
 from featherweight.version import __version__
 from featherweight.zoo.networks import NETWORKS
-from featherweight.zoo.tasks import TASKS
 
 DISAGREES, INTERRUPTED = 4, 130
+DATA = ", ".join(inputs.BUILT_IN_DATA)
 EPILOG = (
     "Exit codes: 0 done. 1 the demo missed its aim, or an error of no other kind. 2 a wrong argument, name or recipe. "
     "3 data missing or damaged. 4 an artifact or checkpoint damaged or foreign, or inspect disagrees with the report. "
@@ -72,7 +72,7 @@ Model = Annotated[
     str, typer.Argument(metavar="MODEL", help=f"{', '.join(NETWORKS)}; or file.py:function, which returns a module.")
 ]
 Data = Annotated[
-    str, typer.Option("--data", metavar="D", help=f"{', '.join(TASKS)}; or file.py:task, a Task or a function seed -> Task.")
+    str, typer.Option("--data", metavar="D", help=f"{DATA}, or tfbs:PATH; or file.py:task, a Task or a function seed -> Task.")
 ]
 RecipeName = Annotated[
     str, typer.Option("--recipe", metavar="R", help="A built-in recipe (see `recipes`), or a .yaml or .json file.")

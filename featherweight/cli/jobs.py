@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from featherweight.cli import console, inputs
+from featherweight.cli.inputs import BUILT_IN_DATA
 from featherweight.compression import Compressed, compress
 from featherweight.errors import InputError, StorageError
 from featherweight.files import artifact, storage
@@ -28,7 +29,7 @@ from featherweight.structure.errors import StructureError
 from featherweight.task import Task, steps_of
 from featherweight.weights.parametrized import coded, decoded, plain
 from featherweight.zoo.networks import NETWORKS
-from featherweight.zoo.tasks import BATCHES, TASKS
+from featherweight.zoo.tasks import BATCHES
 
 RUN = "run.json"  # in a workdir of an earlier version
 HINT = re.compile(r"[\w./-]{1,100}\.py:[A-Za-z_]\w{0,60}", re.ASCII)  # plain text that means the same in a shell
@@ -78,7 +79,7 @@ def run(job: Job, recipe: Recipe, out: Path, workdir: Path, keep_workdir: bool) 
     Raises KeyboardInterrupt after saving, and every FeatherweightError.
     """
     _check_output(out)
-    if job.data in TASKS:
+    if job.data in BUILT_IN_DATA:
         job.task.batches(0)  # reads the files: what is missing is said before a workdir is made
     first = recipe.stages[0]
     if (workdir / CHECKPOINT).exists():
@@ -89,7 +90,7 @@ def run(job: Job, recipe: Recipe, out: Path, workdir: Path, keep_workdir: bool) 
     with console.Display([stage.name for stage in recipe.stages]) as display:
         done = compress(job.network, recipe, job.task, workdir=workdir, monitor=display, identity=job.identity)
     display.finished(done.rows[-1].stage, done.rows[-1].measured.score)
-    files = done.save(out, model=noted(job.model, NETWORKS), data=noted(job.data, TASKS))
+    files = done.save(out, model=noted(job.model, NETWORKS), data=noted(job.data, BUILT_IN_DATA))
     if not keep_workdir:
         with contextlib.suppress(InputError):  # another has begun there: the folder is its own now
             _remove(workdir)
@@ -109,7 +110,7 @@ def noted(text: str, known: Collection[str]) -> str | None:
 def next_commands(program: str, job: Job, out: Path) -> list[str]:
     """The commands that go on from an artifact, exact: code of the user's own has to be named in each."""
     model = [] if job.model in NETWORKS else ["--model", job.model]
-    data = [] if job.data in TASKS else ["--data", job.data]
+    data = [] if job.data in BUILT_IN_DATA else ["--data", job.data]
     known = [] if noted(job.model, NETWORKS) == job.model else model  # else the target names it
     where = [] if job.device == "cpu" else ["--device", job.device]  # rounding differs: measured anew where it was measured
     forms = (("inspect", str(out), *model, *where), ("bench", job.model, str(out), *known), ("export", str(out), *model))
