@@ -67,15 +67,15 @@ class BothWays(nn.Module):
 
 
 def _as_the_authors(layer: nn.LSTM) -> None:
-    """Weights N(0, 1 / sqrt(hidden + inputs)), biases 0, those of the forget gates 1 (torch's gates: input, forget, cell, output)."""
-    deviation = (layer.hidden_size + layer.input_size) ** -0.5
+    """Weights N(0, 1 / sqrt(hidden + inputs)), biases 0, of the forget gates 1 (gates are input, forget, cell, output)."""
+    deviation, units = (layer.hidden_size + layer.input_size) ** -0.5, layer.hidden_size
     for name, parameter in layer.named_parameters():
         if name.startswith("weight"):
             nn.init.normal_(parameter, 0.0, deviation)
         else:
             nn.init.zeros_(parameter)
-    with torch.no_grad():
-        layer.bias_ih_l0[layer.hidden_size : 2 * layer.hidden_size] = 1.0
+        if name == "bias_ih_l0":
+            nn.init.ones_(parameter.data[units : 2 * units])
 
 
 class MotifRNN(nn.Module):

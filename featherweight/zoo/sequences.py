@@ -12,6 +12,7 @@ unknown one a column of zeros.
 from __future__ import annotations
 
 import functools
+import itertools
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -71,7 +72,7 @@ def encoded(sequences: Sequence[str], where: str = "the sequences") -> Tensor:
     if len(lengths) != 1 or 0 in lengths:
         shortest, longest = (min(lengths), max(lengths)) if lengths else (0, 0)
         raise InputError(
-            f"{where} are of {shortest} to {longest} bases: give one length, for instance 200 bases around the summit of each peak"
+            f"{where} are of {shortest} to {longest} bases: give one length, such as 200 bases around the summit of each peak"
             if lengths - {0}
             else f"{where} hold no base"
         )
@@ -82,8 +83,8 @@ def encoded(sequences: Sequence[str], where: str = "the sequences") -> Tensor:
         letter = sequences[sequence][place]
         hint = " RNA? Write T for U." if letter in "uU" else ""
         raise InputError(
-            f"{where}: sequence {sequence + 1} has {letter!r} at base {place + 1}, which is no letter of DNA: allowed are A C G T, "
-            f"and {' '.join(AMBIGUOUS)} for bases that are not known, in either case.{hint}"
+            f"{where}: sequence {sequence + 1} has {letter!r} at base {place + 1}, which is no letter of DNA: allowed are A C G "
+            f"T, and {' '.join(AMBIGUOUS)} for bases that are not known, in either case.{hint}"
         )
     return torch.from_numpy(codes)
 
@@ -121,7 +122,7 @@ def shuffled(letters: str, dice: random.Random) -> str:
     if len(letters) < 3:
         return letters
     after: dict[str, list[str]] = {}
-    for one, next_one in zip(letters, letters[1:], strict=False):
+    for one, next_one in itertools.pairwise(letters):
         after.setdefault(one, []).append(next_one)
     goal = letters[-1]
     while True:  # until the edges for the end lead from everywhere to the goal; on DNA two tries do, on average
@@ -264,8 +265,9 @@ def from_records(records: Sequence[Record], name: str, seed: int = 0) -> Sequenc
         how = "peaks against one dinucleotide-preserving shuffle each"
         found = _by_chromosome(names)
         split, said = found if found else (_seeded(len(names), dice), "split 65 / 15 / 20 by a seed, with its shuffle each")
-        split = tuple([*part, *(number + len(names) for number in part)] for part in split)
-    parts = [_taken(whole, part) for part in split]
+        first, second, third = ([*part, *(number + len(names) for number in part)] for part in split)
+        split = (first, second, third)
+    parts = _parted(whole, split)
     for part, use in zip(parts, ("training", "choosing settings", "testing"), strict=True):
         _check_both(part.labels, f"{name}, the part for {use},")
     return Sequences(name, *parts, min(WINDOW, codes.shape[1]), f"{name}: {how}; {said}; {_counts(parts)}")
@@ -286,7 +288,7 @@ def _of_two_files(train: Sequence[Record], test: Sequence[Record], name: str) ->
     dice.shuffle(order)
     cut = round(0.85 * len(order))
     split = (sorted(order[:cut]), sorted(order[cut:]), list(range(len(train), len(labels))))
-    parts = [_taken(Part(names, held, labels), part) for part in split]
+    parts = _parted(Part(names, held, labels), split)
     how = f"{name}: train.fa (85 % for training, 15 % for choosing) and test.fa; {_counts(parts)}"
     return Sequences(name, *parts, min(WINDOW, held.shape[1]), how)
 
@@ -304,6 +306,13 @@ def _check_both(labels: Tensor, where: str) -> None:
 
 def _counts(parts: Sequence[Part]) -> str:
     return " / ".join(f"{int(part.labels.sum()):,}" for part in parts) + " positives to train / choose / test"
+
+
+Parts = tuple[Part, Part, Part]
+
+
+def _parted(whole: Part, split: tuple[Sequence[int], Sequence[int], Sequence[int]]) -> Parts:
+    return _taken(whole, split[0]), _taken(whole, split[1]), _taken(whole, split[2])
 
 
 def _taken(whole: Part, numbers: Sequence[int]) -> Part:
@@ -359,7 +368,8 @@ def planted(
     positives = torch.from_numpy(codes)
     negatives = encoded([shuffled(one, dice) for one in decoded(positives)])
     places = torch.from_numpy(np.stack([starts, starts + size], axis=1).astype(np.int64))
-    parts, begin = [], 0
+    parts: list[Part] = []
+    begin = 0
     for count in counts:
         here = slice(begin, begin + count)
         names = tuple(f"planted {number + 1}" for number in range(begin, begin + count))
@@ -373,7 +383,8 @@ def planted(
         )
         begin += count
     how = f"a MAFK site (JASPAR 2022, MA0496.3) in random background, against one shuffle each; {_counts(parts)}"
-    return Sequences("planted", *parts, min(WINDOW, length), how)
+    train, validation, test = parts
+    return Sequences("planted", train, validation, test, min(WINDOW, length), how)
 
 
 def _drawn(rng: np.random.Generator, shares: np.ndarray) -> np.ndarray:
@@ -388,7 +399,7 @@ def auc(scores: Tensor, labels: Tensor) -> float:
     """Area under the ROC curve: the share of pairs in which the positive scores higher, ties half. In [0, 1]."""
     order = np.asarray(scores.detach().cpu(), dtype=np.float64)
     positive = np.asarray(labels.cpu()) == 1
-    values, places, counts = np.unique(order, return_inverse=True, return_counts=True)
+    _, places, counts = np.unique(order, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[places]
     n, m = int(positive.sum()), int((~positive).sum())
     return float((ranks[positive].sum() - n * (n + 1) / 2) / (n * m))

@@ -1,4 +1,4 @@
-"""The Deep Motif networks: against the paper's layers written out with numpy, step by step; their first weights; what can be cut."""
+"""The Deep Motif networks: against the layers written out with numpy; their first weights; what can be cut."""
 
 from __future__ import annotations
 
