@@ -5,8 +5,8 @@
     featherweight reproduce evidence --table               only the table, from the rows there are
 
 Peaks are read from $FEATHERWEIGHT_DATA/tfbs, planted motifs need no file. A dense network is trained once a seed and kept in
-runs/evidence; a row of a small one needs the dense networks of its own seed and of the next, the yardstick. Motifs get names where
-memelite and $FEATHERWEIGHT_DATA/tfbs/jaspar2022_vertebrates.pfm are there. Every figure is the last epoch's, on the test part.
+runs/evidence; a row of a small one needs the dense networks of its own seed and of the next, the yardstick. Motifs get names
+where memelite and $FEATHERWEIGHT_DATA/tfbs/jaspar2022_vertebrates.pfm are there. Figures are the last epoch's, on the test part.
 Settings were chosen on the parts for choosing: chr7, or of p73 and CTCF a seeded one.
 """
 
@@ -184,12 +184,15 @@ def exists(plan: Plan, seed: int) -> bool:
 def named(network: nn.Module, plan: Plan) -> dict[str, Any]:
     """What the network looks for, by class optimisation and by seqlets: consensus, and the nearest known motif with p and q."""
     examples = of_sequences(held(plan.data))
-    found = study.examine(network, network, examples)
+    found = study.examine(network, network, examples, untrained=untrained(plan.kind, 99))
     rows = found.of
     assert examples.codes is not None
     pieces = motifs.seqlets(found.dense.maps[rows], examples.codes.numpy()[rows], found.dense.probabilities[rows])
     ideal = optimise.optimise(network, 4, examples.codes.shape[1], starts=2, seed=plan.seed)
     matrices = {"optimised": motifs.trimmed(ideal.weights.numpy()), "seqlets": pieces.matrix}
+    if not plan.small and found.floor_maps is not None:  # what aligning finds by itself
+        nothing = motifs.seqlets(found.floor_maps[rows], examples.codes.numpy()[rows], found.dense.probabilities[rows])
+        matrices["seqlets of an untrained network"] = nothing.matrix
     told = {name: {"consensus": motifs.consensus(matrix)} for name, matrix in matrices.items()}
     file = datasets.data_root() / "tfbs" / "jaspar2022_vertebrates.pfm"
     if motifs.can_match() and file.is_file():

@@ -18,6 +18,7 @@ from featherweight.cli import console, inputs
 from featherweight.cli.inputs import BUILT_IN_DATA
 from featherweight.compression import Compressed, compress
 from featherweight.errors import InputError, StorageError
+from featherweight.evidence import report_page
 from featherweight.files import artifact, storage
 from featherweight.network.devices import chosen
 from featherweight.recipe.plan import resolve
@@ -32,6 +33,7 @@ from featherweight.zoo.networks import NETWORKS
 from featherweight.zoo.tasks import BATCHES
 
 RUN = "run.json"  # in a workdir of an earlier version
+PAGE = "report.html"  # in an artifact: what `featherweight report` shows of it alone
 HINT = re.compile(r"[\w./-]{1,100}\.py:[A-Za-z_]\w{0,60}", re.ASCII)  # plain text that means the same in a shell
 SHOWN_APART = ("name", "rules", "keep", "allocate", "driver", "train", "retrain", "units", "adaptive")  # of a stage in a plan
 
@@ -91,6 +93,7 @@ def run(job: Job, recipe: Recipe, out: Path, workdir: Path, keep_workdir: bool) 
         done = compress(job.network, recipe, job.task, workdir=workdir, monitor=display, identity=job.identity)
     display.finished(done.rows[-1].stage, done.rows[-1].measured.score)
     files = done.save(out, model=noted(job.model, NETWORKS), data=noted(job.data, BUILT_IN_DATA))
+    files[PAGE] = report_page.build([out]).write(out / PAGE)
     if not keep_workdir:
         with contextlib.suppress(InputError):  # another has begun there: the folder is its own now
             _remove(workdir)

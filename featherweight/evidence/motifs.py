@@ -19,6 +19,7 @@ from featherweight.files import storage
 Array = np.ndarray
 WIDTH = 15  # bases of a seqlet
 SEQLETS = 200  # of the surest positives
+ROOM = 3  # bases by which a seqlet may be shifted: more, and the alignment finds sites by itself, whatever the maps say
 ROUNDS = 10  # of their alignment
 PSEUDOCOUNT = 0.5  # of each base in a position, where log-odds are made of counts
 LARGEST_FILE, LONGEST = 2**26, 200  # bytes; positions of a motif
@@ -164,8 +165,8 @@ def seqlets(maps: Array, codes: Array, sureness: Array, width: int = WIDTH, most
     """Of the `most` sequences a network is surest of, the `width` bases that speak most for the class, aligned on each other.
 
     maps      signed attributions (count, length); codes: numbers (count, length); sureness: (count,)
-    The first matrix is the piece that speaks loudest; in turns each piece is shifted by up to half its width, or turned round, to
-    where it fits the matrix best, and the matrix is made anew.
+    The first matrix is the piece that speaks loudest; in turns each piece is shifted by up to three bases, or turned round, to
+    where it fits the matrix best, and the matrix is made anew. Aligning finds something by itself: look at an untrained one.
     """
     if codes.shape[1] < width:
         raise InputError(f"seqlets of {width} bases do not fit into sequences of {codes.shape[1]}")
@@ -173,7 +174,7 @@ def seqlets(maps: Array, codes: Array, sureness: Array, width: int = WIDTH, most
     window = np.ones(width)
     sums = np.stack([np.convolve(row, window, mode="valid") for row in maps[chosen]])
     starts = sums.argmax(axis=1)
-    room = width // 2
+    room = min(ROOM, width // 2)
     pieces = []  # what each may become: all shifts on both strands, with where it is
     for sequence, start in zip(chosen, starts, strict=True):
         first, last = max(0, start - room), min(codes.shape[1] - width, start + room)

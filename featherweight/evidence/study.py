@@ -56,6 +56,7 @@ class Study:
     of           numbers of the examples that `agreement` is of: the positives of a two-class problem, else all
     deletion     share of places deleted -> mean drop of the dense network's score where its own top places go, where the small
                  one's go, and where random ones go; and the same with the networks in each other's place
+    floor_maps   of the untrained network
     """
 
     examples: Examples
@@ -71,6 +72,7 @@ class Study:
     same_answers: float
     deletion: dict[str, dict[int, float]]
     inside: dict[str, float]
+    floor_maps: Array | None
     method: str
     verdict: Verdict = field(init=False)
 
@@ -190,6 +192,7 @@ def examine(
         float((answered["dense"].answers == answered["small"].answers).mean()),
         deletion,
         where,
+        maps.get("untrained"),
         name,
     )
 
