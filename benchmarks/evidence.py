@@ -251,7 +251,7 @@ def table(done: dict[str, Line]) -> str:
             left = f"{line['nonzeros']:,} of {line['dense_parameters']:,}"
             left += f", {line['dense_bits'] / line['bits']:.1f}x fewer bits" if plan.small == "4 bits" else ""
             cells += [left, f"{of['pearson']:.3f}", f"{of['signed']:.3f}", f"{of['top']:.3f}", *three]
-            cells += [f"{of['swap_deletion']:.2f}", "same" if line["same"] else f"NO: {line['verdict'].lower()}"]
+            cells += [f"{of['swap_deletion']:.2f}", "same" if line["same"] else line["verdict"]]
             text.append(f"| {' | '.join(cells)} |")
     text += ["", "## Planted site: do attributions point at it?", "", "| row | AUROC inside against outside |", "|---|---|"]
     for name in done:

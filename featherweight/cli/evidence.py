@@ -19,8 +19,10 @@ from featherweight.network.copies import copied
 from featherweight.task import itself
 from featherweight.version import __version__
 from featherweight.zoo import datasets, sequences
+from featherweight.zoo.networks import NETWORKS
 
 UNMET = 1
+UNLIKE = 2_028_263_017  # a seed that nobody trains from: the floor must not be what a dense network started as
 MOST = 1000  # examples that are looked at by default
 
 
@@ -60,8 +62,7 @@ def evidence_command(
     known = motifs.read(motif_file) if motif_file else []
     looked = examples_of(small_held, examples)
     logits = small_held.task.logits or itself
-    torch.manual_seed(seed)
-    floor = untrained(small_held)
+    floor = untrained(small_held, seed)
     found = study.examine(
         dense_held.network,
         small_held.network,
@@ -73,14 +74,17 @@ def evidence_command(
         said=told,
     )
     unmet = study.required(found, require or [])
-    nets, names = (dense_held.network, small_held.network), (dense, small)
+    nets = (dense_held.network, small_held.network)
+    names = tuple(Path(target).name if Path(target).exists() else target for target in (dense, small))
     size = None
     if out is not None:
         look = None
         if looked.kind == "sequences" and found.two_classes:
             look = evidence_page.looks(*nets, found, known, seed=seed, logits=logits, said=told)
         about = _about(found, dense, small, yardstick, seed)
-        page = evidence_page.build(found, nets, names, look=look, unmet=unmet, about=about, logits=logits, said=told)
+        page = evidence_page.build(
+            found, nets, (names[0], names[1]), look=look, unmet=unmet, about=about, logits=logits, said=told
+        )
         size = page.write(out)
     if as_json:
         files = {"page": str(out), "bytes": size} if out else {}
@@ -111,10 +115,13 @@ def examples_of(held: Subject, count: int) -> Examples:
     return of_task(held.task, held.data, count)
 
 
-def untrained(held: Subject) -> torch.nn.Module | None:
+def untrained(held: Subject, seed: int) -> torch.nn.Module | None:
     """A network of the same class with new random weights, where its modules can make them; None for an exported one."""
     if held.original is None:
         return None
+    torch.manual_seed(seed + UNLIKE)
+    if held.model in NETWORKS:
+        return NETWORKS[held.model]()
     made = copied(held.original)
     for module in made.modules():
         again = getattr(module, "reset_parameters", None)
@@ -154,8 +161,8 @@ def _about(found: study.Study, dense: str, small: str, yardstick: str | None, se
     known = found.examples.how + ("" if found.examples.choosing else "; thresholds are not chosen")
     return {
         "data": known,
-        "dense": dense,
-        "small": small,
+        "dense network": dense,
+        "small network": small,
         "yardstick": yardstick or "none was given: --yardstick TARGET, a dense network of another seed",
         "attribution": f"{found.method}, {how}: {asked}; eval mode, the same examples for all networks",
         "compared": f"{len(found.of):,} {which}; correlations of each, then medians",

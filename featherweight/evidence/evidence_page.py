@@ -90,9 +90,8 @@ def build(
 ) -> Page:
     """networks and names: dense and small. unmet: requirements that failed, in words. about: what was measured how."""
     page = Page(f"Evidence: {names[0]} and {names[1]}")
-    good = found.verdict.same and not unmet
-    page.verdict(good, found.verdict.says if not unmet else f"{found.verdict.says}; not all that was required is met",
-                 [*(f"required: {text}" for text in unmet), *found.verdict.reasons])  # fmt: skip
+    says = f"Less than was required. {found.verdict.says}" if unmet else found.verdict.says
+    page.verdict(found.verdict.same and not unmet, says, [*(f"required: {text}" for text in unmet), *found.verdict.reasons])
     _numbers(page, found)
     apart = "A point an example. Off the diagonal the networks differ; crosses are answers that flipped."
     alike = "How alike the two maps of an example are: the further right, the more both look at the same places."

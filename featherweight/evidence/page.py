@@ -38,8 +38,8 @@ class Page:
         self.add("<ul>" + "".join(f"<li>{escaped(text)}</li>" for text in texts) + "</ul>")
 
     def verdict(self, good: bool, text: str, reasons: Sequence[str]) -> None:
-        """The first thing that is read: a sign, a word and a sentence, and not a colour alone."""
-        kind, sign = ("yes", "✓ Yes.") if good else ("no", "✗ No.")
+        """The first thing that is read: a sign and a sentence, and not a colour alone."""
+        kind, sign = ("yes", "✓") if good else ("no", "✗")
         self.add(f'<p class="verdict {kind}">{sign} {escaped(text)}.</p>')
         self.bullets(reasons)
 

@@ -27,6 +27,7 @@ from featherweight.zoo.tasks import TASKS
 
 KINDS = ("small-net", "dense", "other")  # colours of runs, in turns; so do the shapes
 SHAPES = ("circle", "square", "cross")
+SIGNS = ("orange circles", "blue squares", "grey crosses")
 MOST_LAYERS = 400  # rows of a table of layers
 
 
@@ -121,17 +122,17 @@ def _amount(row: Row, what: str) -> float | None:
 
 
 def _chart(runs: Sequence[Run], what: str, name: str) -> tuple[str, str] | None:
-    """Score over a size, all runs in one picture; None where there are not two points."""
+    """Score over a size, all runs in one picture; None where there are not two sizes."""
     points = []
     for number, run in enumerate(runs):
         for row in run.rows:
             amount = _amount(row, what)
             if amount and math.isfinite(row.measured.score):
                 points.append((amount, row.measured.score, number, row.stage))
-    if len(points) < 2:
-        return None
     sizes, scores = [point[0] for point in points], [point[1] for point in points]
-    plane = svg.Plane((min(sizes), max(sizes)), (min(scores), max(scores)), name, "score", logarithmic=max(sizes) > min(sizes))
+    if len(set(sizes)) < 2:
+        return None
+    plane = svg.Plane((min(sizes), max(sizes)), (min(scores), max(scores)), name, "score", logarithmic=True)
     plane.line(front([(size, score) for size, score, *_ in points]), "front")
     for number, run in enumerate(runs):
         own = [point for point in points if point[2] == number]
@@ -140,7 +141,8 @@ def _chart(runs: Sequence[Run], what: str, name: str) -> tuple[str, str] | None:
         for place, (size, score, _, stage) in enumerate(own):
             filled = "square" if place == len(own) - 1 else shape
             plane.point(size, score, kind, filled, f"{run.name}, {stage}: {score:.4g} at {svg.number(size)}", 3.4)
-    return plane.drawn(f"score against {name}"), f"score against {name}"
+    legend = "; ".join(f"{SIGNS[number % 3]} {run.name}" for number, run in enumerate(runs)) if len(runs) > 1 else ""
+    return plane.drawn(f"score against {name}"), f"score against {name}{': ' + legend if legend else ''}"
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -196,7 +198,7 @@ def _layers(page: Page, run: Run, of: str) -> None:
     others = {name: why for name, why in frozen.items() if name not in names}
     if others:
         page.details(
-            f"{len(others)} parameters whose units cannot be cut, and why", "\n".join(f"{n}: {w}" for n, w in others.items())
+            f"parameters whose units cannot be cut, and why: {len(others)}", "\n".join(f"{n}: {w}" for n, w in others.items())
         )
 
 

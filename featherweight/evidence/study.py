@@ -26,6 +26,7 @@ from featherweight.task import itself
 # .561 and .672), and one that was pruned to a fiftieth .570, .391 and .431.
 BARS = {"pearson": 0.85, "signed": 0.65, "top": 0.70}
 MOST_LOST = 0.01  # of the area under the curve, or of the accuracy
+LEAST_ABOVE = 0.05  # by which Pearson of the yardstick has to be above that of the floor
 DELETED = (1, 2, 5, 10, 20)
 
 
@@ -318,12 +319,15 @@ def judged(found: Study) -> Verdict:
         )
     if not found.yardstick:
         reasons.append("no second dense network was given, so that a yardstick is missing")
+    if found.yardstick and found.floor and bars["pearson"] < found.floor.medians()["pearson"] + LEAST_ABOVE:
+        reasons.append("two dense networks agree hardly more than a dense and an untrained one: they may not be trained")
+        return Verdict(False, "Nothing can be said: the yardstick is no better than the floor", tuple(reasons))
     if not short_of and not worse:
-        return Verdict(True, "The small network reads the same evidence", tuple(reasons))
+        return Verdict(True, "Yes: the small network reads the same evidence", tuple(reasons))
     if not short_of:
-        return Verdict(False, "The small network reads the same evidence, and answers worse", tuple(reasons))
+        return Verdict(False, "No: the small network reads the same evidence, but answers worse", tuple(reasons))
     answers = "and answers worse" if worse else "though it answers as well"
-    return Verdict(False, f"The small network does NOT read the same evidence, {answers}", tuple(reasons))
+    return Verdict(False, f"No: the small network does not read the same evidence, {answers}", tuple(reasons))
 
 
 def required(found: Study, asked: list[str]) -> list[str]:

@@ -115,7 +115,8 @@ def powers(low: float, high: float) -> list[float]:
     """1, 2 and 5 times powers of ten between 10^low and 10^high; only the powers where that would be many."""
     some = (1,) if high - low > 2.5 else (1, 2, 5)
     found = [factor * 10.0**power for power in range(math.floor(low), math.ceil(high) + 1) for factor in some]
-    return [value for value in found if low <= math.log10(value) <= high]
+    inside = [value for value in found if low <= math.log10(value) <= high]
+    return inside if len(inside) > 2 else [value for value in ticks(10**low, 10**high, 4) if value > 0]
 
 
 def number(value: float) -> str:
