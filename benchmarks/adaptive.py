@@ -80,19 +80,19 @@ def table(done: dict[str, Line]) -> str:
     assert base.macs is not None
     text = [
         INTRODUCTION.format(epochs=EPOCHS, kept=100 * PARAMETERS, tuning=FINE_TUNING, distill=DISTILL, rate=0.1 * RATE),
-        f"Baseline: {base.score:.2f}, {base.parameters:,} parameters, {base.macs:,} MACs.\n",
+        f"Baseline: {base.evaluate:.2f}, {base.parameters:,} parameters, {base.macs:,} MACs.\n",
         "| row | top-1 | delta | before fine-tuning | parameters removed | blocks removed | MACs | epochs | minutes |",
         "|" + "---|" * 9,
     ]
     for name in rows():
         if name in done:
             row = done[name]
-            cells = [name, f"{row['top1']:.2f}", f"{row['top1'] - base.score:+.2f}", f"{row['before']:.2f}"]
+            cells = [name, f"{row['top1']:.2f}", f"{row['top1'] - base.evaluate:+.2f}", f"{row['before']:.2f}"]
             cells += [f"{100 * (1 - row['parameters'] / base.parameters):.1f} %", ", ".join(row["blocks"]) or "none"]
             cells += [f"{row['macs']:,} ({base.macs / row['macs']:.2f}x fewer)", str(row["epochs"]), f"{row['minutes']:.0f}"]
             text.append(f"| {' | '.join(cells)} |")
     if done:
-        deltas = [row["top1"] - base.score for row in done.values()]
+        deltas = [row["top1"] - base.evaluate for row in done.values()]
         text += ["", f"Mean delta of {len(deltas)} seeds: {sum(deltas) / len(deltas):+.2f}.", ""]
         text += ["Channels kept, where a site lost any:", ""]
     for name in (name for name in rows() if name in done):

@@ -46,7 +46,7 @@ Seconds of one thread beside other work: the median site's choice, and its proof
 def certify(curvature: str, saved: str) -> Line:
     """Size of a site -> what was proved at the sites of that size."""
     network, task = cifar.resnet56(), tasks.cifar10(0)
-    graph = structure.trace(network, task.example)
+    graph = structure.trace(network, task.example_inputs)
     sites = [site for site in graph.sites if matches(cifar.INNER, site)]
     stats = collect(network, graph, task, ["gradients", "pairs"], sites=sites, samples=1024, curvature=curvature)  # type: ignore[arg-type]
     found: dict[str, list[Line]] = {}

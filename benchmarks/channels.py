@@ -34,7 +34,7 @@ from featherweight import compress, structure
 from featherweight.measurement import measure
 from featherweight.network import devices
 from featherweight.recipe.plan import matches
-from featherweight.recipe.schema import Recipe, Stage
+from featherweight.recipe.schema import Recipe, Train
 from featherweight.recipes import RECIPES
 from featherweight.ship import bench
 from featherweight.ship.export import require
@@ -62,7 +62,7 @@ def run(cut: Cut, held_out: int = 0, again: bool = False) -> Line:
     row = cut.name + (f" {cut.tuning.rate:g} held out" if held_out else "") + (" again" if again else "")
     work = WORK / row.replace(",", "").replace(" ", "-").replace("%", "")
     if method in METHODS:
-        recipe = soft(dense, task.example, share, cut.tuning) if method == SOFT else recipe_of(cut, share)
+        recipe = soft(dense, task.example_inputs, share, cut.tuning) if method == SOFT else recipe_of(cut, share)
         result = compress(cifar.channels_last(dense), recipe, task, workdir=work, checkpoint_seconds=60)
         narrow, tuned = result.rows[-2:]
         # soft filters go while all train: there is no network before tuning
@@ -73,12 +73,12 @@ def run(cut: Cut, held_out: int = 0, again: bool = False) -> Line:
         network = by_torch_pruning(method, dense, share, task)
         seconds = time.perf_counter() - began
         recalibrate(network, task, 0)
-        before = measure(network, task.example, task.score).score
-        recipe = Recipe("tuned", (Stage("tuned", train=cut.tuning),))
+        before = measure(network, task.example_inputs, task.evaluate).score
+        recipe = Recipe("tuned", (Train("tuned", train=cut.tuning),))
         learned = taught(task, dense) if cut.long else task
         result = compress(cifar.channels_last(network), recipe, learned, workdir=work, checkpoint_seconds=60)
         tuned, network = result.rows[-1], result.model
-    timed = bench.bench({"dense": dense, "cut": network}, task.example, runtimes=("onnx",), rounds=ROUNDS)
+    timed = bench.bench({"dense": dense, "cut": network}, task.example_inputs, runtimes=("onnx",), rounds=ROUNDS)
     return {
         "before": before,
         "top1": tuned.measured.score,
@@ -114,7 +114,7 @@ def soft(dense: nn.Module, example: tuple[torch.Tensor, ...], share: float, tuni
 def by_torch_pruning(method: str, dense: nn.Module, share: float, task: Task) -> nn.Module:
     """torch-pruning's own pruner at the ratio, found by bisection, that keeps most nearly `share` of the MACs."""
     torch_pruning = importlib.import_module("torch_pruning")
-    whole, _ = count_macs(dense, task.example)
+    whole, _ = count_macs(dense, task.example_inputs)
     taylor = "Taylor" in method
     kinds = torch_pruning.importance
     importance = kinds.GroupTaylorImportance() if taylor else kinds.GroupMagnitudeImportance(p=2)
@@ -123,14 +123,14 @@ def by_torch_pruning(method: str, dense: nn.Module, share: float, task: Task) ->
         ratio = (low + high) / 2
         network = copy.deepcopy(dense)
         pruner = torch_pruning.pruner.BasePruner(
-            network, task.example, importance=importance, pruning_ratio=ratio, ignored_layers=[network.fc]
+            network, task.example_inputs, importance=importance, pruning_ratio=ratio, ignored_layers=[network.fc]
         )
         if taylor:
             batches = iter(task.batches(0))
             for _ in range(8):  # 1,024 images, as the other criteria
                 task.loss(network, next(batches)).backward()
         pruner.step()
-        macs, _ = count_macs(network, task.example)
+        macs, _ = count_macs(network, task.example_inputs)
         assert macs is not None and whole is not None
         found[abs(macs - share * whole)] = network  # layers are narrow: often no ratio hits the share
         low, high = (low, ratio) if macs <= share * whole else (ratio, high)

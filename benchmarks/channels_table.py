@@ -78,7 +78,7 @@ def table(done: dict[str, Line]) -> str:
 
 def section(network: str, base: Measurement, done: dict[str, Line]) -> list[str]:
     """The tables of one network."""
-    text = [f"Baseline {network}: {base.score:.2f}, {base.macs:,} MACs, {base.parameters:,} parameters.\n"]
+    text = [f"Baseline {network}: {base.evaluate:.2f}, {base.macs:,} MACs, {base.parameters:,} parameters.\n"]
     names = ("method", "before tuning", "top-1", "delta", "MACs saved", "parameters", "ms", "against dense", "minutes", "paper")
     for saved in SAVED:
         text += [f"## {network}, {saved} fewer MACs", "", f"| {' | '.join(names)} |", "|" + "---|" * 10]
@@ -87,12 +87,12 @@ def section(network: str, base: Measurement, done: dict[str, Line]) -> list[str]
                 row = done[name]
                 before = "-" if row["before"] is None else f"{row['before']:.2f}"
                 was = f" [{row['replaced']['top1']:.2f}]" if "replaced" in row else ""
-                cells = [cut.method + marks(cut, row), before, f"{row['top1']:.2f}{was}", f"{row['top1'] - base.score:+.2f}"]
+                cells = [cut.method + marks(cut, row), before, f"{row['top1']:.2f}{was}", f"{row['top1'] - base.evaluate:+.2f}"]
                 cells += [f"{100 * (1 - row['macs'] / (base.macs or 1)):.1f} %", f"{row['parameters']:,}"]
                 cells += [f"{row['ms']:.2f} (dense {row['dense_ms']:.2f})", row["verdict"]]
                 cells += [f"{row['selection_minutes']:.1f} + {row['tuning_minutes']:.0f}", published(cut)]
                 text.append(f"| {' | '.join(cells)} |")
-        text += ["", *seeds(network, saved, done, base.score), ""]
+        text += ["", *seeds(network, saved, done, base.evaluate), ""]
     return [*text, *longer(network, done, base)]
 
 
@@ -157,7 +157,7 @@ def longer(network: str, done: dict[str, Line], base: Measurement) -> list[str]:
         if cut.network == network and cut.long and name in done:
             row = done[name]
             cells = [cut.method, str(cut.tuning.epochs), str(cut.seed)]
-            cells += [f"{row['before']:.2f}", f"{row['top1']:.2f}", f"{row['top1'] - (base.score or 0):+.2f}"]
+            cells += [f"{row['before']:.2f}", f"{row['top1']:.2f}", f"{row['top1'] - (base.evaluate or 0):+.2f}"]
             cells += [f"{100 * (1 - row['macs'] / (base.macs or 1)):.1f} %", f"{row['parameters']:,}"]
             text.append(f"| {' | '.join(cells)} | {row['tuning_minutes']:.0f} |")
     names = ("method", "epochs", "seed", "before tuning", "top-1", "delta", "MACs saved", "parameters", "minutes")

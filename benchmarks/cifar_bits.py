@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from featherweight import compress, zoo
 from featherweight.files import packed
-from featherweight.recipe.schema import Recipe, Stage
+from featherweight.recipe.schema import Recipe, Train
 from featherweight.recipes import admm_binarization, admm_quantization
 from featherweight.training.schedule import Distillation, Training
 from featherweight.zoo import tasks
@@ -61,7 +61,7 @@ class Plan:
 def vgg16() -> nn.Module:
     """Trained on the spot, unless that is done: `VGG_EPOCHS` from random weights."""
     torch.manual_seed(SEED)
-    recipe = Recipe("dense", (Stage("dense", train=Training(VGG_EPOCHS, 0.5, warmup=0.2)),))
+    recipe = Recipe("dense", (Train("dense", train=Training(VGG_EPOCHS, 0.5, warmup=0.2)),))
     network = channels_last(zoo.vgg16_cifar10())
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
@@ -115,8 +115,8 @@ def measure(name: str) -> Line:
     packed.write(file, result.snapshot, made())
     last = result.rows[-1]
     return {
-        "dense": task.score(dense),
-        "score": task.score(channels_last(packed.load(file, made()))),
+        "dense": task.evaluate(dense),
+        "score": task.evaluate(channels_last(packed.load(file, made()))),
         "storage": asdict(packed.storage(result.snapshot, made())),
         "epochs": last.epochs,
         "residual": max(last.residuals.values()),

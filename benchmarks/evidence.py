@@ -142,13 +142,13 @@ def train(plan: Plan) -> Line:
 
     def after(step: Step) -> None:
         if step.done % per_epoch == 0:
-            seen.append(choosing.score(network) / 100)
+            seen.append(choosing.evaluate(network) / 100)
             print(f"{plan.name}: epoch {step.done // per_epoch}, {seen[-1]:.4f} on the part for choosing", flush=True)
 
     fit(network, task.optimizer(network.parameters()), task, training, after_step=after)
     WORK.mkdir(parents=True, exist_ok=True)
     save_file(network.state_dict(), weights(plan))
-    line = {"auc": task.score(network) / 100, "choosing": seen[-1], "last_epochs": seen[-FLAT:], "epochs": training.epochs}
+    line = {"auc": task.evaluate(network) / 100, "choosing": seen[-1], "last_epochs": seen[-FLAT:], "epochs": training.epochs}
     if plan.data == "planted":
         line["inside"] = study.examine(network, network, of_sequences(data)).inside["dense"]
     return line | {"motifs": named(network, plan), "minutes": (time.time() - began) / 60}

@@ -3,7 +3,7 @@
     featherweight reproduce fuzz             every slice that is not done yet, two at a time, then the table
     featherweight reproduce fuzz --table     only the table, from the slices there are
 
-How a file is drawn and what opening it may do stand in `tests/files/hostile.py`; another kind of file is one more of its `GENERATORS`.
+How a file is drawn and what opening it may do stand in `tests/files/hostile.py`; another kind is one more of its `GENERATORS`.
 Each slice runs in a process of its own, forked from one that holds the networks. A slice with a file that breaks a promise, or
 that ends the process, is told at the end with the number of the file, and has no row; its seed draws the same file again.
 """

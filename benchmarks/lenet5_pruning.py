@@ -19,7 +19,7 @@ import torch
 from rows import Line, Rows, parser, wanted
 
 from featherweight import Compressed, compress, zoo
-from featherweight.recipe.schema import Recipe, Stage
+from featherweight.recipe.schema import Recipe, Stage, Train
 from featherweight.recipes import progressive_admm
 from featherweight.run.report import Row
 from featherweight.training.schedule import Distillation, Training
@@ -116,7 +116,7 @@ def dense(seed: int) -> Compressed:
     """The dense network of a seed, trained on augmented images unless that is done."""
     torch.manual_seed(seed)
     augmented = tasks.mnist(seed, batch_size=128, augment=True)
-    recipe = Recipe("dense", (Stage("dense", train=Training(DENSE_EPOCHS, 2.0, warmup=0.03)),))
+    recipe = Recipe("dense", (Train("dense", train=Training(DENSE_EPOCHS, 2.0, warmup=0.03)),))
     network = zoo.lenet5().to(memory_format=torch.channels_last)
     return compress(network, recipe, augmented, workdir=WORK / f"dense{seed}", checkpoint_seconds=60)
 

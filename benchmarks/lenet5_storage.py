@@ -29,8 +29,8 @@ from featherweight.files.edits import Snapshot
 from featherweight.recipe.schema import Recipe
 from featherweight.recipes import admm_binarization, admm_clustering, progressive_admm
 from featherweight.run.report import Row
-from featherweight.training import fit
-from featherweight.training.fit import Task
+from featherweight.task import Task
+from featherweight.training.fit import fit
 from featherweight.training.schedule import Distillation, Training
 from featherweight.weights.codes import SparseShared
 from featherweight.weights.parametrized import attach, plain
@@ -143,7 +143,7 @@ def distilled(seed: int, dense: nn.Module, held_out: int = 0) -> Task:
         logits = F.log_softmax(network(images) / TEMPERATURE, dim=1)
         return TEMPERATURE**2 * F.kl_div(logits, wanted, reduction="batchmean", log_target=True)
 
-    return replace(plain_task, batches=batches, loss=loss)
+    return replace(plain_task, train=batches, loss=loss)
 
 
 # --- joint pruning and clustering ----------------------------------------------------------------------------------------

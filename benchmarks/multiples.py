@@ -13,7 +13,7 @@ import timed
 import torch
 from torch import nn
 
-from featherweight import Recipe, Stage, compress, zoo
+from featherweight import CutUnits, Recipe, compress, zoo
 from featherweight.recipe.schema import Units
 
 TABLE = Path(__file__).with_suffix(".md")
@@ -31,7 +31,7 @@ def cut_to_half(dense: nn.Module) -> tuple[dict[str, nn.Module], dict[str, str]]
     variants: dict[str, nn.Module] = {}
     macs = {"dense": "100 %"}
     for multiple in MULTIPLES:
-        stage = Stage("cut", units=Units("l1", macs=0.5, multiple=multiple))
+        stage = CutUnits("cut", units=Units("l1", macs=0.5, multiple=multiple))
         done = compress(dense, Recipe("cut", (stage,)), timed.task())
         spent = done.rows[0].spent
         assert spent is not None

@@ -279,7 +279,7 @@ def run(name: str) -> Line:
     kind = KINDS[kind_name]
     task = task_of(kind)
     network, flat = dense(kind_name, kind, task)
-    before = measure(network, task.example, task.score)
+    before = measure(network, task.example_inputs, task.evaluate)
     recipe, line = RECIPES[recipe_name](), {"dense": before.score, "flat": flat}
     started = time.perf_counter()
     torch.manual_seed(0)
@@ -288,7 +288,7 @@ def run(name: str) -> Line:
     except FeatherweightError as error:
         return line | {"refused": str(error)}
     row = result.rows[-1]
-    after = measure(result.model, task.example, task.score)
+    after = measure(result.model, task.example_inputs, task.evaluate)
     line |= {"score": after.score, "seconds": time.perf_counter() - started, "epochs": recipe.epochs()}
     line |= {"bits": after.bits / before.bits, "nonzeros": after.nonzeros / before.nonzeros, "residuals": row.residuals}
     line |= {"macs": after.macs / before.macs if after.macs and before.macs else None}

@@ -20,7 +20,7 @@ from rows import Line, Rows
 from safetensors.torch import load_file
 
 from featherweight import compress, zoo
-from featherweight.recipe.schema import Recipe, Stage
+from featherweight.recipe.schema import Recipe, Train
 from featherweight.training.schedule import Training
 from featherweight.zoo import tasks
 
@@ -54,7 +54,7 @@ def train(number: int, weights: Path | None) -> Line:
     else:
         network = zoo.resnet56_projection()
         network.load_state_dict(zoo.from_pytorchcv(load_file(weights)))
-    recipe = Recipe("dense", (Stage("dense", train=Training(FIRST if number == 1 else LATER, 1.0, warmup=0.02)),))
+    recipe = Recipe("dense", (Train("dense", train=Training(FIRST if number == 1 else LATER, 1.0, warmup=0.02)),))
     work = WORK / f"round-{number}"
     result = compress(channels_last(network), recipe, tasks.cifar10(seed), workdir=work, checkpoint_seconds=60)
     result.save(RESNET56, model="resnet56_projection", data="cifar10")

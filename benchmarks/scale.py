@@ -18,7 +18,7 @@ import torch
 from rows import Line, Rows, parser, wanted
 from torch import nn
 
-from featherweight import ADMM, Rule, Stage, TopK
+from featherweight import ADMM, Constrain, Rule, TopK
 from featherweight.recipe.plan import resolve
 from featherweight.structure import Graph, prune
 from featherweight.structure.capture import capture
@@ -56,7 +56,7 @@ def weights(number: int, layers: int) -> Line:
     for parameter in network.parameters():
         nn.init.normal_(parameter)
     lap = Laps()
-    plan = resolve(Stage("pruned", (Rule("*", TopK()),), keep=KEEP, allocate="magnitude", driver=ADMM(0.1, 1)), network)
+    plan = resolve(Constrain("pruned", (Rule("*", TopK()),), keep=KEEP, allocate="magnitude", driver=ADMM(0.1, 1)), network)
     planned = lap()
     driver, states = ADMM(0.1, 1), {}
     parameters = {name: parameter.detach() for name, parameter in network.named_parameters()}

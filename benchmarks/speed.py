@@ -14,7 +14,7 @@ import timed
 import torch
 from torch import nn
 
-from featherweight import Recipe, Rule, Stage, TopK, compress, zoo
+from featherweight import Constrain, Recipe, Rule, TopK, compress, zoo
 from featherweight.recipes import decompose
 
 TABLE = Path(__file__).with_suffix(".md")
@@ -22,7 +22,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {"VGG-16": zoo.vgg16_cifar10, "Re
 VARIANTS = {
     "spatial-wise low rank, 2x fewer MACs": decompose("spatial", macs=0.5),
     "channel-wise low rank, 2x fewer MACs": decompose("channel", macs=0.5),
-    "masked, 10 % of the weights": Recipe("masked", (Stage("masked", (Rule("*conv*.weight", TopK()),), keep=0.1),)),
+    "masked, 10 % of the weights": Recipe("masked", (Constrain("masked", (Rule("*conv*.weight", TopK()),), keep=0.1),)),
 }
 INTRODUCTION = """# Measured speed
 

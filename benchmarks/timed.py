@@ -34,7 +34,7 @@ class Table:
 
     def add(self, name: str, batch: int, variants: Mapping[str, nn.Module], also: Mapping[str, str] | None = None) -> None:
         """Time `variants`; `also`: what else to say of each."""
-        found = bench.bench(variants, task().example, runtimes=("eager", "onnx"), batches=(batch,), rounds=ROUNDS)
+        found = bench.bench(variants, task().example_inputs, runtimes=("eager", "onnx"), batches=(batch,), rounds=ROUNDS)
         verdicts = {(one.variant, one.runtime): str(one) for one in found.comparisons}
         for timing in found.timings:
             cells = [name, batch, timing.runtime, timing.variant, *([also[timing.variant]] if also else [])]

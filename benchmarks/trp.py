@@ -25,7 +25,7 @@ from torch import nn
 from featherweight import compress, zoo
 from featherweight.files import artifact
 from featherweight.lowrank.ranks import allocate, convolutions
-from featherweight.recipe.schema import Recipe, Stage
+from featherweight.recipe.schema import Recipe, Train
 from featherweight.recipes import trained_rank_pruning
 from featherweight.recipes.low_rank import decompose, low_rank_from_scratch
 from featherweight.recipes.trained_ranks import TARGETS, VIEWS
@@ -118,8 +118,8 @@ def train_baseline(weights: Path | None) -> None:
     network = zoo.resnet20_projection()
     network.load_state_dict(zoo.from_pytorchcv(load_file(weights)))
     stages = (
-        Stage("dense", train=Training(BASELINE_EPOCHS, 1.0, warmup=0.02)),
-        Stage("longer", train=Training(LONGER_EPOCHS, 0.3)),
+        Train("dense", train=Training(BASELINE_EPOCHS, 1.0, warmup=0.02)),
+        Train("longer", train=Training(LONGER_EPOCHS, 0.3)),
     )
     dense = Recipe("dense", stages)
     result = compress(channels_last(network), dense, tasks.cifar10(SEED), workdir=WORK / "baseline", checkpoint_seconds=60)
@@ -153,7 +153,7 @@ def times(dense: nn.Module) -> Line:
     task = tasks.cifar10(SEED)
     views: tuple[View, ...] = ("spatial", "channel")
     thin = {view: compress(channels_last(dense), decompose(view, macs=MACS[view]), task).model for view in views}
-    found = bench.bench({"baseline": dense} | thin, task.example, runtimes=("onnx",), rounds=ROUNDS)
+    found = bench.bench({"baseline": dense} | thin, task.example_inputs, runtimes=("onnx",), rounds=ROUNDS)
     verdicts = {one.variant: str(one) for one in found.comparisons}
     measured = {one.variant: {"ms": one.median, "verdict": verdicts.get(one.variant, "")} for one in found.timings}
     return {"timed": measured, "warnings": list(found.warnings)}
@@ -205,7 +205,7 @@ def main(arguments: list[str] | None = None) -> None:
     if not BASELINE.exists():
         train_baseline(chosen.weights)
     dense = resnet20()
-    example = tasks.cifar10(SEED).example
+    example = tasks.cifar10(SEED).example_inputs
     allotted: dict[View, dict[str, int]] = {}
     views: tuple[View, ...] = ("channel", "spatial")
     for view in views:

@@ -26,14 +26,19 @@ import torch.nn.functional as F
 sys.path.insert(0, "benchmarks")
 import channels, cifar, lenet5_pruning, trp
 from featherweight import Task, compress
-from featherweight.zoo import tasks
 from featherweight import zoo
+try:
+    from featherweight.zoo import tasks
+except ImportError:  # before there were rooms
+    from featherweight import tasks
 torch.set_num_threads(1)
 
 def shorter(recipe, most):
     def cut(training):
         return dataclasses.replace(training, epochs=min(training.epochs, most))
-    stages = [dataclasses.replace(stage, train=cut(stage.train), retrain=cut(stage.retrain)) for stage in recipe.stages]
+    def phases(stage):
+        return {name: cut(getattr(stage, name)) for name in ("train", "retrain") if hasattr(stage, name)}
+    stages = [dataclasses.replace(stage, **phases(stage)) for stage in recipe.stages]
     return dataclasses.replace(recipe, stages=tuple(stages))
 
 def images(network):

@@ -3,54 +3,39 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from featherweight.files import artifact, storage
+from featherweight.files import storage
 from featherweight.files.edits import Snapshot
 from featherweight.lowrank.factor import materialise
 from featherweight.network import generators
 from featherweight.network.devices import chosen, placed
-from featherweight.recipe.plan import resolve
-from featherweight.recipe.schema import Recipe
-from featherweight.run.contract import check_distillation, check_task, check_trained
+from featherweight.recipe.schema import Constrain, CutUnits, LearnUnits, Recipe, Stage, Train
+from featherweight.run.compressed import Compressed
+from featherweight.run.constrain import constrain
+from featherweight.run.contract import check_run
+from featherweight.run.cut_units import cut_units
 from featherweight.run.fingerprint import of_task
+from featherweight.run.learn_units import learn_units
 from featherweight.run.report import Row
-from featherweight.run.stage import StageRun
-from featherweight.run.state import Memory, Monitor, Partial, silent
+from featherweight.run.stage import Ground, train
+from featherweight.run.state import Result, RunState
+from featherweight.run.watch import Monitor, silent
 from featherweight.task import Task
-from featherweight.version import __version__
-from featherweight.weights.optimizers import check_codes
 from featherweight.weights.parametrized import plain
-from featherweight.weights.targets import weights_of
 
-
-@dataclass(frozen=True)
-class Compressed:
-    """What `compress` gives back. `rows`: one a stage, measured after it."""
-
-    model: nn.Module
-    snapshot: Snapshot
-    recipe: Recipe
-    rows: list[Row]
-
-    def save(self, folder: str | Path, *, model: str | None = None, data: str | None = None) -> dict[str, int]:
-        """Write the artifact; its files' sizes in bytes. `model` and `data`: built-in names, for `featherweight inspect`."""
-        report = [row.to_dict() for row in self.rows]
-        described = artifact.Description(
-            featherweight=__version__,
-            model=model,
-            data=data,
-            edits=self.snapshot.edits,
-            recipe=self.recipe.to_dict(),
-            report=report,
-        )
-        return artifact.save(folder, self.snapshot, described)
+RUN: dict[type[Stage], Callable[[Any, Result, Ground], Result]] = {
+    Train: train,
+    Constrain: constrain,
+    CutUnits: cut_units,
+    LearnUnits: learn_units,
+}
 
 
 def compress(
@@ -83,33 +68,27 @@ def compress(
         original = plain(model)
         if device is not None:
             there = chosen(device)
-            original, task = original.to(there), replace(task, example=placed(task.example, there))
+            original, task = original.to(there), replace(task, example_inputs=placed(task.example_inputs, there))
         baseline = Snapshot.of(original, [])  # refuses what no file could hold
-        checked = check_task(task, original)
-        check_distillation(recipe, task, original, checked.batch)
-        for stage in recipe.stages:
-            targets = resolve(stage, original, example=task.example).targets
-            weights_of(original, targets)
-            check_trained(targets, checked.trained, stage)
-            if targets and stage.retrain.epochs:
-                check_codes(task.optimizer, original, targets.keys())
+        check_run(recipe, task, original)
         about = of_task(task, original) | {"run": dict(identity or {})} if place else None
-        memory = Memory.open(place, recipe, baseline, checkpoint_seconds, about)
-        if not memory.proven:
-            with memory.trusted():  # networks that a stage looks at late, or that no stage still to come looks at
-                for partial in [Partial(memory.baseline), *memory.pool, *memory.results]:
-                    partial.snapshot.build(original)
-        while memory.stage < len(recipe.stages):
-            stage = recipe.stages[memory.stage]
-            for start in memory.starts(recipe.candidates):
-                with memory.trusted():
-                    result = StageRun(stage, start, original, task, memory, monitor).finish()
-                memory.finish(result)
-            memory.advance(stage.imposes, stage.epochs, recipe.candidates)
-        final = memory.pool[memory.newest]
-        with memory.trusted():
+        state = RunState.open(place, recipe, baseline, checkpoint_seconds, about)
+        ground = Ground(original, task, state, monitor)
+        if not state.proven:
+            with state.trusted():  # networks that a stage looks at late, or that no stage still to come looks at
+                for snapshot in state.written.values():
+                    snapshot.build(original)
+        while state.stage < len(recipe.stages):
+            stage = recipe.stages[state.stage]
+            for start in state.starts():
+                with state.trusted():
+                    result = RUN[type(stage)](stage, start, ground)
+                state.finish(result)
+            state.advance()
+        final = state.pool[state.newest]
+        with state.trusted():
             network = final.snapshot.build(original)
             rows = [Row.from_dict(row) for row in final.rows]
-        thin = materialise(network, example=task.example)
+        thin = materialise(network, example=task.example_inputs)
         snapshot = Snapshot.of(network, final.snapshot.structural() + thin.edits)
-        return Compressed(network, snapshot, recipe, rows)
+        return Compressed(network, snapshot, recipe, rows, original, task.example_inputs)

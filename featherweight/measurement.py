@@ -20,7 +20,7 @@ from featherweight.weights.parametrized import coded, computed, decoded, owner, 
 class Measurement:
     """One network, measured.
 
-    score        the task's score (the built-in tasks: accuracy in percent)
+    score        the task's score (the built-in tasks: accuracy in percent); None where nothing was asked to score it
     parameters   entries of all parameters, tied ones once: coded ones at their dense shapes, those that the user's own
                  parametrization computes a weight from as they are stored
     nonzeros     of those, entries that are not zero; where a pruning mask lies on them, after the mask
@@ -30,7 +30,7 @@ class Measurement:
     notes        what the sizes leave out, and how they count what is no ordinary parameter, in words
     """
 
-    score: float
+    score: float | None
     parameters: int
     nonzeros: int
     bits: int
@@ -39,7 +39,7 @@ class Measurement:
     notes: tuple[str, ...] = ()
 
 
-def measure(model: nn.Module, example: Example | Inputs, score: Callable[[nn.Module], float]) -> Measurement:
+def measure(model: nn.Module, example: Example | Inputs, score: Callable[[nn.Module], float] | None = None) -> Measurement:
     """Score, sizes and MACs of `model`. Raises UnsupportedNetwork for one that is sharded or lazy."""
     network = unwrapped(model)
     weights = decoded(network)
@@ -47,7 +47,7 @@ def measure(model: nn.Module, example: Example | Inputs, score: Callable[[nn.Mod
         raise UnsupportedNetwork(f"{empty[0]!r} is on the meta device and has no values to measure: load weights first")
     macs, uncounted = count_macs(network, example)
     return Measurement(
-        score=float(score(model)),
+        score=None if score is None else float(score(model)),
         parameters=sum(weight.numel() for weight in weights.values()),
         nonzeros=sum(_nonzeros(weight) for weight in weights.values()),
         bits=sum(bits_of(network).values()),

@@ -1,4 +1,4 @@
-"""The user's problem: an example, how the network's outputs are read, and four callables."""
+"""The user's problem: how the network is called, trained and judged."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from featherweight.errors import FeatherweightError, InputError, shortened
 from featherweight.network.calls import Example, Inputs
+from featherweight.network.devices import device_of, placed
+from featherweight.network.evaluating import evaluating
 
 Batch = Any
 
@@ -31,27 +35,89 @@ def itself(output: Any) -> Any:
 
 @dataclass(frozen=True)
 class Task:
-    """The user's problem: an example input, four callables, and which output holds the logits.
+    """The user's problem: how the network is called, how it is trained and judged, and which output holds the logits.
 
-    example    the network's inputs, batch size 1: a tuple by position, a dict by name, or `calls.Inputs` for both. None, numbers
-               and nests of tensors may be among them
-    batches    epoch -> the batches of that epoch; order and augmentation are functions of the epoch, so a run can resume
-    loss       (network, batch) -> scalar tensor, differentiable. It calls the network as it likes, positionally or by keyword
-    score      network -> float on held-out data, higher is better (the built-in tasks: accuracy in percent)
-    optimizer  parameters -> a fresh optimizer at its base learning rate; called anew in each phase of a stage, and once to be
-               looked at before. Where weights have become codes it gets what of them is trained, such as the values left
-    logits     output of the network -> its logits, such as `lambda output: output["logits"]` or `itself`; in training mode and in
-               eval mode. None: no output is logits, as in regression
-    classes    the dimension of the classes in them: 1 for (batch, classes, ...), -1 for (batch, time, classes)
+    example_inputs  the network's inputs, batch size 1: a tuple by position, a dict by name, or `calls.Inputs` for both. None,
+                    numbers and nests of tensors may be among them
+    train           a `DataLoader`, or any sized iterable of batches; or epoch -> the batches of that epoch, with order and
+                    augmentation a function of the epoch, which a run that is taken up again repeats whatever draws them
+    loss            (network, batch) -> scalar tensor, differentiable. It calls the network as it likes
+    evaluate        network -> float on held-out data, higher is better (the built-in tasks: accuracy in percent)
+    optimizer       parameters -> a fresh optimizer at its base learning rate; called anew in each phase of a stage, and once to
+                    be looked at before. Where weights have become codes it gets what of them is trained
+    logits          output of the network -> its logits, such as `lambda output: output["logits"]` or `itself`; in training mode
+                    and in eval mode. None: no output is logits, as in regression
+    classes         the dimension of the classes in them: 1 for (batch, classes, ...), -1 for (batch, time, classes)
+
+    >>> import torch
+    >>> from torch.utils.data import DataLoader, TensorDataset
+    >>> data = TensorDataset(torch.randn(32, 8), torch.randint(0, 3, (32,)))
+    >>> task = Task.classification(DataLoader(data, 16), DataLoader(data, 16))
+    >>> len(task.batches(0)), task.example_inputs[0].shape
+    (2, torch.Size([1, 8]))
     """
 
-    example: Example | Inputs
-    batches: Callable[[int], Batches]
+    example_inputs: Example | Inputs
+    train: Batches | Callable[[int], Batches]
     loss: Callable[[nn.Module, Batch], Tensor]
-    score: Callable[[nn.Module], float]
+    evaluate: Callable[[nn.Module], float]
     optimizer: Callable[[Iterable[Parameter]], Optimizer]
     logits: Callable[[Any], Tensor] | None = None
     classes: int = 1
+
+    def batches(self, epoch: int) -> Batches:
+        """The training batches of an epoch."""
+        return self.train(epoch) if callable(self.train) else self.train
+
+    @classmethod
+    def classification(
+        cls,
+        train: Batches | Callable[[int], Batches],
+        test: Iterable[Batch],
+        *,
+        optimizer: Callable[[Iterable[Parameter]], Optimizer] | None = None,
+        example_inputs: Example | Inputs | None = None,
+    ) -> Task:
+        """Classes of single inputs: batches are (inputs, labels), outputs logits (batch, classes, ...), labels (batch, ...).
+
+        The loss is the cross-entropy, the score the accuracy in percent. `optimizer`: Adam at 1e-3 without one; where the network
+        was trained with another, give that one. `example_inputs`: the first input of `train` without them. Batches go to the
+        network's device. Raises InputError where `train` holds no pairs.
+        """
+        if example_inputs is None:
+            batch = next(iter(train(0) if callable(train) else train), None)
+            if not isinstance(batch, (tuple, list)) or len(batch) != 2 or not isinstance(batch[0], Tensor):
+                raise InputError(
+                    f"Task.classification needs batches that are pairs (inputs, labels), and `train` gives {_kind(batch)}: give "
+                    "featherweight.Task your own loss and evaluate"
+                )
+            example_inputs = (batch[0][:1],)
+
+        def loss(network: nn.Module, batch: Batch) -> Tensor:
+            inputs, labels = placed(batch, device_of(network))
+            return F.cross_entropy(network(inputs), labels)
+
+        def evaluate(network: nn.Module) -> float:
+            right = total = 0
+            with evaluating(network), torch.no_grad():
+                for batch in test:
+                    inputs, labels = placed(batch, device_of(network))
+                    right += int((network(inputs).argmax(1) == labels).sum())
+                    total += labels.numel()
+            if total == 0:
+                raise InputError("the test data of Task.classification hold no batch: there is nothing to score on")
+            return 100 * right / total
+
+        def adam(parameters: Iterable[Parameter]) -> Optimizer:
+            return torch.optim.Adam(parameters, lr=1e-3)
+
+        return cls(example_inputs, train, loss, evaluate, optimizer or adam, logits=itself)
+
+
+def _kind(batch: Any) -> str:
+    if isinstance(batch, (tuple, list)):
+        return f"a {type(batch).__name__} of {len(batch)}"
+    return "none" if batch is None else f"a {type(batch).__name__}"
 
 
 def loss_in_eval(task: Task, model: nn.Module, batch: Batch) -> Tensor:
@@ -89,13 +155,13 @@ def steps_of(task: Task, epoch: int) -> int:
         count = len(batches)
     except TypeError:
         raise InputError(
-            f"batches({epoch}) of the task gives a {type(batches).__name__} without a length, and rates follow the share of the "
+            f"the task's `train` gives a {type(batches).__name__} without a length, and rates follow the share of the "
             "steps that is done. Give a list or a DataLoader over a sized data set, or say how many batches an epoch is: "
-            "batches=lambda epoch: featherweight.Steps(loader, 500)"
+            "train=featherweight.Steps(loader, 500)"
         ) from None
     if count == 0:
         raise InputError(
-            f"batches({epoch}) of the task holds no batch: there is nothing to train on. Is the data set empty, or smaller than "
-            "one batch with drop_last=True?"
+            f"the task's `train` holds no batch in epoch {epoch}: there is nothing to train on. Is the data set empty, or "
+            "smaller than one batch with drop_last=True?"
         )
     return count

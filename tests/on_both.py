@@ -14,7 +14,7 @@ from torch.optim import SGD
 from torch.utils._pytree import tree_leaves, tree_map
 
 from featherweight import Task
-from featherweight.recipe.schema import Recipe, Rule, Stage
+from featherweight.recipe.schema import Constrain, Recipe, Rule
 from featherweight.training.schedule import Training
 from featherweight.weights.drivers import ADMM
 from featherweight.weights.sets import TopK
@@ -85,4 +85,4 @@ def network_on(device: Any) -> nn.Module:
 
 def pruned() -> Recipe:
     rule = Rule("*.weight", TopK())
-    return Recipe("pruned", (Stage("prune", (rule,), keep=0.5, driver=ADMM(0.1, 2), train=Training(2), retrain=Training(1)),))
+    return Recipe("pruned", (Constrain("prune", (rule,), keep=0.5, driver=ADMM(0.1, 2), train=Training(2), retrain=Training(1)),))

@@ -19,10 +19,10 @@ from featherweight.errors import FeatherweightError, InputError, TrainingError
 from featherweight.files.edits import Snapshot
 from featherweight.measurement import measure
 from featherweight.recipe.plan import resolve
-from featherweight.recipe.schema import Recipe, Rule, Stage
+from featherweight.recipe.schema import Constrain, Recipe, Rule, Train
 from featherweight.run.report import notes
 from featherweight.structure.count import count_macs
-from featherweight.training.fit import Task
+from featherweight.task import Task
 from featherweight.training.schedule import Training
 from featherweight.weights.drivers import ADMM, Imposed, Target, freeze
 from featherweight.weights.parametrized import decoded
@@ -251,7 +251,7 @@ def tiny_task(batches: Any = None) -> Task:
 @pytest.mark.parametrize("keep", [0.5, 0.1, 0.01])
 @pytest.mark.parametrize("allocate", table.ALLOCATORS)
 def test_half_asked_is_half_kept(keep: float, allocate: str) -> None:
-    stage = Stage(
+    stage = Constrain(
         "s",
         (Rule("*.weight", TopK()),),
         keep=keep,
@@ -272,7 +272,7 @@ def test_half_asked_is_half_kept(keep: float, allocate: str) -> None:
 
 
 def test_what_is_measured_is_what_is_returned() -> None:
-    stage = Stage(
+    stage = Constrain(
         "s", (Rule("hidden.weight", TopK(100)), Rule("out.weight", Codebook(4))), train=Training(1), retrain=Training(1)
     )
     result = compress(table.toy(), Recipe("r", (stage,)), tiny_task())
@@ -284,7 +284,7 @@ def test_what_is_measured_is_what_is_returned() -> None:
 
 
 def test_a_primal_residual_that_has_not_closed_is_said() -> None:
-    stage = Stage("s", (Rule("*.weight", TopK()),), keep=0.01, driver=ADMM(1e-6, 2), train=Training(1))
+    stage = Constrain("s", (Rule("*.weight", TopK()),), keep=0.01, driver=ADMM(1e-6, 2), train=Training(1))
     result = compress(table.toy(), Recipe("r", (stage,)), tiny_task())
     assert max(result.rows[0].residuals.values()) > ADMM.health
     assert any("primal residual above" in note for note in notes(result.rows))
@@ -302,8 +302,8 @@ def test_batch_norm_is_recalibrated_before_scoring() -> None:
         seen.append(model[1].running_mean.clone())
         return 1.0
 
-    stage = Stage("s", (Rule("0.weight", TopK(3)),), train=Training(1))
-    result = compress(network, Recipe("r", (stage,)), Task(base.example, base.batches, base.loss, score, base.optimizer))
+    stage = Constrain("s", (Rule("0.weight", TopK(3)),), train=Training(1))
+    result = compress(network, Recipe("r", (stage,)), Task(base.example_inputs, base.batches, base.loss, score, base.optimizer))
     frozen = result.model[0]
     means = torch.stack([frozen(images).mean((0, 2, 3)) for images, _ in base.batches(0)]).mean(0)
     torch.testing.assert_close(seen[-1], means.detach())
@@ -313,7 +313,7 @@ def test_batch_norm_is_recalibrated_before_scoring() -> None:
 def test_a_stage_that_only_measures_leaves_the_network_as_it_was_given() -> None:
     network = nn.Sequential(nn.Conv2d(1, 6, 2), nn.BatchNorm2d(6), nn.Flatten(), nn.Linear(96, 4)).eval()
     given = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    result = compress(network, Recipe("r", (Stage("dense"),)), tiny_task())
+    result = compress(network, Recipe("r", (Train("dense"),)), tiny_task())
     for name, tensor in result.model.state_dict().items():
         assert torch.equal(tensor, given[name]), name
 
@@ -328,9 +328,9 @@ def test_a_run_that_diverges_says_so_and_keeps_no_network(driver: Any) -> None:
     def loss(network: nn.Module, batch: Any) -> torch.Tensor:
         return base.loss(network, batch) * math.nan
 
-    stage = Stage("s", (Rule("hidden.weight", TopK(100)),), driver=driver, train=Training(1))
+    stage = Constrain("s", (Rule("hidden.weight", TopK(100)),), driver=driver, train=Training(1))
     with pytest.raises(TrainingError, match="the loss is nan at step 1 of 3"):
-        compress(table.toy(), Recipe("r", (stage,)), Task(base.example, base.batches, loss, base.score, base.optimizer))
+        compress(table.toy(), Recipe("r", (stage,)), Task(base.example_inputs, base.batches, loss, base.evaluate, base.optimizer))
 
 
 # --- later stages on what earlier ones left ------------------------------------------------------------------------------
@@ -338,14 +338,14 @@ def test_a_run_that_diverges_says_so_and_keeps_no_network(driver: Any) -> None:
 
 def test_ratios_do_not_compound_from_stage_to_stage() -> None:
     """Half and then half again of what is left is a quarter in some tools: here each ratio is of the original network."""
-    stages = tuple(Stage(str(keep), (Rule("hidden.weight", TopK()),), keep=keep) for keep in (0.5, 0.25))
+    stages = tuple(Constrain(str(keep), (Rule("hidden.weight", TopK()),), keep=keep) for keep in (0.5, 0.25))
     result = compress(table.toy(), Recipe("r", stages), tiny_task())
     assert [row.targets["hidden.weight"][0] for row in result.rows] == [576, 288]
 
 
 def test_a_compressed_network_can_be_compressed_again() -> None:
-    first = compress(table.toy(), Recipe("r", (Stage("a", (Rule("hidden.weight", TopK(100)),)),)), tiny_task())
-    second = compress(first.model, Recipe("r", (Stage("b", (Rule("hidden.weight", TopK(50)),)),)), tiny_task())
+    first = compress(table.toy(), Recipe("r", (Constrain("a", (Rule("hidden.weight", TopK(100)),)),)), tiny_task())
+    second = compress(first.model, Recipe("r", (Constrain("b", (Rule("hidden.weight", TopK(50)),)),)), tiny_task())
     assert int(decoded(second.model)["hidden.weight"].count_nonzero()) == 50
 
 
@@ -353,7 +353,7 @@ def test_a_network_parametrized_by_something_else_is_not_silently_taken_for_ours
     network = table.toy()
     prune.l1_unstructured(network.hidden, "weight", amount=0.5)  # renames the parameter to weight_orig
     with pytest.raises(FeatherweightError, match="matches no parameter"):
-        resolve(Stage("s", (Rule("hidden.weight", TopK(5)),)), network)
+        resolve(Constrain("s", (Rule("hidden.weight", TopK(5)),)), network)
 
 
 # --- nothing of ours is left on the user's modules -----------------------------------------------------------------------
@@ -363,7 +363,7 @@ def test_the_users_network_and_globals_are_left_as_they_were() -> None:
     network = table.toy()
     keys, attributes = list(network.state_dict()), set(vars(network.hidden))
     generator = torch.get_rng_state()
-    stage = Stage("s", (Rule("*.weight", TopK()),), keep=0.1, driver=ADMM(0.1, 2), train=Training(1))
+    stage = Constrain("s", (Rule("*.weight", TopK()),), keep=0.1, driver=ADMM(0.1, 2), train=Training(1))
     compress(network, Recipe("r", (stage,)), tiny_task())
     assert list(network.state_dict()) == keys
     assert set(vars(network.hidden)) == attributes

@@ -16,6 +16,7 @@ from featherweight.errors import FeatherweightError, InputError, did_you_mean
 from featherweight.files import artifact, packed
 from featherweight.recipe.schema import Recipe
 from featherweight.recipes import RECIPES
+from featherweight.run.report import weights_left
 from featherweight.run.state import CHECKPOINT
 from featherweight.ship import bench
 from featherweight.ship import export as exporting
@@ -200,11 +201,11 @@ def inspect_command(
         raise InputError("--input shows the structure of a MODEL; an artifact or packed file is scored: give --data")
     held = subjects.load(target, model, data, seed, threads, shapes=shapes or (), device=device)
     if subjects.is_model(target):
-        found = outline.outline(trace(held.network, held.task.example))
+        found = outline.outline(trace(held.network, held.task.example_inputs))
         console.json_object(found) if as_json else console.outline(target, found)
         return
     measured, folder = subjects.measured(held, target), Path(target)
-    left = jobs.weights_left(held.network, held.original) if held.original is not None else {}
+    left = weights_left(held.network, held.original) if held.original is not None else {}
     if held.description is None:
         size = folder.stat().st_size
         if as_json:
@@ -269,7 +270,7 @@ def export_command(
     if out is None and held.description is None:
         raise InputError(f"{target} is not an artifact's folder to write into: give -o FILE")
     path = out or folder / f"model.{format}"
-    done = exporting.export(held.network, held.task.example, path, format, opset=opset, dynamic_batch=not fixed_batch)  # type: ignore[arg-type]
+    done = exporting.export(held.network, held.task.example_inputs, path, format, opset=opset, dynamic_batch=not fixed_batch)  # type: ignore[arg-type]
     if out is None:
         artifact.note_export(folder, path.name, done.to_dict())
     console.json_object(done.to_dict()) if as_json else console.exported(done)
@@ -296,7 +297,7 @@ def bench_command(
         raise InputError("the same network is given twice: its two times would go by one name")
     found = bench.bench(
         {name: one.network for name, one in held.items()},
-        {name: one.task.example for name, one in held.items()},
+        {name: one.task.example_inputs for name, one in held.items()},
         runtimes=runtime or bench.RUNTIMES,  # type: ignore[arg-type]
         threads=threads or (1,),
         batches=batch or (1,),
@@ -339,6 +340,7 @@ def demo_command(
     made = Job.load("lenet5", "digits", None, seed, threads)
     done, files = _run(ctx, made, chosen, out, None)
     dense, last = done.rows[0].measured, done.rows[-1].measured
+    assert dense.score is not None and last.score is not None
     ratio, lost = dense.nonzeros / last.nonzeros, dense.score - last.score
     achieved = ratio >= DEMO_RATIO and lost <= DEMO_POINTS
     if as_json:

@@ -27,7 +27,7 @@ from featherweight.recipe.schema import Recipe
 from featherweight.recipe.selection import said
 from featherweight.run import report
 from featherweight.run.report import Row
-from featherweight.run.state import Progress
+from featherweight.run.watch import Progress
 from featherweight.ship.export import Exported
 
 PLAIN_WIDTH = 200  # columns where the output is not a terminal: a table is not to be folded in a file
@@ -189,8 +189,10 @@ def results(rows: Sequence[Row], out: Path, files: dict[str, int], commands: Seq
             screen.print(written(f"{'next:' if not number else '':5} {text}"), soft_wrap=True)
 
 
-def change(before: float, after: float) -> str:
+def change(before: float | None, after: float | None) -> str:
     """What became of a score, in its own unit."""
+    if before is None or after is None:
+        return "not scored"
     by = report.score(abs(after - before), (before, after))
     told = f"score {report.score(before, (after,))} to {report.score(after, (before,))}"
     return f"{told}, {by} {'lower' if after < before else 'higher'}" if after != before else f"{told}, the same"

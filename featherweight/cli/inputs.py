@@ -25,7 +25,7 @@ from featherweight.network.evaluating import evaluating
 from featherweight.recipe import notation, schema
 from featherweight.recipe.schema import Recipe
 from featherweight.recipes import RECIPES
-from featherweight.training.fit import Task
+from featherweight.task import Task
 from featherweight.zoo import sequences
 from featherweight.zoo.networks import NETWORKS
 from featherweight.zoo.tasks import TASKS
@@ -72,7 +72,7 @@ def task(text: str, seed: int, device: torch.device = CPU) -> Task:
         found = usercode.called(text, found, seed)
     if not isinstance(found, Task):
         raise InputError(f"{text} must be a featherweight.Task or a function from a seed to one, it gave {type(found).__name__}")
-    return dataclasses.replace(found, example=placed(found.example, device))
+    return dataclasses.replace(found, example_inputs=placed(found.example_inputs, device))
 
 
 def work(data: str | None, inputs: Sequence[str], seed: int, device: torch.device = CPU) -> tuple[Task, str]:
@@ -128,7 +128,7 @@ def _input(text: str, number: int) -> Tensor:
 
 def check_fit(model: nn.Module, work: Task, model_text: str, data_text: str) -> None:
     """Run the network on the task's example once. Raises InputError where they are not made for each other."""
-    inputs = Inputs.of(work.example)
+    inputs = Inputs.of(work.example_inputs)
     if not inputs.tensors():
         raise InputError(
             f"the example of {data_text} holds no tensor: give the network's inputs as a tuple by position or as a dict by name"

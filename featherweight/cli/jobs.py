@@ -22,20 +22,30 @@ from featherweight.evidence import report_page
 from featherweight.files import artifact, storage
 from featherweight.network.devices import chosen
 from featherweight.recipe.plan import resolve
-from featherweight.recipe.schema import Recipe, Units
+from featherweight.recipe.schema import Constrain, CutUnits, LearnUnits, Recipe, Units
 from featherweight.run.cut_units import may_go
-from featherweight.run.state import CHECKPOINT
+from featherweight.run.state import CHECKPOINT, files_of
 from featherweight.structure import trace
 from featherweight.structure.errors import StructureError
 from featherweight.task import Task, steps_of
-from featherweight.weights.parametrized import coded, decoded, plain
 from featherweight.zoo.networks import NETWORKS
 from featherweight.zoo.tasks import BATCHES
 
 RUN = "run.json"  # in a workdir of an earlier version
 PAGE = "report.html"  # in an artifact: what `featherweight report` shows of it alone
 HINT = re.compile(r"[\w./-]{1,100}\.py:[A-Za-z_]\w{0,60}", re.ASCII)  # plain text that means the same in a shell
-SHOWN_APART = ("name", "rules", "keep", "allocate", "driver", "train", "retrain", "units", "adaptive")  # of a stage in a plan
+SHOWN_APART = (
+    "kind",
+    "name",
+    "rules",
+    "keep",
+    "allocate",
+    "driver",
+    "train",
+    "retrain",
+    "units",
+    "adaptive",
+)  # of a stage in a plan
 
 
 @dataclass(frozen=True)
@@ -86,7 +96,7 @@ def run(job: Job, recipe: Recipe, out: Path, workdir: Path, keep_workdir: bool) 
     first = recipe.stages[0]
     if (workdir / CHECKPOINT).exists():
         console.note(f"going on from the checkpoint in {workdir}")
-    elif not job.trained and (first.rules or not first.train.epochs):
+    elif not job.trained and (isinstance(first, Constrain) or not first.train.epochs):
         hint = "give --weights FILE, or let the recipe train it first (progressive_admm: --set dense_epochs=20)"
         console.note(f"note: {job.model} starts from random weights, and no stage trains it before it is compressed; {hint}")
     with console.Display([stage.name for stage in recipe.stages]) as display:
@@ -140,8 +150,8 @@ def _check_output(out: Path) -> None:
 def _remove(place: Path) -> None:
     """Remove our own files, and the folder if nothing else is in it. Raises InputError if another run is going on there."""
     with storage.claimed(place):
-        for name in (CHECKPOINT, RUN):
-            (place / name).unlink(missing_ok=True)
+        for path in (place / CHECKPOINT, place / RUN, *files_of(place).values()):
+            path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # something else is in it
         place.rmdir()
 
@@ -152,52 +162,53 @@ def plan(job: Job, recipe: Recipe) -> list[dict[str, Any]]:
     stages = []
     changed = False  # will the weights be others than now when the stage starts?
     for stage in recipe.stages:
-        resolved = resolve(stage, job.network, example=job.task.example)
-        targets = []
-        budget = {"size": 0, "of": 0}
-        for name, target in resolved.targets.items():
-            rule = resolved.rules[name]
-            size, of = resolved.sizes.get(name, (None, None))
-            allocated = rule.keep is None and not rule.set.complete()
-            if allocated and size is not None and of is not None:
-                budget = {"size": budget["size"] + size, "of": budget["of"] + of}
-            described = {"set": console.described(rule.set), "view": target.view.pattern}
-            later = allocated and (changed or stage.fisher > 0 or stage.respread)
-            targets.append({"parameter": name, **described, "size": None if later else size, "of": of})
-        options: dict[str, Any] = {"keep": stage.keep, "allocate": stage.allocate} if budget["of"] else {}
-        everything = asdict(stage)
-        options |= {name: value for name, value in everything.items() if name not in SHOWN_APART and value}
-        stages.append(
-            {
-                "stage": stage.name,
-                "train": asdict(stage.train) | {"steps": stage.train.epochs * steps},
-                "retrain": asdict(stage.retrain) | {"steps": stage.retrain.epochs * steps},
-                "units": asdict(stage.units) if stage.units else None,
-                "adaptive": asdict(stage.adaptive) if stage.adaptive else None,
-                "driver": console.described(stage.driver and stage.driver.paced(stage.train.epochs * steps, stage.train.epochs)),
-                "options": options,
-                "targets": targets,
-                "left_out": resolved.left_out | (_sites_left_out(job, stage.units) if stage.units else {}),
-                "budget": budget if budget["of"] else None,
-            }
-        )
-        changed = changed or bool(targets) or stage.epochs > 0
+        phases = {name: getattr(stage, name, None) for name in ("train", "retrain")}
+        planned: dict[str, Any] = {"stage": stage.name, "kind": stage.kind, "targets": [], "left_out": {}, "budget": None}
+        planned |= {
+            name: asdict(training) | {"steps": training.epochs * steps} if training else {"epochs": 0, "steps": 0}
+            for name, training in phases.items()
+        }
+        planned |= {"driver": None, "units": None, "adaptive": None}
+        planned["options"] = {name: value for name, value in asdict(stage).items() if name not in SHOWN_APART and value}
+        if isinstance(stage, Constrain):
+            planned |= _constraints(job, stage, steps, changed)
+        elif isinstance(stage, CutUnits):
+            planned |= {"units": asdict(stage.units), "left_out": _sites_left_out(job, stage.units)}
+        elif isinstance(stage, LearnUnits):
+            planned["adaptive"] = asdict(stage.adaptive)
+        stages.append(planned)
+        changed = changed or isinstance(stage, Constrain) or stage.epochs > 0
     return stages
+
+
+def _constraints(job: Job, stage: Constrain, steps: int, changed: bool) -> dict[str, Any]:
+    resolved = resolve(stage, job.network, example=job.task.example_inputs)
+    targets = []
+    budget = {"size": 0, "of": 0}
+    for name, target in resolved.targets.items():
+        rule = resolved.rules[name]
+        size, of = resolved.sizes.get(name, (None, None))
+        allocated = rule.keep is None and not rule.set.complete()
+        if allocated and size is not None and of is not None:
+            budget = {"size": budget["size"] + size, "of": budget["of"] + of}
+        described = {"set": console.described(rule.set), "view": target.view.pattern}
+        later = allocated and (changed or stage.fisher > 0 or stage.respread)
+        targets.append({"parameter": name, **described, "size": None if later else size, "of": of})
+    options: dict[str, Any] = {"keep": stage.keep, "allocate": stage.allocate} if budget["of"] else {}
+    driver = stage.driver and stage.driver.paced(stage.train.epochs * steps, stage.train.epochs)
+    return {
+        "driver": console.described(driver),
+        "options": options | {name: value for name, value in asdict(stage).items() if name not in SHOWN_APART and value},
+        "targets": targets,
+        "left_out": resolved.left_out,
+        "budget": budget if budget["of"] else None,
+    }
 
 
 def _sites_left_out(job: Job, asked: Units) -> dict[str, str]:
     """Site -> why it keeps all its units, as far as can be said without data. Nothing where the network cannot be followed."""
     try:
-        graph = trace(plain(job.network), job.task.example)
-        return may_go(plain(job.network), graph, asked)[1]
+        graph = trace(job.network, job.task.example_inputs)
+        return may_go(job.network, graph, asked)[1]
     except StructureError as error:
         return {"all sites": str(error)}
-
-
-def weights_left(network: nn.Module, original: nn.Module) -> dict[str, dict[str, Any]]:
-    """Coded parameter -> its code, its non-zero weights, and its weights in the original network."""
-    now, before = decoded(network), decoded(original)
-    return {
-        name: {"code": viewed.code.kind, "nonzeros": int(now[name].count_nonzero()), "of": before[name].numel()}
-        for name, viewed in sorted(coded(network).items())
-    }

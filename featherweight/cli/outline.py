@@ -14,9 +14,9 @@ from featherweight.errors import InputError, did_you_mean
 from featherweight.network.copies import copied
 from featherweight.recipe import schema
 from featherweight.recipe.schema import Units
-from featherweight.run.cut_units import cut_units
+from featherweight.run.cut_units import cut
 from featherweight.structure import Graph, trace
-from featherweight.training.fit import Task
+from featherweight.task import Task
 
 BUDGETS: tuple[What, ...] = (*SHARES, "latency_ms")
 
@@ -80,10 +80,10 @@ def cuts(network: nn.Module, task: Task, what: What, amount: float) -> dict[str,
     network is cut in its own class, by the sums of |w|, and timed. Raises Infeasible, with the nearest feasible budget, where
     even the smallest sizes are too much.
     """
-    graph = trace(network, task.example)
+    graph = trace(network, task.example_inputs)
     kept = {name: site.size for name, site in graph.sites.items()}
     if what == "latency_ms":
-        done = cut_units(copied(network), task, Units("l1", latency_ms=amount), 0)
+        done = cut(copied(network), task, Units("l1", latency_ms=amount), 0)
         spent = done.spent
         kept |= dict(done.edit.sites) if done.edit is not None else {}
     else:

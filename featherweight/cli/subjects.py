@@ -18,7 +18,7 @@ from featherweight.files import artifact, packed
 from featherweight.files.artifact import Description
 from featherweight.measurement import Measurement, measure
 from featherweight.network.devices import chosen
-from featherweight.training.fit import Task
+from featherweight.task import Task
 from featherweight.zoo.networks import NETWORKS
 
 PACKED = ".fwz"
@@ -175,7 +175,7 @@ def claimed(description: Description, folder: Path) -> Measurement:
 def measured(held: Subject, target: str) -> Measurement:
     """The network measured anew. Raises InputError where the task cannot score it."""
     try:
-        return measure(held.network, held.task.example, held.task.score)
+        return measure(held.network, held.task.example_inputs, held.task.evaluate)
     except FeatherweightError:
         raise
     except Exception as error:

@@ -23,8 +23,8 @@ from featherweight.errors import InputError, did_you_mean, shortened
 from featherweight.network.calls import Inputs, changed, tensors_of
 from featherweight.network.evaluating import evaluating
 from featherweight.structure import Graph, trace
+from featherweight.task import Batch, Task
 from featherweight.training.distillation import one_tensor
-from featherweight.training.fit import Batch, Task
 from featherweight.weights.parametrized import plain
 
 
@@ -211,5 +211,5 @@ def new_heads(
     The network does not change.
     """
     if pivots is None:
-        pivots = default_pivots(model, trace(plain(model), task.example))
+        pivots = default_pivots(model, trace(plain(model), task.example_inputs))
     return trained_heads(model, Stats(task, epoch, 0, batches, (), Readers((), {})), pivots, rounds)

@@ -1,7 +1,7 @@
 """Collaborative channel pruning (Peng et al., ICML 2019): units are chosen together, by what their pairs do to the loss.
 
-With gates g (see `statistics`), u their mean gradient and S the curvature between them, the loss after the units of z (z_i = 1: goes)
-are cut is, to second order,
+With gates g (see `statistics`), u their mean gradient and S the curvature between them, the loss after the units of z
+(z_i = 1: goes) are cut is, to second order,
 
     L(z) - L(0) = -u^T z + 1/2 z^T S z,                                       z in {0, 1}^c, 1^T z = c - k,
 

@@ -1,7 +1,7 @@
 """Statistics of a network's units over calibration batches: one pass for all sites, in memory that does not grow with the data.
 
-A unit is watched where it is read (see `readers`): x_i is what its readers get of it, and with a gate g_i = 1 there, for a loss L_n
-of one sample,
+A unit is watched where it is read (see `readers`): x_i is what its readers get of it, and with a gate g_i = 1 there, for a
+loss L_n of one sample,
 
     u_i(n) = dL_n / dg_i = sum over readers and positions of x_i dL_n/dx_i,
 
@@ -48,9 +48,8 @@ from featherweight.errors import InputError, did_you_mean
 from featherweight.network.calls import Inputs, first_tensor
 from featherweight.network.evaluating import evaluating
 from featherweight.structure import Graph
-from featherweight.task import loss_in_eval
+from featherweight.task import Batch, Task, loss_in_eval
 from featherweight.training.distillation import one_tensor
-from featherweight.training.fit import Batch, Task
 
 Curvature = Literal["loss", "least_squares", "outputs"]
 STATISTICS = ("zeros", "gradients", "pairs", "weights", "gram", "responses")

@@ -97,12 +97,14 @@ def _came(page: Page, run: Run) -> None:
         page.paragraph("The artifact holds a cut network and no report: nothing was asked of it, and nothing measured.")
         return
     first, last = run.rows[0].measured, run.rows[-1].measured
-    scores = report.score(first.score, (last.score,)), report.score(last.score, (first.score,))
     asked = [f"{row.stage}: {100 * row.asked:.3g} % of its targets' weights" for row in run.rows if row.asked is not None]
     asked += [f"{row.stage}: {row.spent}" for row in run.rows if row.spent is not None]
     name = str(run.described.recipe.get("name", "no recipe"))
     page.paragraph(f"Asked: {shortened(name)}{' (' + '; '.join(asked) + ')' if asked else ''}.")
-    fewer = [f"score {scores[0]} to {scores[1]}", _times("weights that are not zero", first.nonzeros, last.nonzeros)]
+    fewer = []
+    if first.score is not None and last.score is not None:
+        fewer.append(f"score {report.score(first.score, (last.score,))} to {report.score(last.score, (first.score,))}")
+    fewer += [_times("weights that are not zero", first.nonzeros, last.nonzeros)]
     fewer.append(_times("bytes in codes", first.bits / 8, last.bits / 8))
     if first.macs and last.macs:
         fewer.append(_times("MACs", first.macs, last.macs))
@@ -127,8 +129,9 @@ def _chart(runs: Sequence[Run], what: str, name: str) -> tuple[str, str] | None:
     for number, run in enumerate(runs):
         for row in run.rows:
             amount = _amount(row, what)
-            if amount and math.isfinite(row.measured.score):
-                points.append((amount, row.measured.score, number, row.stage))
+            score = row.measured.score
+            if amount and score is not None and math.isfinite(score):
+                points.append((amount, score, number, row.stage))
     sizes, scores = [point[0] for point in points], [point[1] for point in points]
     if len(set(sizes)) < 2:
         return None
@@ -237,7 +240,7 @@ def _frozen(run: Run) -> dict[str, str]:
     if run.described.model not in NETWORKS or run.described.data not in TASKS:
         return {}
     try:
-        return dict(trace(NETWORKS[run.described.model](), TASKS[run.described.data]().example).frozen)
+        return dict(trace(NETWORKS[run.described.model](), TASKS[run.described.data]().example_inputs).frozen)
     except StructureError:
         return {}
 

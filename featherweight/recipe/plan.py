@@ -12,7 +12,7 @@ from featherweight.lowrank import ranks
 from featherweight.network.calls import Example, Inputs
 from featherweight.recipe import selection
 from featherweight.recipe.patterns import matches as matches  # also for those who import it from here
-from featherweight.recipe.schema import WEIGHTS, Rule, Stage
+from featherweight.recipe.schema import WEIGHTS, Constrain, Rule
 from featherweight.recipe.selection import Chosen, listed, view_of
 from featherweight.weights.counts import ALLOCATORS
 from featherweight.weights.drivers import Spread, Target
@@ -46,7 +46,7 @@ class Plan:
 
 
 def resolve(
-    stage: Stage,
+    stage: Constrain,
     model: nn.Module,
     original: Mapping[str, Tensor] | None = None,
     squares: Mapping[str, Tensor] | None = None,
@@ -131,7 +131,7 @@ def resolve(
     return Plan(found, sizes, spread, {name: rules[name] for name in found}, left_out)
 
 
-def _no_low_rank(stage: Stage, targets: Mapping[str, Target], names: Iterable[str]) -> list[str]:
+def _no_low_rank(stage: Constrain, targets: Mapping[str, Target], names: Iterable[str]) -> list[str]:
     others = sorted({type(targets[name].set).__name__ for name in names if not isinstance(targets[name].set, LowRank)})
     return [f"stage {stage.name!r}: a budget of macs is spent on LowRank; give {', '.join(others)} a size"] if others else []
 
@@ -154,11 +154,27 @@ def _give_ranks(
             del targets[name], sizes[name]
 
 
+def _in(pattern: str, name: str) -> bool:
+    """Does the pattern name the parameter, or a module that holds it?"""
+    parts = name.split(".")
+    return any(matches(pattern, ".".join(parts[:count])) for count in range(1, len(parts) + 1))
+
+
 def chosen(rule: Rule, model: nn.Module, example: Example | Inputs | None = None) -> Chosen:
     """The parameters that `rule` means. `example`: for a rule of rows, which by default takes only rows that can go.
 
     Raises InputError where there is none, with the reasons.
     """
+    if rule.ignore:
+        found = chosen(replace(rule, ignore=()), model, example)
+        ignored = {name for name in found.names for pattern in rule.ignore if _in(pattern, name)}
+        for pattern in rule.ignore:
+            if not any(_in(pattern, name) for name in decoded(model)):
+                raise InputError(f"ignore: {pattern!r} matches no parameter and no module that holds one")
+        if ignored >= set(found.names):
+            raise InputError("ignore leaves no target")
+        left_out = found.left_out | dict.fromkeys(ignored, "it is to be ignored")
+        return Chosen([name for name in found.names if name not in ignored], left_out)
     weights = decoded(model)
     if rule.targets == WEIGHTS:
         found = selection.weights_of(model, weights)

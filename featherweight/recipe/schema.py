@@ -6,9 +6,9 @@ import dataclasses
 import json
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import yaml
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
@@ -44,9 +44,11 @@ LONGEST_SHOWN = 80  # characters of a name in a message
 
 
 def share(given: Any) -> Any:
-    """`"50%"` as 0.5, in recipes and on the command line alike; anything else as it is."""
-    percent = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*%\s*", given) if isinstance(given, str) else None
-    return float(percent[1]) / 100 if percent else given
+    """`"50%"` as 0.5 and `"4x"` (fewer) as 0.25, in recipes and on the command line alike; anything else as it is."""
+    told = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([%x])\s*", given) if isinstance(given, str) else None
+    if told is None or (told[2] == "x" and not float(told[1])):
+        return given
+    return float(told[1]) / 100 if told[2] == "%" else 1 / float(told[1])
 
 
 Share = Annotated[float, BeforeValidator(share)]
@@ -74,13 +76,15 @@ class Rule:
     `"*.weight"`, or `"re:"` and a regular expression, which mean what they match. Frozen and tied parameters are left out.
     `view`: a pattern, or `"rows"` (a row an output: filter, neuron, recurrent unit), `"channel"`, `"spatial"`, for which each
     layer's kind has its own. `keep`: the set's size as a share, in (0, 1], of its largest size in the network as it was given;
-    without it, and without a size in the set, the stage's budget decides.
+    without it, and without a size in the set, the stage's budget decides. `ignore`: names and patterns of parameters, or of the
+    modules that hold them, that are no targets.
     """
 
     targets: str
     set: AnySet
     view: AnyView = WHOLE
     keep: Share | None = None
+    ignore: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         require((self.keep is None or 0 < self.keep <= 1, f"keep is a share in (0, 1], given {self.keep}"))
@@ -110,6 +114,7 @@ class Units:
     multiple          sizes are multiples of this, or the whole site: a site smaller than it is free
     certify           prove how much another choice of as many units could save at most (see `Quadratic.certificate`), for
                       collaborative: some seconds a site of 64 units, half a minute at 512
+    ignore            names and patterns of sites, or of the modules that make their units, that keep all of theirs
     """
 
     criterion: Criterion
@@ -124,6 +129,7 @@ class Units:
     curvature: Literal["outputs", "loss"] = "outputs"
     multiple: int = 1
     certify: bool = False
+    ignore: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         given = self._given()
@@ -192,25 +198,47 @@ class Adaptive:
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One round: plan sizes, train under the driver, project and freeze, train on inside the sets. Or cut units, and train on.
-    Or learn in training what to cut, cut it, and train on.
+class Train:
+    """Train as the task says: the dense network first, or what an earlier stage has cut. Without epochs it is only measured.
 
-    units      units to cut first
-    adaptive   what is learned and cut; a stage has one of units, adaptive and rules
+    auxiliary  the losses of two heads inside the network count besides its own; the heads are thrown away (see `auxiliary`)
+    """
+
+    kind: Literal["train"] = field(default="train", kw_only=True)
+    name: str
+    train: Training = Training(0)
+    distill: AnyDistillation | None = None
+    auxiliary: bool = False
+    imposes: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        require((not self.auxiliary or bool(self.epochs), f"stage {self.name!r}: auxiliary needs training"))
+
+    @property
+    def epochs(self) -> int:
+        """Of training, in all phases."""
+        return self.train.epochs
+
+
+@dataclass(frozen=True)
+class Constrain:
+    """Plan the sizes of sets, train under the driver, project the weights into the sets, and train on inside them.
+
+    rules      which parameters, into which sets
     keep       share in (0, 1] of all targets' sizes to keep, spread over the rules that have no size by `allocate`
     macs       share in (0, 1] of the network's multiply-accumulates to keep, for rules of LowRank without a size: the ranks that
                drop least of the weights' squared norm (`ranks.allocate`), and layers for which no rank pays left whole
+    driver     how the sets pull on the training; without one, the weights are projected once, after it
+    train      before the projection; retrain: after it, through the codes
     masked     what is zero when the stage starts stays zero
     fisher     the power of the mean squared gradient that weighs magnitudes where sets select (see `drivers.Target`)
     respread   spread `keep` anew at every projection, not only when the stage starts
-    auxiliary  the criterion of the units, and the training, see the losses of two heads inside the network besides its own
-               (see `auxiliary`); the heads are trained along and thrown away
     sweep      after the projection, cut the units that it left dead; what stays trains the faster for it
     """
 
+    kind: Literal["constrain"] = field(default="constrain", kw_only=True)
     name: str
-    rules: tuple[Rule, ...] = ()
+    rules: tuple[Rule, ...]
     keep: Share | None = None
     macs: Share | None = None
     allocate: str = "lamp"
@@ -222,48 +250,107 @@ class Stage:
     respread: bool = False
     sweep: bool = False
     distill: AnyDistillation | None = None
-    units: Units | None = None
-    auxiliary: bool = False
-    adaptive: Adaptive | None = None
+    imposes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        where = f"stage {self.name!r}"
         allocator = f"no allocator is named {self.allocate!r}; there are {', '.join(ALLOCATORS)}."
-        more = "has rules" if self.rules else "cuts units"
         require(
-            (self.keep is None or 0 < self.keep <= 1, f"stage {self.name!r}: keep is a share in (0, 1], given {self.keep}"),
-            (self.macs is None or 0 < self.macs <= 1, f"stage {self.name!r}: macs is a share in (0, 1], given {self.macs}"),
-            (self.macs is None or self.keep is None, f"stage {self.name!r}: give keep or macs, not both"),
-            (self.macs is None or bool(self.rules), f"stage {self.name!r} has a budget of macs but no rules to spend it on"),
-            (self.allocate in ALLOCATORS, f"stage {self.name!r}: {allocator}{did_you_mean(self.allocate, ALLOCATORS)}"),
-            (self.driver is None or bool(self.rules), f"stage {self.name!r} has a driver but no rules for it to impose"),
-            (
-                not self.auxiliary or bool(self.units or self.epochs),
-                f"stage {self.name!r}: auxiliary needs training or units to cut",
-            ),
-            (
-                not (self.auxiliary and (self.sweep or self.adaptive)),
-                f"stage {self.name!r}: what is cut after training is what auxiliary heads read; part them",
-            ),
-            (not (self.units and self.rules), f"stage {self.name!r} cuts units and has rules: make it two stages"),
-            (
-                not (self.adaptive and (self.units or self.rules)),
-                f"stage {self.name!r} is adaptive and {more}: make it two stages",
-            ),
-            (not self.adaptive or self.train.epochs > 0, f"stage {self.name!r} learns what to cut in train: give it epochs"),
-            (self.keep is None or bool(self.rules), f"stage {self.name!r} has a budget but no rules to spend it on"),
-            (0 <= self.fisher < math.inf, f"stage {self.name!r}: fisher is a power, at least 0, given {self.fisher}"),
-            (not self.respread or self.keep is not None, f"stage {self.name!r}: respread needs a budget (keep) to spread"),
+            (bool(self.rules), f"{where} has no rules: give what to constrain, or make it a stage that trains (kind: train)"),
+            (self.keep is None or 0 < self.keep <= 1, f"{where}: keep is a share in (0, 1], given {self.keep}"),
+            (self.macs is None or 0 < self.macs <= 1, f"{where}: macs is a share in (0, 1], given {self.macs}"),
+            (self.macs is None or self.keep is None, f"{where}: give keep or macs, not both"),
+            (self.allocate in ALLOCATORS, f"{where}: {allocator}{did_you_mean(self.allocate, ALLOCATORS)}"),
+            (0 <= self.fisher < math.inf, f"{where}: fisher is a power, at least 0, given {self.fisher}"),
+            (not self.respread or self.keep is not None, f"{where}: respread needs a budget (keep) to spread"),
         )
 
     @property
-    def imposes(self) -> bool:
-        """Does it make the network any smaller? What a stage that does not leaves behind is the dense network."""
-        return bool(self.rules or self.units or self.adaptive)
+    def epochs(self) -> int:
+        """Of training, in all phases."""
+        return self.train.epochs + self.retrain.epochs
+
+
+@dataclass(frozen=True)
+class CutUnits:
+    """Cut units for good by a criterion, then train what is left.
+
+    auxiliary  the criterion, and the training, see the losses of two heads inside the network besides its own
+               (see `auxiliary`); the heads are trained along and thrown away
+    """
+
+    kind: Literal["cut_units"] = field(default="cut_units", kw_only=True)
+    name: str
+    units: Units
+    train: Training = Training(0)
+    distill: AnyDistillation | None = None
+    auxiliary: bool = False
+    imposes: ClassVar[bool] = True
 
     @property
     def epochs(self) -> int:
-        """Of training, in both phases."""
+        """Of training, in all phases."""
+        return self.train.epochs
+
+
+@dataclass(frozen=True)
+class LearnUnits:
+    """Learn in `train` which units and blocks go, cut them, and train on (`retrain`)."""
+
+    kind: Literal["learn_units"] = field(default="learn_units", kw_only=True)
+    name: str
+    adaptive: Adaptive
+    train: Training
+    retrain: Training = Training(0)
+    distill: AnyDistillation | None = None
+    imposes: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        require((self.train.epochs > 0, f"stage {self.name!r} learns what to cut in train: give it epochs"))
+
+    @property
+    def epochs(self) -> int:
+        """Of training, in all phases."""
         return self.train.epochs + self.retrain.epochs
+
+
+Stage = Train | Constrain | CutUnits | LearnUnits
+KINDS: dict[str, type[Stage]] = {"train": Train, "constrain": Constrain, "cut_units": CutUnits, "learn_units": LearnUnits}
+
+
+def _with_kind(given: Any) -> Any:
+    """A stage that does not say its kind is of the one that alone has its fields. What earlier versions wrote has the fields of
+    all kinds: those that its kind has not, and that are not set, are dropped."""
+    if not isinstance(given, dict) or "kind" in given:
+        return given
+    told = [kind for kind in KINDS if any(_is_set(kind, name, given[name]) for name in given if OWN.get(name) == kind)]
+    if len(told) > 1:
+        raise InputError(f"it is {' and '.join(told)} at once: make it {len(told)} stages")
+    kind = told[0] if told else "train"
+    return {"kind": kind} | {
+        name: value
+        for name, value in given.items()
+        if name in _fields(kind) or not any(name in _fields(other) and not _is_set(other, name, value) for other in KINDS)
+    }
+
+
+def _fields(kind: str) -> dict[str, Any]:
+    """Field -> its default."""
+    return {field.name: field.default for field in dataclasses.fields(KINDS[kind])}
+
+
+def _is_set(kind: str, name: str, value: Any) -> bool:
+    unset = value in ([], {}, None) or (name == "retrain" and isinstance(value, dict) and not value.get("epochs"))
+    return not unset and value != _fields(kind)[name]
+
+
+OWN = {  # field -> the one kind that has it
+    name: kind for kind in KINDS for name in _fields(kind) if sum(name in _fields(other) for other in KINDS) == 1
+}
+AnyStage = Annotated[
+    Annotated[Stage, Field(discriminator="kind")],
+    BeforeValidator(_with_kind),
+]
 
 
 @dataclass(frozen=True)
@@ -272,7 +359,7 @@ class Recipe:
     all of them and its best result (least training loss) replacing the one it came from (arXiv 1810.07378, sec. 2.4)."""
 
     name: str
-    stages: tuple[Stage, ...]
+    stages: tuple[AnyStage, ...]
     source: str = ""
     candidates: int = 1
 
@@ -320,16 +407,19 @@ def to_yaml(recipe: Recipe) -> str:
 
 def _vocabulary() -> set[str]:
     weights: tuple[type, ...] = (View, TopK, TopRows, LowRank, Levels, Codebook, SparseCodebook, ADMM, Periodic, Freezing)
-    described = (Recipe, Stage, Units, Adaptive, Rule, Training, Distillation, *weights)
+    described = (Recipe, *KINDS.values(), Units, Adaptive, Rule, Training, Distillation, *weights)
     return {field.name for kind in described for field in dataclasses.fields(kind)}
 
 
 def _mistake(item: Any) -> str:
     """One pydantic error as `where: what was given, what is allowed`."""
-    where = ".".join(str(part)[:LONGEST_SHOWN] for part in item["loc"]) or "recipe"
+    loc = [part for i, part in enumerate(item["loc"]) if not (part in KINDS and i and isinstance(item["loc"][i - 1], int))]
+    where = ".".join(str(part)[:LONGEST_SHOWN] for part in loc) or "recipe"
     given = item["input"]
     if item["type"] == "unexpected_keyword_argument":
         key = str(item["loc"][-1])
+        if kinds := [kind for kind in KINDS if key in _fields(kind)]:
+            return f"{where}: only a stage of kind {' or '.join(kinds)} has {key!r}"
         return f"{where}: there is no key {short(key)}.{did_you_mean(key[:LONGEST_SHOWN], _vocabulary())}"
     if item["type"] == "value_error":
         return f"{where}: {str(item['ctx']['error'])[:1000]}"

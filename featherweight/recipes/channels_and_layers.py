@@ -6,7 +6,7 @@ Published: half of the parameters removed at an accuracy not lower than the base
 
 from __future__ import annotations
 
-from featherweight.recipe.schema import Adaptive, Recipe, Stage
+from featherweight.recipe.schema import Adaptive, LearnUnits, Recipe, Train
 from featherweight.training.schedule import Taught, Training, taught
 
 
@@ -28,6 +28,6 @@ def adaptive(
     epochs       of learning, at `rate` times the task's base rate
     distill      weight of the distillation from the dense network while fine-tuning, added to the loss; 0 for none
     """
-    learned = Stage("learned", train=Training(epochs, rate), adaptive=Adaptive(parameters, weight, gate_rate))
-    tuned = Stage("tuned", train=Training(fine_tune_epochs, fine_tune_rate), distill=taught(distill, temperature))
-    return Recipe("adaptive", (Stage("dense"), learned, tuned), "channel and layer pruning with learned proportions")
+    learned = LearnUnits("learned", train=Training(epochs, rate), adaptive=Adaptive(parameters, weight, gate_rate))
+    tuned = Train("tuned", train=Training(fine_tune_epochs, fine_tune_rate), distill=taught(distill, temperature))
+    return Recipe("adaptive", (Train("dense"), learned, tuned), "channel and layer pruning with learned proportions")

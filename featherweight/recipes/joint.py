@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Literal
 
 from featherweight.errors import InputError
-from featherweight.recipe.schema import WEIGHTS, Recipe, Stage
+from featherweight.recipe.schema import WEIGHTS, Constrain, Recipe, Stage
 from featherweight.recipes.clustering import admm_clustering
 from featherweight.recipes.pruning import progressive_admm
 from featherweight.recipes.quantization import admm_quantization
@@ -69,7 +69,7 @@ def admm_joint(
             sizes, then, "layer", sizes_of, targets, 0, level_epochs, level_retrain_epochs, rate / 2, retrain_rate / 2, every,
             rho, growth, rho_max, distill=distill,
         )  # fmt: skip
-    *earlier, last = levelled.stages[1:]
+    *earlier, last = (stage for stage in levelled.stages if isinstance(stage, Constrain))
     stages: list[Stage] = [*pruned.stages, *earlier, last]
     if freezing is not None:
         frozen = replace(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from featherweight.recipe.schema import WEIGHTS, Recipe, Stage
+from featherweight.recipe.schema import WEIGHTS, Constrain, Recipe, Train
 from featherweight.recipes.trained_ranks import TARGETS, low_rank_rules
 from featherweight.training.schedule import Taught, Training, taught
 
@@ -32,7 +32,7 @@ def decompose(
     `targets`: by default every weight that can be two layers (see `factor`), each through the view of its kind.
     `distill`: weight of the distillation from the network before, added to the loss of fine-tuning; 0 for none, as in the papers.
     """
-    stage = Stage(
+    stage = Constrain(
         f"{view}-wise",
         rules=low_rank_rules(view, targets, energy, ranks, macs),
         macs=macs,
@@ -40,7 +40,7 @@ def decompose(
         masked=False,
         distill=taught(distill, temperature),
     )
-    return Recipe("decompose", (Stage("dense"), stage), "arXiv 1505.06798, 1405.3866")
+    return Recipe("decompose", (Train("dense"), stage), "arXiv 1505.06798, 1405.3866")
 
 
 def low_rank_from_scratch(
@@ -51,5 +51,5 @@ def low_rank_from_scratch(
 ) -> Recipe:
     """Train the factors of an untrained network: they start as the decomposition of its initial weights at `ranks`."""
     rules = low_rank_rules(view, TARGETS, None, ranks, None)
-    stage = Stage(f"{view}-wise from scratch", rules=rules, retrain=Training(epochs, rate), masked=False)
+    stage = Constrain(f"{view}-wise from scratch", rules=rules, retrain=Training(epochs, rate), masked=False)
     return Recipe("low_rank_from_scratch", (stage,))

@@ -13,7 +13,7 @@ from typing import Any
 
 from featherweight.budget.amc import Search
 from featherweight.budget.units import Allotment, Stopping
-from featherweight.recipe.schema import Criterion, Recipe, Stage, Units
+from featherweight.recipe.schema import Criterion, CutUnits, Recipe, Train, Units
 from featherweight.training.schedule import Taught, Training, taught
 
 PARAMETERS = """
@@ -61,8 +61,8 @@ def _cut_once(
 ) -> Recipe:
     """A row each for the dense network, the cut one and the tuned one: what tuning gives is seen."""
     distilled = taught(distill, temperature)
-    tuned = Stage("tuned", train=Training(epochs, rate), distill=distilled, auxiliary=auxiliary and epochs > 0)
-    return Recipe(name, (Stage("dense"), Stage("cut", units=units, auxiliary=auxiliary), tuned), source)
+    tuned = Train("tuned", train=Training(epochs, rate), distill=distilled, auxiliary=auxiliary and epochs > 0)
+    return Recipe(name, (Train("dense"), CutUnits("cut", units=units, auxiliary=auxiliary), tuned), source)
 
 
 l1_filters = _one_shot(

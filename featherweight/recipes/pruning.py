@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Literal
 
 from featherweight.errors import InputError
-from featherweight.recipe.schema import WEIGHTS, Recipe, Rule, Stage
+from featherweight.recipe.schema import WEIGHTS, Recipe, Rule, Train
 from featherweight.recipes.rounds import Round
 from featherweight.training.schedule import Taught, Training
 from featherweight.weights.sets import TopK, TopRows
@@ -45,7 +45,7 @@ def progressive_admm(
     every          optimizer steps between projections. None: an epoch, or a twentieth of the stage's ADMM where that is less
     growth         of rho at each projection. None: rho is rho_max after four fifths of them, however many steps the data make
     rho, rho_max, coupling   see `drivers.ADMM`
-    fisher, respread, sweep  see `schema.Stage`; 0, False and False are the papers' method
+    fisher, respread, sweep  see `schema.Constrain`; 0, False and False are the papers' method
     distill        weight of the distillation from the dense network, added to the loss; 0 for none, auto for 1 where the task
                    says which output is logits and the dense network is trained
     narrow         share of the rows (filters, neurons) of `narrow_targets` to keep in a structured stage before the others,
@@ -54,7 +54,7 @@ def progressive_admm(
     """
     if not ratios or min(ratios) < 1:
         raise InputError(f"ratios are weights before over weights left (1 / keep), each at least 1, given {ratios}")
-    dense = Stage("dense", train=Training(dense_epochs))
+    dense = Train("dense", train=Training(dense_epochs))
     rounds = Round(
         epochs, retrain_epochs, rate, retrain_rate, every, rho, growth, rho_max, coupling, distill, temperature
     )  # fmt: skip

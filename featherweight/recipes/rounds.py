@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from featherweight.recipe.schema import Rule, Stage
+from featherweight.recipe.schema import Constrain, Rule, Stage, Train
 from featherweight.training.schedule import Taught, Training, taught
 from featherweight.weights.drivers import ADMM
 
@@ -29,9 +29,9 @@ class Round:
     distill: Taught
     temperature: float
 
-    def stage(self, name: str, rules: tuple[Rule, ...], *, masked: bool = True) -> Stage:
+    def stage(self, name: str, rules: tuple[Rule, ...], *, masked: bool = True) -> Constrain:
         """One round. Sizes that the rules leave open are the caller's to add."""
-        return Stage(
+        return Constrain(
             name,
             rules=rules,
             driver=ADMM(self.rho, self.every, self.growth, self.rho_max, self.coupling),
@@ -43,4 +43,4 @@ class Round:
 
     def after_dense(self, dense_epochs: int, steps: Iterable[Step], *, masked: bool = True) -> tuple[Stage, ...]:
         """The stage of the dense network, and a round for each step."""
-        return Stage("dense", train=Training(dense_epochs)), *(self.stage(name, rules, masked=masked) for name, rules in steps)
+        return Train("dense", train=Training(dense_epochs)), *(self.stage(name, rules, masked=masked) for name, rules in steps)

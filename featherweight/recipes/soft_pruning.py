@@ -5,7 +5,7 @@ Published, CIFAR-10 ResNet-56 (base 93.59): 0.24 lost at 52.6 % fewer MACs by th
 
 from __future__ import annotations
 
-from featherweight.recipe.schema import WEIGHTS, Recipe, Rule, Stage
+from featherweight.recipe.schema import WEIGHTS, Constrain, Recipe, Rule, Train
 from featherweight.training.schedule import Taught, Training, taught
 from featherweight.weights.drivers import Periodic
 from featherweight.weights.sets import TopRows
@@ -51,7 +51,7 @@ def soft_filters(
     targets   what loses rows, see `schema.Rule`: by default every weight whose rows can go, so none that makes outputs
     """
     rule = Rule(targets, TopRows(), "rows", keep=keep)
-    stage = Stage(
+    stage = Constrain(
         "soft",
         rules=(rule,),
         driver=Periodic(every),
@@ -61,4 +61,4 @@ def soft_filters(
         sweep=True,
         distill=taught(distill, temperature),
     )
-    return Recipe("soft_filters", (Stage("dense"), stage), "arXiv 1808.06866")
+    return Recipe("soft_filters", (Train("dense"), stage), "arXiv 1808.06866")

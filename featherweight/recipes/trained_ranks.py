@@ -11,7 +11,7 @@ from typing import Literal, cast
 
 from featherweight.errors import InputError
 from featherweight.lowrank.ranks import CHANNEL, SPATIAL
-from featherweight.recipe.schema import WEIGHTS, Recipe, Rule, Seen, Stage
+from featherweight.recipe.schema import WEIGHTS, Constrain, Recipe, Rule, Seen, Train
 from featherweight.training.schedule import Taught, Training, taught
 from featherweight.weights.drivers import Periodic
 from featherweight.weights.sets import LowRank
@@ -47,7 +47,7 @@ def trained_rank_pruning(
     `TARGETS`. `distill`: weight of the distillation from the network that the stage started from, added to the loss; 0 for none,
     as in the paper.
     """
-    low = Stage(
+    low = Constrain(
         f"{view}-wise",
         rules=low_rank_rules(view, targets, energy, ranks, macs),
         macs=macs,
@@ -57,7 +57,7 @@ def trained_rank_pruning(
         masked=False,
         distill=taught(distill, temperature),
     )
-    return Recipe("trained_rank_pruning", (Stage("dense", train=Training(dense_epochs)), low), "arXiv 1910.04576, 2004.14566")
+    return Recipe("trained_rank_pruning", (Train("dense", train=Training(dense_epochs)), low), "arXiv 1910.04576, 2004.14566")
 
 
 def low_rank_rules(

@@ -16,11 +16,14 @@ from featherweight.errors import InputError, RecipeError
 from featherweight.network.calls import Inputs
 from featherweight.network.devices import on_one_device
 from featherweight.network.evaluating import evaluating
-from featherweight.recipe.schema import Recipe, Stage
+from featherweight.recipe.plan import resolve
+from featherweight.recipe.schema import Constrain, Recipe, Stage
 from featherweight.structure.capture import first_line
 from featherweight.task import Batch, Task, steps_of
 from featherweight.training import distillation
 from featherweight.training.fit import rehearsing
+from featherweight.weights.optimizers import check_codes
+from featherweight.weights.targets import weights_of
 
 
 @dataclass(frozen=True)
@@ -37,15 +40,28 @@ def check_task(task: Task, model: nn.Module) -> Checked:
     The example is run, one batch in training mode too, the score is asked once, one optimizer is built. `model` and the global
     generator are what they were afterwards.
     """
-    _check_example(task.example, model)
+    _check_example(task.example_inputs, model)
     steps_of(task, 0)
     with torch.random.fork_rng(devices=[]):
         with rehearsing(model):
             batch = next(iter(task.batches(0)))
             _check_loss(task, model, batch)
         with rehearsing(model), evaluating(model):
-            _check_score(task.score(model))
+            _check_score(task.evaluate(model))
         return Checked(batch, _held_by_optimizer(task, model))
+
+
+def check_run(recipe: Recipe, task: Task, model: nn.Module) -> None:
+    """Raises InputError, or RecipeError, where `recipe` cannot be run on `model` for `task`: before anything is trained."""
+    checked = check_task(task, model)
+    check_distillation(recipe, task, model, checked.batch)
+    for stage in recipe.stages:
+        if isinstance(stage, Constrain):
+            targets = resolve(stage, model, example=task.example_inputs).targets
+            weights_of(model, targets)
+            check_trained(targets, checked.trained, stage)
+            if targets and stage.retrain.epochs:
+                check_codes(task.optimizer, model, targets.keys())
 
 
 def check_distillation(recipe: Recipe, task: Task, model: nn.Module, batch: Batch) -> None:
@@ -100,7 +116,7 @@ def _check_example(example: Any, model: nn.Module) -> None:
     inputs = Inputs.of(example)
     if not inputs.tensors():
         raise InputError(
-            "the task's `example` holds no tensor: give the network's inputs as a tuple by position, such as "
+            "the task's `example_inputs` hold no tensor: give the network's inputs as a tuple by position, such as "
             "(torch.randn(1, 3, 224, 224),), or as a dict by name"
         )
     with torch.random.fork_rng(devices=[]), rehearsing(model), evaluating(model), torch.no_grad():
@@ -108,8 +124,8 @@ def _check_example(example: Any, model: nn.Module) -> None:
             inputs.call(model)
         except Exception as error:  # whatever the network's own code raises
             raise InputError(
-                f"the network does not run on the task's `example` ({inputs}): {type(error).__name__}: {first_line(error)}. Give "
-                "its inputs as it is called, a tuple by position or a dict by name"
+                f"the network does not run on the task's `example_inputs` ({inputs}): {type(error).__name__}: "
+                f"{first_line(error)}. Give its inputs as it is called, a tuple by position or a dict by name"
             ) from error
 
 
@@ -131,6 +147,6 @@ def _check_score(score: Any) -> None:
         return
     given = repr(score) if isinstance(score, Real) else f"a {type(score).__name__}"
     raise InputError(
-        f"the task's `score` must give a finite number, higher is better; it gave {given}. Write float(...) round a tensor, and "
-        "return the worst score where it is not defined"
+        f"the task's `evaluate` must give a finite number, higher is better; it gave {given}. Write float(...) round a tensor, "
+        "and return the worst score where it is not defined"
     )

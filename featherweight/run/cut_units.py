@@ -20,16 +20,19 @@ from featherweight.criteria import CRITERIA, NEEDS, Ordered, Quadratic, Ranking,
 from featherweight.criteria.auxiliary import new_heads, with_auxiliary
 from featherweight.criteria.readers import producers
 from featherweight.criteria.statistics import Stats, collect, unobservable
-from featherweight.errors import InputError
+from featherweight.errors import InputError, did_you_mean
 from featherweight.network.calls import Inputs
 from featherweight.network.copies import copied
 from featherweight.network.evaluating import evaluating
 from featherweight.recipe.plan import matches
-from featherweight.recipe.schema import Units
-from featherweight.ship.latency_budget import within
+from featherweight.recipe.schema import CutUnits, Units
+from featherweight.run.latency_budget import within
+from featherweight.run.stage import Ground, begin
+from featherweight.run.state import Result
 from featherweight.structure import Edit, Graph, expressible, prune, trace
+from featherweight.structure.errors import NotExact
+from featherweight.task import Batch, Task
 from featherweight.training.distillation import logits_of
-from featherweight.training.fit import Batch, Task
 from featherweight.weights.parametrized import coded, layouts_kept
 
 NOT_EXPRESSIBLE = "the network's own class cannot express a cut of it"
@@ -37,13 +40,26 @@ NOT_EXPRESSIBLE = "the network's own class cannot express a cut of it"
 
 @dataclass(frozen=True)
 class Cutting:
-    """What `cut_units` did: the edit, or None where the budget held already; and what was made of the budget."""
+    """What `cut` did: the edit, or None where the budget held already; and what was made of the budget."""
 
     edit: Edit | None
     spent: Spent
 
 
-def cut_units(network: nn.Module, task: Task, asked: Units, epoch: int, auxiliary: bool = False) -> Cutting:
+def cut_units(stage: CutUnits, start: Result, ground: Ground) -> Result:
+    """Run a stage that cuts units and trains what is left."""
+    running = begin(stage, start, ground)
+    if running.unfinished is None:
+        done = cut(running.network, ground.task, stage.units, running.epoch, stage.auxiliary)
+        running.spent = done.spent
+        running.cut([done.edit] if done.edit is not None else [])
+    running.resume()
+    running.prepare(stage.auxiliary)
+    loss = running.train(running.optimizer())
+    return running.finish(loss, stage.units.share)
+
+
+def cut(network: nn.Module, task: Task, asked: Units, epoch: int, auxiliary: bool = False) -> Cutting:
     """Cut `network` in place, by what it does on the first batches of `epoch`. `auxiliary`: the loss that the criterion looks at
     adds those of heads inside the network, trained here.
 
@@ -54,7 +70,7 @@ def cut_units(network: nn.Module, task: Task, asked: Units, epoch: int, auxiliar
     held = sorted(coded(network))
     if held:
         raise InputError(f"units are cut before weights are coded: {', '.join(held)} have a code. Put the stage that cuts first")
-    graph = trace(network, task.example)
+    graph = trace(network, task.example_inputs)
     statistics = _statistics(asked)
     sites, left_out = may_go(network, graph, asked)
     if not sites:
@@ -84,21 +100,54 @@ def cut_units(network: nn.Module, task: Task, asked: Units, epoch: int, auxiliar
     stats = replace(stats, task=task)
     rankings = CRITERIA[asked.criterion](network, graph, stats)
     ranked = Ranked(network, graph, stats, rankings, asked.refit)
-    sizes, spent = _sizes(ranked, asked)
+    left_out = {**left_out, **rankings.left_out}
+    while True:
+        sizes, spent = _sizes(ranked, asked)
+        try:
+            edit = ranked.cut(network, sizes)
+            break
+        except NotExact:
+            refused = _refused(ranked, sizes)
+            if not refused or len(refused) == len(ranked.rankings):
+                raise
+            left_out |= dict.fromkeys(refused, "the network's own class cannot express the sizes that the budget asks of it")
+            ranked = replace(ranked, rankings={name: r for name, r in ranked.rankings.items() if name not in refused})
     if asked.certify:
         spent = replace(spent, gaps=ranked.gaps(sizes))
     caveats += [*rankings.caveats, *ranked.not_refitted(sizes)]
-    spent = replace(spent, left_out={**left_out, **rankings.left_out}, caveats=caveats)
-    return Cutting(ranked.cut(network, sizes), spent)
+    return Cutting(edit, replace(spent, left_out=left_out, caveats=caveats))
+
+
+def _refused(ranked: Ranked, sizes: Sizes) -> list[str]:
+    """The sites whose planned units the network's class cannot keep; `may_go` asked about a random half of them."""
+    keep = ranked.keep(sizes)
+    fine = expressible(ranked.network, ranked.graph, keep)
+    return [site for site in keep if site not in fine]
 
 
 def may_go(network: nn.Module, graph: Graph, asked: Units) -> tuple[tuple[str, ...], dict[str, str]]:
     """The sites of which units may go, and those that match but keep all of theirs, with why. No data is looked at: the criterion
     may leave out more once it has seen some."""
     possible = [name for name in graph.sites if matches(asked.sites, name)]
-    left_out = unobservable(network, graph, _statistics(asked), possible)
+    ignored = _ignored(graph, asked.ignore)
+    possible = [name for name in possible if name not in ignored]
+    left_out = ignored | unobservable(network, graph, _statistics(asked), possible)
     sites = expressible(network, graph, [name for name in possible if name not in left_out])
     return sites, left_out | {name: NOT_EXPRESSIBLE for name in possible if name not in left_out and name not in sites}
+
+
+def _ignored(graph: Graph, patterns: Sequence[str]) -> dict[str, str]:
+    """Site -> why it stays whole. Raises InputError at a pattern that names no site and no layer."""
+    makers = {site: [name for name, _ in producers(graph, site)] for site in graph.sites}
+    layers = {name: name.rpartition(".")[0] for name in graph.tensors}
+    found: dict[str, str] = {}
+    for pattern in patterns:
+        if not any(matches(pattern, name) for name in (*graph.sites, *layers, *layers.values())):
+            raise InputError(f"ignore: {pattern!r} matches no site and no layer.{did_you_mean(pattern[:80], layers.values())}")
+        for site, names in makers.items():
+            if matches(pattern, site) or any(matches(pattern, name) or matches(pattern, layers[name]) for name in names):
+                found[site] = "it is to be ignored"
+    return found
 
 
 def _statistics(asked: Units) -> set[str]:
@@ -118,13 +167,22 @@ class Ranked:
     def cut(self, network: nn.Module, sizes: Sizes) -> Edit | None:
         """Cut `network`, which is ours or a copy of it, in place. None where all units stay."""
         keep = self.keep(sizes)
-        if self.refit and keep:
-            parameters = dict(network.named_parameters())
+        if not keep:
+            return None
+        fitted = refit(network, self.graph, self.stats, keep) if self.refit else {}
+        parameters = dict(network.named_parameters())
+        before = {name: parameters[name].detach().clone() for name in fitted}
+        with torch.no_grad():
+            for name, values in fitted.items():
+                parameters[name].copy_(values)
+        try:
+            with layouts_kept(network):
+                return prune(network, self.graph, keep, where="class").edit
+        except BaseException:
             with torch.no_grad():
-                for name, values in refit(network, self.graph, self.stats, keep).items():
+                for name, values in before.items():
                     parameters[name].copy_(values)
-        with layouts_kept(network):
-            return prune(network, self.graph, keep, where="class").edit if keep else None
+            raise
 
     def keep(self, sizes: Sizes) -> dict[str, tuple[int, ...]]:
         """The units that stay of each site that loses some."""
@@ -165,7 +223,7 @@ def _sizes(ranked: Ranked, asked: Units) -> tuple[Sizes, Spent]:
     if what == "latency_ms":
         whole = {site: ranking.size for site, ranking in ranked.rankings.items()}
         least = {site: offered(size, asked.multiple)[0] for site, size in whole.items()}
-        return within(amount, ranked.stats.task.example, allotted, cost, ranked.copy, least, whole)
+        return within(amount, ranked.stats.task.example_inputs, allotted, cost, ranked.copy, least, whole)
     limit = amount * cost({})
     sizes = allotted(limit)
     why = f"the stopping rule at {how.tolerance:g} keeps no more" if isinstance(how, Stopping) else ""
@@ -184,7 +242,7 @@ def _place(ranked: Ranked, site: str, sizes: tuple[int, ...]) -> Place:
     handle = layer.register_forward_hook(lambda module, inputs, output: made.append(output))
     try:
         with evaluating(ranked.network), torch.no_grad():
-            Inputs.of(ranked.stats.task.example).call(ranked.network)
+            Inputs.of(ranked.stats.task.example_inputs).call(ranked.network)
     finally:
         handle.remove()
     return Place(site, sizes, layer.in_channels, made[0].shape[2], made[0].shape[-1], layer.stride[0], layer.kernel_size[0])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from featherweight.errors import shortened
 from featherweight.network import generators
 from featherweight.network.calls import Inputs
-from featherweight.training.fit import Task
+from featherweight.task import Task
 
 ADDRESS = re.compile(r"0x[0-9a-f]+")  # of an object in this process
 MOST_TOLD = 3  # differences, of the tensors of a network
@@ -32,7 +32,7 @@ def of_task(task: Task, network: nn.Module) -> Fingerprint:
     Its functions themselves cannot be told. Nothing that it draws is missed later: all generators are put back.
     """
     with generators.kept():
-        leaves = Inputs.of(task.example).leaves()
+        leaves = Inputs.of(task.example_inputs).leaves()
         example = {str(i): _tensor(leaf) if isinstance(leaf, Tensor) else _text(leaf) for i, leaf in enumerate(leaves)}
         optimizer = task.optimizer([parameter for _, parameter in sorted(network.named_parameters())])
         groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]

@@ -29,10 +29,12 @@ from featherweight.budget.units import Sizes, shifted
 from featherweight.criteria.readers import find_readers, gated, producers, unit_sums
 from featherweight.errors import InputError
 from featherweight.network.calls import Example, Inputs
-from featherweight.recipe.schema import Adaptive
+from featherweight.recipe.schema import Adaptive, LearnUnits
+from featherweight.run.stage import Ground, begin
+from featherweight.run.state import Result
 from featherweight.structure import Edit, Graph, ParameterCount, branches, drop, droppable, expressible, prune, trace
 from featherweight.weights.optimizers import Scales, Steps
-from featherweight.weights.parametrized import coded
+from featherweight.weights.parametrized import coded, layouts_kept
 
 OPEN = 3.0  # where t and s start: 95 % of the units, 95 % of the branch
 WIDTH = 0.5  # of the soft edge of a mask at the start, where a site's gates are 1 in the mean
@@ -271,3 +273,25 @@ def _padded(rows: list[Tensor]) -> Tensor:
     if not rows:
         return torch.zeros(0, 0)
     return torch.nn.utils.rnn.pad_sequence([row.double() for row in rows], batch_first=True, padding_value=np.nan)
+
+
+def learn_units(stage: LearnUnits, start: Result, ground: Ground) -> Result:
+    """Run a stage that learns which units and blocks go, cuts them, and trains what is left."""
+    running = begin(stage, start, ground)
+    running.resume()
+    running.prepare()
+    left, loss = running.unfinished, float("inf")
+    if left is None or left.phase == "train":
+        optimizer = running.optimizer()
+        steps = stage.train.epochs * running.steps_an_epoch
+        learned = Proportions(stage.adaptive, running.network, ground.task.example_inputs, optimizer, steps)
+        if left is not None and left.guide is not None:
+            learned.load_state_dict(left.guide)
+        with learned:
+            loss = running.train(optimizer, learned)
+        running.watch.residuals = learned.residuals()
+        with layouts_kept(running.network):
+            running.cut(learned.cut())
+    if stage.retrain.epochs:
+        loss = running.retrain(stage.retrain)
+    return running.finish(loss, stage.adaptive.share)

@@ -8,9 +8,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pydantic import TypeAdapter
+from torch import nn
 
 from featherweight.budget.costs import Spent
 from featherweight.measurement import Measurement
+from featherweight.weights.parametrized import coded, decoded
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,15 @@ class Row:
 _ROW: TypeAdapter[Row] = TypeAdapter(Row)
 
 
-def score(value: float, beside: Sequence[float] = ()) -> str:
+def score(value: float | None, beside: Sequence[float | None] = ()) -> str:
     """A score as text: with as many decimals as the largest of it and those `beside` it needs for four digits, two at least.
 
     A task's score is what its owner makes it: percents, a share in 0..1, the negative of a small loss.
     """
-    largest = max((abs(number) for number in (value, *beside) if math.isfinite(number)), default=0.0)
+    if value is None:
+        return ""
+    numbers = [abs(number) for number in (value, *beside) if number is not None and math.isfinite(number)]
+    largest = max(numbers, default=0.0)
     decimals = 2 if largest == 0 else min(max(2, 3 - math.floor(math.log10(largest))), 12)
     return f"{value:.{decimals}f}"
 
@@ -121,3 +126,12 @@ def notes(rows: Sequence[Row], health: float = 0.1) -> list[str]:
                 f"stage {row.stage!r}: primal residual above {health} at {', '.join(open_targets)}: W and Z had not closed"
             )
     return found
+
+
+def weights_left(network: nn.Module, original: nn.Module) -> dict[str, dict[str, Any]]:
+    """Coded parameter -> its code, its non-zero weights, and its weights in the original network."""
+    now, before = decoded(network), decoded(original)
+    return {
+        name: {"code": viewed.code.kind, "nonzeros": int(now[name].count_nonzero()), "of": before[name].numel()}
+        for name, viewed in sorted(coded(network).items())
+    }

@@ -1,15 +1,15 @@
-"""One stage of a recipe, run from one partial network: cut, train under a guide, freeze, train on inside the sets, measure."""
+"""What all stages have in common while they run: a network, its training in phases, and the row that is measured at the end."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from featherweight import structure
 from featherweight.budget.costs import Spent
 from featherweight.criteria.auxiliary import new_heads, with_auxiliary
 from featherweight.errors import FeatherweightError, TrainingError, shortened
@@ -17,116 +17,155 @@ from featherweight.files.edits import Edit, Snapshot, structure_edit
 from featherweight.lowrank.factor import materialise
 from featherweight.measurement import measure
 from featherweight.network import generators
-from featherweight.recipe.plan import chosen, resolve
-from featherweight.recipe.schema import Stage
-from featherweight.recipe.selection import said
-from featherweight.run.cut_units import cut_units
-from featherweight.run.learn_units import Proportions
+from featherweight.recipe.schema import Stage, Train
 from featherweight.run.report import Row
-from featherweight.run.state import Guide, Memory, Monitor, Partial, Watch
-from featherweight.structure.errors import StructureError
+from featherweight.run.state import Result, RunState, Unfinished
+from featherweight.run.watch import Guide, Monitor, Watch
+from featherweight.structure import Edit as StructureEdit
 from featherweight.task import Batch, Task, steps_of
 from featherweight.training.distillation import settled
-from featherweight.training.fit import fit, recalibrate, squared_gradients
+from featherweight.training.fit import fit, recalibrate
+from featherweight.training.schedule import Distillation, Training
 from featherweight.weights import optimizers
-from featherweight.weights.drivers import Driver, Imposed, Target, freeze
-from featherweight.weights.parametrized import coded, decoded, detach, layouts_kept
-from featherweight.weights.sets import TopRows
+from featherweight.weights.parametrized import coded, decoded
 
 
-class StageRun:
-    """What a stage needs while it runs: made anew, or from what an interrupted run left of it in `memory`."""
+@dataclass(frozen=True)
+class Ground:
+    """What every stage of a run stands on. `original`: the network as it was given."""
 
-    def __init__(self, stage: Stage, start: Partial, original: nn.Module, task: Task, memory: Memory, monitor: Monitor) -> None:
-        generators.restore(memory.random)
-        self.stage, self.start, self.original, self.memory = stage, start, original, memory
-        self.task = replace(task, loss=self._loss(task))
-        self.work = memory.work
-        self.network, self.structural = start.snapshot.build(original), start.snapshot.structural()
-        self.spent: Spent | None = None
-        self.unswept = ""
-        for name in _meant(stage, self.network, task) & coded(self.network).keys():
-            detach(self.network, name)
-        if stage.units and self.work is None:
-            done = cut_units(self.network, task, stage.units, memory.epochs, stage.auxiliary)
-            self.spent = done.spent
-            if done.edit is not None:
-                self.structural = [*self.structural, structure_edit(done.edit)]
-        self.squares = squared_gradients(self.network, task, memory.epochs) if stage.fisher else None
-        self.plan = resolve(stage, self.network, decoded(original), self.squares, task.example)
-        if self.work is not None:
-            self.network, self.structural = self.work.snapshot.build(original), self.work.snapshot.structural()
-            self.spent = Spent.from_dict(self.work.spent) if self.work.spent else None
-        self.heads = self._auxiliary_heads()
-        self.teacher = memory.baseline.build(original).eval() if stage.distill and stage.epochs else None
-        self.distill, self.distilled = None, ""
-        if self.teacher is not None:
-            self.distill, self.distilled = settled(stage.distill, task, self.teacher, memory.epochs)
-        self.watch = Watch(memory, monitor, stage, start, steps_of(task, memory.epochs), self.spent, self.heads)
+    original: nn.Module
+    task: Task
+    state: RunState
+    monitor: Monitor
 
-    def finish(self) -> Partial:
-        """Run what is left of the stage; the network that comes of it, with its row."""
-        loss = math.inf
-        if self.work is None or self.work.phase == "train":
-            loss = self._train_guided()
-        if self.stage.retrain.epochs:
-            loss = self._train("retrain", self._optimizer())
+
+@dataclass
+class Running:
+    """A stage while it runs: made by `begin`, told what it needs by `prepare`, ended by `finish`."""
+
+    stage: Stage
+    start: Result
+    ground: Ground
+    network: nn.Module
+    structural: list[Edit]
+    spent: Spent | None = None
+    said: list[str] = field(default_factory=list)
+    heads: dict[str, nn.Module] = field(default_factory=dict)
+    teacher: nn.Module | None = None
+    distill: Distillation | None = None
+    watch: Watch = field(init=False)
+
+    @property
+    def unfinished(self) -> Unfinished | None:
+        """What an interrupted run left of this stage."""
+        return self.ground.state.unfinished
+
+    @property
+    def task(self) -> Task:
+        """The user's, whose failures on a network that has been changed are told as such."""
+        return replace(self.ground.task, loss=self._loss(self.ground.task))
+
+    @property
+    def epoch(self) -> int:
+        """The first of this stage."""
+        return self.ground.state.epochs
+
+    @property
+    def steps_an_epoch(self) -> int:
+        return self.watch.steps_an_epoch
+
+    def cut(self, edits: Iterable[StructureEdit]) -> None:
+        """Remember what was cut of the network."""
+        self.structural = [*self.structural, *map(structure_edit, edits)]
+
+    def resume(self) -> None:
+        """The network as an interrupted run left it."""
+        if self.unfinished is not None:
+            self.network = self.unfinished.snapshot.build(self.ground.original)
+            self.structural = self.unfinished.snapshot.structural()
+            self.spent = Spent.from_dict(self.unfinished.spent) if self.unfinished.spent else None
+
+    def prepare(self, auxiliary: bool = False) -> None:
+        """Make what the training needs: auxiliary heads, the teacher, the watch."""
+        stage, state = self.stage, self.ground.state
+        if auxiliary and stage.epochs:
+            self._add_heads()
+        if stage.distill and stage.epochs:
+            self.teacher = state.baseline.build(self.ground.original).eval()
+            self.distill, said = settled(stage.distill, self.ground.task, self.teacher, self.epoch)
+            self.said.append(said)
+        self.watch = Watch(state, self.ground.monitor, stage, self.start, steps_of(self.ground.task, self.epoch))
+
+    def optimizer(self) -> Optimizer:
+        """The task's, over the network and the heads."""
+        heads = [p for head in self.heads.values() for p in head.parameters()]
+        return optimizers.build(self.ground.task.optimizer, self.network, heads)
+
+    def train(self, optimizer: Optimizer, guide: Guide | None = None) -> float:
+        """The training before anything is projected or cut; the mean loss of its last epoch, inf if there is none to do."""
+        if self.unfinished is not None and self.unfinished.phase != "train":
+            return math.inf
+        return self._fit("train", self.stage.train, self.epoch, optimizer, guide)
+
+    def retrain(self, training: Training) -> float:
+        """The training after it."""
+        return self._fit("retrain", training, self.epoch + self.stage.train.epochs, self.optimizer(), None)
+
+    def finish(self, loss: float, asked: float | None) -> Result:
+        """The network that came of it, with its row. `asked`: the share to keep."""
         if self.stage.imposes or self.stage.epochs:  # a network that is only measured stays as it was given
-            recalibrate(self.network, self.task, self.memory.epochs)
+            recalibrate(self.network, self.task, self.epoch)
         snapshot = Snapshot.of(self.network, self.structural)
-        return Partial(snapshot, [*self.start.rows, self._row(snapshot, loss).to_dict()], loss)
+        rows, thin = self.start.rows, snapshot.build(self.ground.original)
+        materialise(
+            thin, example=self.ground.task.example_inputs
+        )  # what this would be shipped as: thin factors are two plain layers
+        row = Row(
+            self.stage.name,
+            measure(thin, self.ground.task.example_inputs, self.ground.task.evaluate),
+            asked,
+            left(self.network, self.ground.original),
+            self.stage.epochs + (rows[-1]["epochs"] if rows else 0),
+            self.watch.seconds(),
+            loss if math.isfinite(loss) else None,
+            self.watch.residuals,
+            self.spent,
+            tuple(filter(None, self.said)),
+        )
+        return Result(snapshot, [*rows, row.to_dict()], loss)
 
-    def _train_guided(self) -> float:
-        """The phase in which something is imposed or learned, and what is cut or frozen at its end."""
-        optimizer, stage = self._optimizer(), self.stage
-        guide: Imposed | Proportions
-        if stage.adaptive:
-            steps = stage.train.epochs * self.watch.steps_an_epoch
-            guide = Proportions(stage.adaptive, self.network, self.task.example, optimizer, steps)
-        else:
-            guide = Imposed(
-                self._driver(), self.network, optimizer, self.plan.targets, squares=self.squares, spread=self.plan.spread
-            )  # fmt: skip
-        if self.work is not None and self.work.imposed is not None:
-            guide.load_state_dict(self.work.imposed)
-        with guide:
-            loss = self._train("train", optimizer, guide)
-        self.watch.residuals = guide.residuals()
-        if isinstance(guide, Proportions):
-            with layouts_kept(self.network):
-                self.structural = [*self.structural, *(structure_edit(edit) for edit in guide.cut())]
-        elif stage.sweep:
-            edits, self.unswept = _sweep(self.network, self.task, guide.targets)
-            self.structural = [*self.structural, *edits]
-        return loss
-
-    def _train(self, phase: str, optimizer: Optimizer, guide: Guide | None = None) -> float:
+    def _fit(self, phase: str, training: Training, first: int, optimizer: Optimizer, guide: Guide | None) -> float:
         """`fit` for one phase, from where an interrupted run left it."""
-        training, first_epoch = self.stage.train, self.memory.epochs
-        if phase == "retrain":
-            training, first_epoch = self.stage.retrain, self.memory.epochs + self.stage.train.epochs
-        steps, earlier, random, began = 0, list[float](), None, None
-        if self.work is not None and self.work.phase == phase:
-            optimizer.load_state_dict(self.work.optimizer)
-            steps, earlier, random, began = self.work.steps, self.work.losses, self.work.random, self.work.began
+        resumed: dict[str, Any] = {}
+        if self.unfinished is not None and self.unfinished.phase == phase:
+            left = self.unfinished
+            optimizer.load_state_dict(left.optimizer)
+            resumed = {"start": left.steps, "earlier": left.losses, "random": left.random, "began": left.began}
         return fit(
             self.network,
             optimizer,
             with_auxiliary(self.task, self.heads, most=1.0) if self.heads else self.task,
             training,
-            first_epoch=first_epoch,
-            start=steps,
-            earlier=earlier,
-            random=random,
-            began=began,
+            first_epoch=first,
             teacher=self.teacher,
             distill=self.distill,
-            after_step=self.watch.over(phase, self.network, self.structural, optimizer, guide),
+            after_step=self.watch.over(phase, self.network, self.structural, optimizer, guide, self.spent, self.heads),
+            **resumed,
         )
 
-    def _loss(self, task: Task) -> Callable[[nn.Module, Batch], Tensor]:
-        """The task's loss, whose failures on a network that has been changed are told as such."""
+    def _add_heads(self) -> None:
+        """Those that train along, at the pivots and in the state of the interrupted run if there was one."""
+        if self.unfinished is None:
+            self.heads = new_heads(self.network, self.ground.task, self.epoch)
+        else:
+            self.heads = new_heads(self.network, self.ground.task, self.epoch, list(self.unfinished.heads), rounds=0)
+        for pivot, head in self.heads.items():
+            head.train().requires_grad_(True)
+            if self.unfinished is not None:
+                head.load_state_dict(self.unfinished.heads[pivot])
 
+    def _loss(self, task: Task) -> Callable[[nn.Module, Batch], Tensor]:
         def loss(model: nn.Module, batch: Batch) -> Tensor:
             try:
                 return task.loss(model, batch)
@@ -144,87 +183,23 @@ class StageRun:
 
         return loss
 
-    def _driver(self) -> Driver | None:
-        """The stage's driver, paced for as long as it trains."""
-        epochs = self.stage.train.epochs
-        return self.stage.driver.paced(epochs * self.watch.steps_an_epoch, epochs) if self.stage.driver and epochs else None
 
-    def _late(self) -> str:
-        """A sentence where the driver cannot project once before the training is over, else ""."""
-        driver, steps = self._driver(), self.stage.train.epochs * self.watch.steps_an_epoch
-        if driver is None or driver.every is None or driver.every <= steps:
-            return ""
-        return (
-            f"nothing was projected before the end: every is {driver.every} and the stage trains {steps} steps. Leave every out, "
-            "or make it less"
-        )
-
-    def _optimizer(self) -> Optimizer:
-        heads = [p for head in self.heads.values() for p in head.parameters()]
-        return optimizers.build(self.task.optimizer, self.network, heads)
-
-    def _auxiliary_heads(self) -> dict[str, nn.Module]:
-        """Those that train along, at the pivots and in the state of the interrupted run if there was one."""
-        if not self.stage.auxiliary or self.stage.epochs == 0:
-            return {}
-        if self.work is None:
-            heads = new_heads(self.network, self.task, self.memory.epochs)
-        else:
-            heads = new_heads(self.network, self.task, self.memory.epochs, list(self.work.heads), rounds=0)
-        for pivot, head in heads.items():
-            head.train().requires_grad_(True)
-            if self.work is not None:
-                head.load_state_dict(self.work.heads[pivot])
-        return heads
-
-    def _row(self, snapshot: Snapshot, loss: float) -> Row:
-        stage, rows = self.stage, self.start.rows
-        thin = snapshot.build(self.original)
-        materialise(thin, example=self.task.example)  # what this stage would be shipped as: thin factors are two plain layers
-        imposing = stage.units or stage.adaptive
-        return Row(
-            stage.name,
-            measure(thin, self.task.example, self.task.score),
-            imposing.share if imposing else stage.keep,
-            _left(self.network, self.original),
-            stage.epochs + (rows[-1]["epochs"] if rows else 0),
-            self.watch.seconds(),
-            loss if math.isfinite(loss) else None,
-            self.watch.residuals,
-            self.spent,
-            (*said(self.plan.left_out), *filter(None, (self.distilled, self._late(), self.unswept))),
-        )
+def begin(stage: Stage, start: Result, ground: Ground) -> Running:
+    """A stage at its beginning: the network of its start, and the random generators where they stood there."""
+    generators.restore(ground.state.random)
+    return Running(stage, start, ground, start.snapshot.build(ground.original), start.snapshot.structural())
 
 
-def _sweep(network: nn.Module, task: Task, targets: Mapping[str, Target]) -> tuple[list[Edit], str]:
-    """Cut the units that the projection left dead, in place, and code the smaller weights again; nothing if the class cannot.
-    The edits, and a sentence where the network cannot be looked through, else "".
-
-    Filters that a set of rows gave up go with the constant that their batch norm leaves: `recalibrate` follows.
-    """
-    for name in targets:
-        detach(network, name)
-    results, why = [], ""
-    with layouts_kept(network):
-        try:
-            results.append(structure.sweep(network, structure.trace(network, task.example)))
-            filters = [name for name, target in targets.items() if isinstance(target.set, TopRows)]
-            if filters and structure.silence(network, graph := structure.trace(network, task.example), filters):
-                results.append(structure.sweep(network, graph))
-        except StructureError as error:
-            why = f"units of zeros stay in the network: {shortened(str(error))}"
-    weights = dict(network.named_parameters())
-    for name, target in targets.items():
-        freeze(network, name, replace(target, set=target.set.shrunk(target.view.to_matrix(weights[name].detach()))))
-    return [structure_edit(result.edit) for result in results if result.edit is not None], why
+def train(stage: Train, start: Result, ground: Ground) -> Result:
+    """Run a stage that only trains, or only measures."""
+    running = begin(stage, start, ground)
+    running.resume()
+    running.prepare(stage.auxiliary)
+    loss = running.train(running.optimizer())
+    return running.finish(loss, None)
 
 
-def _meant(stage: Stage, network: nn.Module, task: Task) -> set[str]:
-    """The parameters that the stage's rules name."""
-    return {name for rule in stage.rules for name in chosen(rule, network, task.example).names}
-
-
-def _left(network: nn.Module, original: nn.Module) -> dict[str, tuple[int, int]]:
+def left(network: nn.Module, original: nn.Module) -> dict[str, tuple[int, int]]:
     """Coded parameter -> (its non-zero weights, its weights in the original network)."""
     now, before = decoded(network), decoded(original)
     return {name: (int(now[name].count_nonzero()), before[name].numel()) for name in sorted(coded(network))}

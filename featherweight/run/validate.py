@@ -12,6 +12,7 @@ from featherweight.budget.costs import Spent
 from featherweight.network import generators
 from featherweight.recipe.schema import Recipe
 from featherweight.run.report import Row
+from featherweight.training.schedule import Training
 
 MOST_EDITS = 10_000
 
@@ -55,18 +56,18 @@ class SavedSnapshot(_Plain):
     state: State
 
 
-class SavedPartial(_Plain):
-    snapshot: SavedSnapshot
+class SavedResult(_Plain):
+    network: Count
     rows: Annotated[list[Named], FailFast()]
     loss: float
 
 
-class SavedWork(_Plain):
+class SavedUnfinished(_Plain):
     phase: Literal["train", "retrain"]
     steps: Count
     snapshot: SavedSnapshot
     optimizer: Named
-    imposed: Named | None
+    guide: Named | None
     residuals: Annotated[dict[Any, Any], _all(float)]
     seconds: Annotated[Finite, Field(ge=0)]
     random: Random
@@ -77,7 +78,7 @@ class SavedWork(_Plain):
 
 
 class Saved(_Plain):
-    """`state.Memory`, as it lies in a file."""
+    """`RunState.to_dict`, as it lies in a file."""
 
     featherweight: Annotated[str, Field(max_length=100)]
     fingerprint: Annotated[dict[Any, Any], _all(dict)]
@@ -86,16 +87,25 @@ class Saved(_Plain):
     newest: Count
     epochs: Count
     random: Random
-    pool: Annotated[list[SavedPartial], FailFast(), Field(min_length=1, max_length=1000)]
-    results: Annotated[list[SavedPartial], FailFast(), Field(max_length=1000)]
-    baseline: SavedSnapshot
-    work: SavedWork | None
+    pool: Annotated[list[SavedResult], FailFast(), Field(min_length=1, max_length=1000)]
+    results: Annotated[list[SavedResult], FailFast(), Field(max_length=1000)]
+    baseline: Count
+    unfinished: SavedUnfinished | None
 
 
 def shape_problem(saved: Any) -> str:
     """Which field is missing, unknown, or not of its type; "" if none is."""
+    return _problem(Saved, saved)
+
+
+def network_problem(saved: Any) -> str:
+    """The same of the file of a finished network."""
+    return _problem(SavedSnapshot, saved)
+
+
+def _problem(kind: type[BaseModel], saved: Any) -> str:
     try:
-        Saved.model_validate(saved)
+        kind.model_validate(saved)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         return f"{'.'.join(str(part)[:60] for part in first['loc'][:6]) or 'the whole'}: {first['msg'][:300]}"
@@ -104,31 +114,31 @@ def shape_problem(saved: Any) -> str:
 
 def problem(saved: dict[str, Any], recipe: Recipe) -> str:
     """What cannot be of a run of `recipe`, whose fields are of their types; "" if nothing is."""
-    stages, work, stage = recipe.stages, saved["work"], saved["stage"]
+    stages, work, stage = recipe.stages, saved["unfinished"], saved["stage"]
     pool, results = saved["pool"], saved["results"]
     # A stage that has begun is one of the recipe's, and the rows of a network are those of the stages behind it.
     checks = [
         (stage < len(stages) or (stage == len(stages) and not work and not results), f"stage {stage} of {len(stages)}"),
-        (saved["newest"] < len(pool) <= recipe.candidates, f"partial network {saved['newest']} of {len(pool)}"),
+        (saved["newest"] < len(pool) <= recipe.candidates, f"network {saved['newest']} of {len(pool)}"),
         (len(results) <= recipe.candidates, f"{len(results)} results of a stage, more than candidates"),
         (saved["epochs"] == sum(done.epochs for done in stages[:stage]), f"{saved['epochs']} epochs after {stage} stages"),
-        (all(len(partial["rows"]) <= stage for partial in pool), "more rows than stages"),
-        (all(len(partial["rows"]) <= stage + 1 for partial in results), "more rows than stages"),
-        (not any(math.isnan(partial["loss"]) for partial in [*pool, *results]), "a loss that is no number"),
+        (all(len(one["rows"]) <= stage for one in pool), "more rows than stages"),
+        (all(len(one["rows"]) <= stage + 1 for one in results), "more rows than stages"),
+        (not any(math.isnan(one["loss"]) for one in [*pool, *results]), "a loss that is no number"),
     ]
     if work and stage < len(stages):
-        training = stages[stage].train if work["phase"] == "train" else stages[stage].retrain
+        phases = {"train": stages[stage].train, "retrain": getattr(stages[stage], "retrain", Training(0))}
         batches = saved["fingerprint"].get("task", {}).get("batches of epoch 0")
-        most = training.epochs * batches if isinstance(batches, int) else math.inf
+        most = phases[work["phase"]].epochs * batches if isinstance(batches, int) else math.inf
         checks.append(
             (work["steps"] <= most and len(work["losses"]) <= work["steps"], f"{work['steps']} steps of at most {most}")
         )
-        checks.append((not work["heads"] or stages[stage].auxiliary, "heads of a stage that has none"))
+        checks.append((not work["heads"] or getattr(stages[stage], "auxiliary", False), "heads of a stage that has none"))
     failed = [said for holds, said in checks if not holds]
     if failed:
         return failed[0]
     try:
-        for row in {id(row): row for partial in [*pool, *results] for row in partial["rows"]}.values():
+        for row in {id(row): row for one in [*pool, *results] for row in one["rows"]}.values():
             Row.from_dict(row)
         if work and work["spent"]:
             Spent.from_dict(work["spent"])

@@ -17,10 +17,7 @@ from torch.optim import Optimizer
 from featherweight.errors import TrainingError
 from featherweight.network import evaluating, generators
 from featherweight.network.evaluating import buffers_kept
-from featherweight.task import Batch as Batch
-from featherweight.task import Batches as Batches
-from featherweight.task import Task as Task
-from featherweight.task import steps_of
+from featherweight.task import Batch, Task, steps_of
 from featherweight.training.distillation import distilled
 from featherweight.training.schedule import Distillation, Training
 from featherweight.weights.parametrized import coded
@@ -157,7 +154,7 @@ def _counted(batches: Iterator[Batch], passed: int, count: int, epoch: int) -> I
     if given != count:
         amount = "more" if given > count else f"only {given}"
         raise TrainingError(
-            f"batches({epoch}) of the task gives {amount} where the run counts on {count} an epoch, the length of the first: "
+            f"the task's `train` gives {amount} in epoch {epoch} where the run counts on {count} batches, as in the first: "
             "give as many in every epoch, such as featherweight.Steps(loader, count)"
         )
 

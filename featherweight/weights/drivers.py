@@ -18,6 +18,7 @@ from featherweight.errors import InputError, TrainingError
 from featherweight.weights.distributed import Wrappers
 from featherweight.weights.optimizers import Scales, Steps, require_held
 from featherweight.weights.parametrized import attach, owner
+from featherweight.weights.sets import Set
 from featherweight.weights.targets import Spread, Target, require, weights_of
 
 SQUARES_RATE = 1e-3  # of the running mean of squared gradients, as in Adam
@@ -397,6 +398,36 @@ class Imposed:
 
 
 @torch.no_grad()
+def constrain(
+    model: nn.Module,
+    optimizer: Optimizer,
+    targets: Mapping[str, Target | Set],
+    driver: Driver | None = None,
+    *,
+    squares: Mapping[str, Tensor] | None = None,
+    spread: Spread | None = None,
+) -> Imposed:
+    """A context around your own training loop, at whose end every target lies in its set.
+
+    targets  parameter name -> a set, or a Target for a set with a view
+    driver   how the sets pull on the training, such as ADMM; without one, masks are held and the weights are projected at the end
+    See `Imposed` for what holds inside and afterwards, for the errors, and for `squares` and `spread`.
+
+    >>> import torch, featherweight as fw
+    >>> net = torch.nn.Linear(10, 4)
+    >>> optimizer = torch.optim.Adam(net.parameters(), 0.01)
+    >>> with fw.constrain(net, optimizer, {"weight": fw.TopK(8)}, fw.ADMM(rho=0.1, every=2, growth=1.2)):
+    ...     for step in range(10):
+    ...         optimizer.zero_grad()
+    ...         net(torch.ones(3, 10)).square().mean().backward()
+    ...         optimizer.step()
+    >>> int(net.weight.count_nonzero())
+    8
+    """
+    wanted = {name: target if isinstance(target, Target) else Target(target) for name, target in targets.items()}
+    return Imposed(driver, model, optimizer, wanted, squares=squares, spread=spread)
+
+
 def freeze(model: nn.Module, name: str, target: Target, squares: Tensor | None = None) -> None:
     """Project parameter `name` onto its set and put the code on it."""
     module, attribute = owner(model, name)

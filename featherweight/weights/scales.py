@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 GRID = 64  # intervals a round splits each surviving interval into
+SWEPT = 1 << 24  # breakpoints of a row that are sorted at most
 BATCH = 1 << 21  # assignments (scales times levels) looked at together; bounds the memory
 ROWS = 1 << 22  # entries of rows that are looked at together
+MANY = 16  # levels from which on breakpoints lie so densely that those that are left are soon looked at one by one
 TOLERANCE = 1e-12  # gain, as a share of |x|^2, below which an interval is not worth opening: the rounding of the sums
 
 
@@ -111,9 +113,19 @@ def _best_scales(magnitudes: Tensor, levels: Tensor, skip_zeros: bool) -> Tensor
     whole = (x * x).sum(1)
     least, bound, waiting = whole.clone(), torch.zeros_like(low), torch.ones_like(low, dtype=torch.bool)
     low, high, bound, waiting = low[rows], high[rows], bound[rows], waiting[rows]
+    rounds = 0
     while rows.numel():
         waiting = waiting & (bound < (least - TOLERANCE * whole)[rows, None])
         number = waiting.sum(1)
+        if levels.numel() >= MANY and x.shape[1] * levels.numel() <= SWEPT:
+            cheaper = (number > 0) & ((number * GRID >= x.shape[1]) | (rounds == 2))  # than to open the intervals once more
+            for at in cheaper.nonzero().squeeze(1).tolist():
+                row, ends = int(rows[at]), (low[at][waiting[at]], high[at][waiting[at]])
+                swept = _swept(x[row], sums[row], int(start[row]), *ends, levels, middles)
+                if swept[0] > float(whole[row] - least[row]):
+                    best[row] = swept[1]
+            number = torch.where(cheaper, 0, number)
+        rounds += 1
         for row in rows[number > BATCH // (GRID * levels.numel())].tolist():  # more than are opened at once: by itself
             best[row] = best_scale(x[row, int(start[row]) :], levels)
         going = (number > 0) & (number <= BATCH // (GRID * levels.numel()))
@@ -131,6 +143,40 @@ def _best_scales(magnitudes: Tensor, levels: Tensor, skip_zeros: bool) -> Tensor
             least[own], best[own] = torch.where(better, found[0], least[own]), torch.where(better, found[1], best[own])
             opened.append(found[2:])
         low, high, bound, waiting = (torch.cat(column) for column in zip(*opened, strict=True))
+    return best
+
+
+def _swept(
+    x: Tensor, sums: Tensor, start: int, low: Tensor, high: Tensor, levels: Tensor, middles: Tensor
+) -> tuple[float, float]:
+    """(A^2 / B, its scale A / B) of the best assignment that any scale in the intervals gives one row, every one looked at.
+
+    As a scale falls from the high end of an interval, an entry goes up a level at each breakpoint that is passed.
+    """
+    best = (-1.0, 0.0)
+    order = low.argsort()
+    low, high = low[order], high[order]
+    apart = torch.cat([low[1:] > high[:-1] * (1 + 1e-12), torch.ones_like(low[:1], dtype=torch.bool)])
+    first = torch.cat([torch.ones_like(apart[:1]), apart[:-1]])
+    for lowest, highest in zip(low[first].tolist(), high[apart].tolist(), strict=True):
+        begin = torch.searchsorted(x, lowest * middles).clamp_min(start)
+        end = torch.searchsorted(x, highest * middles).clamp_min(start)
+        cut = torch.cat([end.new_tensor([start]), end, end.new_tensor([x.numel()])])
+        a = ((sums[cut[1:]] - sums[cut[:-1]]) * levels).sum()
+        b = ((cut[1:] - cut[:-1]) * levels**2).sum()
+        count = end - begin
+        level = torch.repeat_interleave(torch.arange(len(middles), device=x.device), count)
+        within = torch.arange(len(level), device=x.device) - (count.cumsum(0) - count)[level]
+        entry = x[begin[level] + within]
+        passed = (entry / middles[level]).argsort(descending=True)
+        level, entry = level[passed], entry[passed]
+        step, square = levels[1:] - levels[:-1], levels[1:] ** 2 - levels[:-1] ** 2
+        a = torch.cat([a[None], a + (entry * step[level]).cumsum(0)])
+        b = torch.cat([b[None], b + square[level].cumsum(0)]).clamp_min(1)
+        gain = a * a / b
+        top = int(gain.argmax())
+        if float(gain[top]) > best[0]:
+            best = float(gain[top]), float(a[top] / b[top])
     return best
 
 

@@ -458,13 +458,13 @@ def _task(held: Callable[[], Sequences], seed: int, choosing: bool, batch_size: 
         view = functools.partial(_seen, window=data.window)
         return EpochBatches(data.train.codes, data.train.labels, order, batch_size, seed, epoch, view, place)
 
-    def score(network: nn.Module) -> float:
+    def evaluate(network: nn.Module) -> float:
         data = held()
         part = (data.validation if choosing else data.test).window(data.window)
         return 100.0 * auc(margins(network, one_hot(part.codes)), part.labels)
 
     example = one_hot(torch.randint(0, 4, (1, WINDOW), generator=Generator().manual_seed(0)))
-    return Task((example.to(place),), batches, _loss, score, clipped_adam, logits=itself)
+    return Task((example.to(place),), batches, _loss, evaluate, clipped_adam, logits=itself)
 
 
 def _loss(network: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from featherweight import Recipe, Stage, Task, compress
+from featherweight import CutUnits, Recipe, Task, compress
 from featherweight.budget.choices import Infeasible
 from featherweight.budget.costs import Spent, cost_of
 from featherweight.budget.units import Allotment, allot, offered
 from featherweight.recipe.schema import Units
+from featherweight.run import latency_budget
 from featherweight.run.report import Row, notes
-from featherweight.ship import latency_budget
 from featherweight.structure import prune, trace
 from featherweight.training.schedule import Training
 
@@ -53,7 +53,7 @@ def network() -> nn.Module:
 
 
 def run(units: Units, epochs: int = 0, **options: Any) -> Any:
-    return compress(network(), Recipe("r", (Stage("cut", units=units, train=Training(epochs)),)), TASK, **options)
+    return compress(network(), Recipe("r", (CutUnits("cut", units=units, train=Training(epochs)),)), TASK, **options)
 
 
 def stored(made: nn.Module) -> int:
@@ -63,14 +63,14 @@ def stored(made: nn.Module) -> int:
 
 def test_bytes_are_those_of_the_rebuilt_network() -> None:
     made = network()
-    graph = trace(made, TASK.example)
+    graph = trace(made, TASK.example_inputs)
     cost = cost_of("bytes", made, graph)
     assert cost({}) == stored(made)
     source = random.Random(0)
     for _ in range(2):
         sizes = {name: source.randint(1, site.size) for name, site in graph.sites.items()}
         smaller = network()
-        prune(smaller, trace(smaller, TASK.example), {name: range(size) for name, size in sizes.items()}, where="class")
+        prune(smaller, trace(smaller, TASK.example_inputs), {name: range(size) for name, size in sizes.items()}, where="class")
         assert cost(sizes) == stored(smaller)
 
 
@@ -203,7 +203,7 @@ def test_noise_is_told_and_does_not_lead_far_away(monkeypatch: pytest.MonkeyPatc
 def test_milliseconds_out_of_reach_name_the_nearest_and_within_reach_cut_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latency_budget, "timed", clock(0.0))
     least = network()
-    prune(least, trace(least, TASK.example), {"one": [0], "two": [0]}, where="class")
+    prune(least, trace(least, TASK.example_inputs), {"one": [0], "two": [0]}, where="class")
     with pytest.raises(Infeasible, match="cannot be met") as error:
         run(Units("l1", latency_ms=900 * seconds(least)))
     enough = float(str(error.value).split("Ask for ")[1].split(" or more")[0])
@@ -221,7 +221,7 @@ def test_a_table_believes_no_network_that_does_more_and_takes_less() -> None:
 
 def test_the_real_clock_gives_a_time_a_round_and_leaves_the_network_alone() -> None:
     made = network().train()
-    times = latency_budget.timed({"a": made, "b": made}, TASK.example, 6)
+    times = latency_budget.timed({"a": made, "b": made}, TASK.example_inputs, 6)
     assert [len(taken) for taken in times.values()] == [6, 6] and min(min(taken) for taken in times.values()) > 0
     assert made.training and int(made.norm.num_batches_tracked) == 0  # type: ignore[union-attr,arg-type]
 

@@ -26,7 +26,7 @@ from featherweight.cli.commands import app
 from featherweight.measurement import Measurement
 from featherweight.recipe.schema import from_dict
 from featherweight.recipes import RECIPES
-from featherweight.run.state import Progress
+from featherweight.run.watch import Progress
 from featherweight.zoo import datasets
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -357,7 +357,7 @@ def test_missing_data_set(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError("no network in this test")
 
     monkeypatch.setenv("FEATHERWEIGHT_DATA", str(place / "data"))
-    monkeypatch.setattr(datasets.fetch, "opened", offline)
+    monkeypatch.setattr(datasets.downloads, "opened", offline)
     told = message(call("compress", "lenet5", "--data", "mnist", "--recipe", "progressive_admm", "-o", "out", code=3))
     assert "train-images-idx3-ubyte" in told and "FEATHERWEIGHT_DATA" in told
     assert not (place / "out").exists() and not (place / "out.work").exists(), "said before anything is made"

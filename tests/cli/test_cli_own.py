@@ -180,7 +180,7 @@ def test_structure_of_built_in_networks_reads_no_data(name: str, monkeypatch: py
     for source in ("digits", "mnist", "cifar10"):
         monkeypatch.setattr(data, source, read)
     for source in tasks.TASKS:
-        assert inputs.task(source, 0).example[0].abs().max() > 0
+        assert inputs.task(source, 0).example_inputs[0].abs().max() > 0
     monkeypatch.setattr("featherweight.cli.outline.outline", lambda graph: {"macs": 1})
     monkeypatch.setattr("featherweight.cli.commands.trace", lambda network, example: None)
     assert json.loads(call("inspect", name, "--json").stdout) == {"macs": 1}
@@ -204,7 +204,7 @@ def test_a_plan_knows_how_many_batches_an_epoch_has() -> None:
 
 
 def test_inputs_have_a_shape_and_a_type() -> None:
-    first, second = inputs.shapes(["2x3", "1x4:int64"]).example
+    first, second = inputs.shapes(["2x3", "1x4:int64"]).example_inputs
     assert first.shape == (2, 3) and first.dtype == torch.float32 and first.abs().min() > 0
     assert second.shape == (1, 4) and second.dtype == torch.int64
     wrongs = {"3,4": "sizes of one input", "0x3": "sizes", "1x3:int6": "Did you mean 'int64'", "99999x99999": "more than"}

@@ -11,7 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from featherweight import Recipe, Rule, Stage, TopK, compress, structure
+from featherweight import Constrain, Recipe, Rule, TopK, compress, structure
 from featherweight.cli.commands import app
 from featherweight.cli.inputs import network, task
 from featherweight.files.artifact import save_cut
@@ -46,7 +46,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     made, work = network("own.py:net", None), task("own.py:task", 0)
     compress(made, decompose("channel", targets="2.weight", ranks={"2.weight": 2}), work).save("thin")
-    masked = Stage("masked", (Rule("2.weight", TopK()),), keep=0.1)
+    masked = Constrain("masked", (Rule("2.weight", TopK()),), keep=0.1)
     compress(made, Recipe("mask", (masked,)), work).save("masked", model="own.py:net")
     return tmp_path
 
@@ -81,7 +81,7 @@ def test_export_of_a_program_to_a_given_file(place: Path) -> None:
 
 def test_export_of_a_network_that_needs_no_class(place: Path) -> None:
     made, work = network("own.py:net", None), task("own.py:task", 0)
-    cut = structure.prune(made, trace(made, work.example), {"0": [0, 1, 2]}, where="graph")
+    cut = structure.prune(made, trace(made, work.example_inputs), {"0": [0, 1, 2]}, where="graph")
     save_cut("cut", cut.model)
     told = json.loads(call("export", "cut", "--data", "own.py:task", "--format", "pt2", "--json").stdout)
     assert told["path"] == "cut/model.pt2" and told["relative"] < 1e-5

@@ -17,7 +17,7 @@ from featherweight.cli.outline import budget_of, cuts, outline
 from featherweight.errors import InputError
 from featherweight.files.edits import Snapshot
 from featherweight.structure import trace
-from featherweight.training.fit import Task
+from featherweight.task import Task
 from featherweight.weights.drivers import Target, freeze
 from featherweight.weights.sets import TopK
 from featherweight.zoo.networks import NETWORKS, lenet5

@@ -410,7 +410,7 @@ class Bare(nn.Module):
 
 def test_a_site_that_no_weight_makes_has_no_norms() -> None:
     model = Bare().double()
-    graph = trace(model, task().example)
+    graph = trace(model, task().example_inputs)
     assert len(graph.sites) == 1
     with pytest.raises(Unsuited, match=r"'given': no weight matrix makes its units\. Rank by a criterion that looks at"):
         CRITERIA["l1"](model, graph, collect(model, graph, task(), []))

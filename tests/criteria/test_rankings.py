@@ -20,7 +20,7 @@ from featherweight.criteria.statistics import collect
 from featherweight.errors import InputError
 from featherweight.network.copies import bare
 from featherweight.recipe.schema import Units
-from featherweight.run.cut_units import NOT_EXPRESSIBLE, cut_units, may_go
+from featherweight.run.cut_units import NOT_EXPRESSIBLE, cut, may_go
 from featherweight.run.report import notes
 from featherweight.structure import Graph, trace
 from featherweight.structure.errors import StructureError
@@ -113,11 +113,11 @@ def test_samples_are_counted_however_the_network_is_called(box: Any) -> None:
     network = seeded(Boxed)()
     graph = trace(network, (ROW,))
     task = fw.Task((ROW,), lambda epoch: [box] * 3, lambda n, b: n(b).square().mean(), lambda n: 0.0, torch.optim.SGD)
-    by_name = dataclasses.replace(task, batches=lambda epoch: [ROW] * 3, loss=lambda n, b: n(row=b).square().mean())
+    by_name = dataclasses.replace(task, train=lambda epoch: [ROW] * 3, loss=lambda n, b: n(row=b).square().mean())
     for given in (task, by_name):
         stats = collect(network, graph, given, ["gradients", "pairs", "zeros"])
         assert (stats.samples, stats.count) == (12, 3)
-        expected = collect(network, graph, dataclasses.replace(task, batches=lambda epoch: [ROW] * 3), ["gradients"])
+        expected = collect(network, graph, dataclasses.replace(task, train=lambda epoch: [ROW] * 3), ["gradients"])
         torch.testing.assert_close(stats.magnitudes["first"], expected.magnitudes["first"])
     with pytest.raises(InputError, match=r"called without a tensor that has a batch dimension \(\[.1.\]\)"):
         collect(network, graph, dataclasses.replace(task, loss=lambda n, b: n([1]) and b), ["gradients"])
@@ -138,7 +138,7 @@ def u_net_task(count: int = 8) -> fw.Task:
 def test_what_is_left_out_is_said_in_the_plan_the_row_and_the_report() -> None:
     network, task = seeded(UNet)(), u_net_task()
     asked = Units("thinet", macs=0.9, refit=True)
-    sites, left_out = may_go(network, trace(network, task.example), asked)
+    sites, left_out = may_go(network, trace(network, task.example_inputs), asked)
     assert "deep.0" in left_out and "a transposed convolution, whose patches are not sampled" in left_out["deep.0"]
     assert sites and not set(sites) & set(left_out)
     rows = fw.compress(network, fw.recipes.thinet(macs=0.9, epochs=0), task).rows
@@ -153,10 +153,10 @@ def test_what_is_left_out_is_said_in_the_plan_the_row_and_the_report() -> None:
 
 def test_a_budget_is_met_by_the_sites_that_are_left_and_without_any_the_way_out_is_named() -> None:
     network, task = seeded(UNet)(), u_net_task()
-    cut = cut_units(network, task, Units("collaborative", macs=0.9, refit=True), 0)
-    assert cut.spent.after <= 0.9 * cut.spent.before and network.deep[0].out_channels == 12
+    done = cut(network, task, Units("collaborative", macs=0.9, refit=True), 0)
+    assert done.spent.after <= 0.9 * done.spent.before and network.deep[0].out_channels == 12
     with pytest.raises(InputError, match=r"no units can go.*deep\.0: it is read by up.*Rank by l1 or l2.*or match other sites"):
-        cut_units(seeded(UNet)(), task, Units("thinet", macs=0.9, sites="deep.0"), 0)
+        cut(seeded(UNet)(), task, Units("thinet", macs=0.9, sites="deep.0"), 0)
     assert NOT_EXPRESSIBLE.startswith("the network's own class")
 
 
@@ -195,9 +195,9 @@ def test_a_search_over_few_samples_is_judged_by_others_than_the_criterion_saw() 
             yield batch
 
     asked = Units("channel_lasso", macs=0.5, allot=Search(2, 1))
-    spent = cut_units(table_net(), dataclasses.replace(task, batches=batches), asked, 0).spent
+    spent = cut(table_net(), dataclasses.replace(task, train=batches), asked, 0).spent
     assert spent.after <= 0.5 * spent.before
     assert "the criterion looked at half of the 12 samples, and the search was judged by the others" in spent.caveats
     assert max(seen) == 2
     with pytest.raises(InputError, match=r"the epoch holds 1: give smaller batches, or fewer `samples`"):
-        cut_units(table_net(), table_task(4), asked, 0)
+        cut(table_net(), table_task(4), asked, 0)

@@ -144,7 +144,12 @@ def test_pairs_of_the_outputs_are_of_their_squared_change() -> None:
     assert stats.curvature == "outputs" and not stats.gradients
     model.out = nn.Linear(7, 1).double()
     stats = collect(
-        model, trace(model, task().example), task(lambda n, b: n(b[0]).mean()), ["pairs"], samples=SAMPLES, curvature="outputs"
+        model,
+        trace(model, task().example_inputs),
+        task(lambda n, b: n(b[0]).mean()),
+        ["pairs"],
+        samples=SAMPLES,
+        curvature="outputs",
     )
     jacobian = jacrev(lambda g: by_hand(model, x, {**ones(), "stem": g})[0])(ones()["stem"])[:, 0]
     torch.testing.assert_close(stats.pairs["stem"], jacobian.T @ jacobian / SAMPLES)
@@ -266,7 +271,7 @@ def test_collaborative_selection_costs_one_backward_pass_a_batch(monkeypatch: py
     monkeypatch.setattr(torch.autograd, "grad", counting)
     monkeypatch.setattr(Tensor, "backward", None)
     x, y = torch.randn(6, 3, 32, 32), torch.arange(6)
-    small = dataclasses.replace(task(loss), batches=lambda epoch: list(zip(x.split(2), y.split(2), strict=True)))
+    small = dataclasses.replace(task(loss), train=lambda epoch: list(zip(x.split(2), y.split(2), strict=True)))
     stats = collect(model, graph, small, ["gradients", "pairs"], samples=6)
     assert calls == {"backward": 3, "forward": 3}
     collect(model, graph, small, ["gradients", "pairs"], samples=6, curvature="outputs")
@@ -284,7 +289,7 @@ def test_the_samples_that_there_are_are_taken_and_an_empty_epoch_is_an_error() -
     assert stats.caveat() == "judged by the 128 samples that an epoch holds, where 129 were asked for"
     assert collect(model, graph, task(), ["zeros"], samples=128).caveat() == ""
     with pytest.raises(TooFewSamples, match="gave no sample to look at: is the data set empty"):
-        collect(model, graph, dataclasses.replace(task(), batches=lambda epoch: []), ["zeros"])
+        collect(model, graph, dataclasses.replace(task(), train=lambda epoch: []), ["zeros"])
 
 
 def test_unknown_names_are_errors() -> None:
@@ -308,7 +313,7 @@ class Hidden(nn.Module):
 
 def test_a_site_that_cannot_be_watched_is_left_out_or_refused_where_it_was_asked_for() -> None:
     model = Hidden().double()
-    graph = trace(model, task().example)
+    graph = trace(model, task().example_inputs)
     stats = collect(model, graph, task(), ["zeros"], samples=32)
     assert stats.sites == () and "no Conv or Linear module" in stats.unobservable["first"]
     with pytest.raises(Unobservable, match=r"none of the sites can be watched: 'first'.*Rank them by their weights"):

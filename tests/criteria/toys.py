@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from featherweight.structure import Graph, trace
-from featherweight.training.fit import Task
+from featherweight.task import Task
 
 CLASSES, SAMPLES = 4, 128
 
@@ -87,7 +87,7 @@ def _trained(activation: type[nn.Module]) -> nn.Module:
 
 @functools.cache
 def _traced(activation: type[nn.Module]) -> Graph:
-    return trace(_trained(activation), task().example)
+    return trace(_trained(activation), task().example_inputs)
 
 
 def trained(activation: type[nn.Module] = nn.ReLU) -> tuple[nn.Module, Graph]:

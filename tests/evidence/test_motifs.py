@@ -66,15 +66,15 @@ def test_hits_on_both_strands_and_across_unknown_bases() -> None:
 
 
 def test_seqlets_find_the_planted_site() -> None:
-    """Attributions that are loud at the site, blurred by up to four bases and noisy: the matrix is that of the site again."""
+    """Attributions that are loud at the site, blurred by up to two bases and noisy: the matrix is that of the site again."""
     held = sequences.planted((1, 1, 150))
     part, rng = held.test, np.random.default_rng(0)
     assert part.planted is not None
     codes, places = part.codes.numpy()[:150], part.planted.numpy()[:150]
     maps = 0.1 * rng.normal(size=codes.shape)
     for row, (start, end) in zip(maps, places, strict=True):
-        shift = int(rng.integers(-4, 5))
-        row[max(0, start + 3 + shift) : max(0, end - 4 + shift)] += 1
+        shift = int(rng.integers(-2, 3))
+        row[max(0, start + 1 + shift) : max(0, end - 1 + shift)] += 1
     found = motifs.seqlets(maps, codes, rng.random(150), most=120)
     assert found.count == 120 and np.allclose(found.matrix.sum(1), 1)
 

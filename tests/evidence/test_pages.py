@@ -98,7 +98,7 @@ def noisy(network: nn.Module, size: float) -> nn.Module:
 
 @pytest.fixture(scope="module")
 def examples() -> Examples:
-    return of_sequences(sequences.planted((60, 30, 40)))
+    return of_sequences(sequences.planted((10, 15, 15)))
 
 
 def two(size: float) -> tuple[nn.Module, nn.Module]:
@@ -131,7 +131,7 @@ def test_the_page_stands_alone(page: Path) -> None:
 def test_the_data_is_that_of_the_networks(page: Path, examples: Examples) -> None:
     (held,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page.read_text(), re.DOTALL)
     shown = json.loads(held)["examples"]
-    assert len(shown) == len(examples) == 80
+    assert len(shown) == len(examples) == 30
     one = next(example for example in shown if example["marks"][0]["name"] == "planted")
     number = examples.names.index(one["name"])
     assert examples.planted is not None and examples.codes is not None
@@ -194,9 +194,9 @@ def test_every_control_works_in_chromium(page: Path) -> None:
     assert told["wrong"] == [] and told["requests"] == []
     assert told["letters"] > 50 and told["strips"] == 4 * 101
     steps = ("first", "after", "before", "right", "left", "end", "home", "picked")
-    assert [told[step] for step in steps] == [f"{n} of 80" for n in (1, 2, 1, 3, 2, 80, 1, 5)]
+    assert [told[step] for step in steps] == [f"{n} of 30" for n in (1, 2, 1, 3, 2, 30, 1, 5)]
     expected = {kind: sum(kind in one for one in kinds) for kind in ("flip", "lost", "won", "worst")}
-    assert told["filtered"] == {"all": 80} | expected and expected["worst"] == 10
+    assert told["filtered"] == {"all": 30} | expected and expected["worst"] == 10
     assert told["wide"] is False
 
 

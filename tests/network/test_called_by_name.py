@@ -20,9 +20,9 @@ from featherweight.errors import InputError
 from featherweight.lowrank.ranks import input_shapes
 from featherweight.network.calls import Inputs, changed, first_tensor, tensors_of
 from featherweight.recipes import RECIPES
+from featherweight.run import latency_budget
 from featherweight.run.contract import check_task
 from featherweight.run.cut_units import _judged
-from featherweight.ship import latency_budget
 from featherweight.structure import trace
 from featherweight.structure.count import count_macs
 
@@ -85,9 +85,9 @@ class ByName(nn.Module):
 def test_layers_that_the_network_calls_by_name_are_watched() -> None:
     network = seeded(ByName)()
     task = task_of(ORDINARY["tabular"], example={"row": ROW})
-    stats = collect(network, trace(network, task.example), task, ["gradients", "zeros", "gram"])
+    stats = collect(network, trace(network, task.example_inputs), task, ["gradients", "zeros", "gram"])
     assert stats.sites == ("first",) and float(stats.magnitudes["first"].max()) > 0
-    assert input_shapes(network, task.example)["out"] == [(4, 8)]
+    assert input_shapes(network, task.example_inputs)["out"] == [(4, 8)]
 
 
 # --- outputs of several parts --------------------------------------------------------------------------------------------
@@ -149,7 +149,11 @@ def test_an_output_is_changed_within_its_own_classes() -> None:
 
 def test_the_command_line_takes_shapes_by_name() -> None:
     work = inputs.shapes(["4x12", "mask=4x4"])
-    assert isinstance(work.example, Inputs) and [*work.example.kwargs] == ["mask"] and work.example.args[0].shape == (4, 12)
+    assert (
+        isinstance(work.example_inputs, Inputs)
+        and [*work.example_inputs.kwargs] == ["mask"]
+        and work.example_inputs.args[0].shape == (4, 12)
+    )
     inputs.check_fit(NAMED.make(), inputs.shapes(["row=2x12"]), "mine.py:net", "--input row=2x12")
     with pytest.raises(InputError, match=r"does not take the example of --input row=2x3 \(row=\(2, 3\) torch.float32\)"):
         inputs.check_fit(NAMED.make(), inputs.shapes(["row=2x3"]), "mine.py:net", "--input row=2x3")

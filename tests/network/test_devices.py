@@ -208,7 +208,7 @@ def test_an_allocator_takes_menus_from_any_device(allocate: Callable[..., dict[s
 def test_statistics_are_on_the_cpu(curvature: Any) -> None:
     def work(device: Any) -> Any:
         network, task = network_on(device), task_on(device)
-        stats = collect(network, trace(network, task.example), task, STATISTICS, samples=32, curvature=curvature)
+        stats = collect(network, trace(network, task.example_inputs), task, STATISTICS, samples=32, curvature=curvature)
         fields = [getattr(stats, field.name) for field in dataclasses.fields(stats) if field.name not in ("task", "readers")]
         tensors = [
             leaf for held in fields for leaf in tree_leaves(tree_map(lambda v: v.matrix if hasattr(v, "matrix") else v, held))
@@ -226,7 +226,7 @@ def test_a_criterion_ranks_on_the_cpu(name: str, monkeypatch: pytest.MonkeyPatch
 
     def work(device: Any) -> Any:
         network, task = network_on(device), task_on(device)
-        graph = trace(network, task.example)
+        graph = trace(network, task.example_inputs)
         stats = collect(network, graph, task, NEEDS[name], samples=32)
         rankings = CRITERIA[name](network, graph, stats)
         found: list[Any] = []

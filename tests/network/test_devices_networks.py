@@ -26,9 +26,10 @@ from featherweight.measurement import measure
 from featherweight.network.calls import Inputs, tensors_of
 from featherweight.network.copies import unwrapped
 from featherweight.network.devices import placed
-from featherweight.recipe.schema import Recipe, Stage
+from featherweight.recipe.schema import Constrain, CutUnits, Recipe, Stage
 from featherweight.recipes import RECIPES
-from featherweight.ship import bench, latency_budget
+from featherweight.run import latency_budget
+from featherweight.ship import bench
 from featherweight.structure import drop, prune, replay, silence, sweep, trace
 from featherweight.training.schedule import Training
 from featherweight.weights.drivers import Target, freeze
@@ -129,7 +130,7 @@ def test_sweep_silence_drop_and_factor_where_the_network_is() -> None:
         freeze(network, "last.weight", attached)
         materialise(network, example=example)
         assert device == CPU or all_there(network)
-        return [*found, network(*example).detach(), measure(network, example, task_on(device).score)]
+        return [*found, network(*example).detach(), measure(network, example, task_on(device).evaluate)]
 
     on_both(work)
 
@@ -156,9 +157,12 @@ def short(recipe: Recipe) -> Recipe:
         return dataclasses.replace(training, epochs=min(training.epochs, 1))
 
     def stage(given: Stage) -> Stage:
-        units = given.units and dataclasses.replace(given.units, samples=16, refit=False)
-        driver = given.driver and dataclasses.replace(given.driver, every=2)
-        return dataclasses.replace(given, train=one(given.train), retrain=one(given.retrain), units=units, driver=driver)
+        changed: dict[str, Any] = {"train": one(given.train)}
+        if isinstance(given, CutUnits):
+            changed["units"] = dataclasses.replace(given.units, samples=16, refit=False)
+        if isinstance(given, Constrain):
+            changed |= {"retrain": one(given.retrain), "driver": given.driver and dataclasses.replace(given.driver, every=2)}
+        return dataclasses.replace(given, **changed)
 
     return dataclasses.replace(recipe, stages=tuple(map(stage, recipe.stages)))
 
@@ -169,7 +173,7 @@ def kinds() -> list[str]:
     for name, recipe in RECIPES.items():
         told = [dataclasses.asdict(stage) for stage in short(recipe(**TINY.get(name, {}))).stages]
         for stage in told:
-            stage |= {"name": "", "rules": len(stage["rules"]), "units": stage["units"] and stage["units"] | {"criterion": ""}}
+            stage |= {"name": "", "rules": len(stage.get("rules", ())), "units": stage.get("units", {}) | {"criterion": ""}}
         found.setdefault(repr(told), name)
     return list(found.values())
 
@@ -212,7 +216,7 @@ def test_files_are_written_from_and_loaded_to_the_device_of_the_network(tmp_path
         packed.write(place / "model.fwz", done.snapshot, network)
         again, unpacked = artifact.load(place, network), artifact.load(place / "model.fwz", network)
         assert device == CPU or all_there(again, unpacked, done.model)
-        example, on_cpu = task_on(device).example, artifact.load(place, network_on(CPU))
+        example, on_cpu = task_on(device).example_inputs, artifact.load(place, network_on(CPU))
         assert not any(map(is_there, on_cpu.state_dict().values()))
         graph = trace(network, example)
         cut = prune(network, graph, {site: [0, 1] for site in graph.sites}, where="graph", any_batch=False).model
@@ -246,7 +250,7 @@ def test_a_built_in_task_moves_what_is_the_same_on_any_device(monkeypatch: pytes
     here = tasks.cifar10(seed=1)
     with Pretend(), pytest.warns(UserWarning, match="CUDA is not available"):
         there = tasks.cifar10(seed=1, device=GPU)
-        assert all_there(there.example, list(there.batches(3)))
+        assert all_there(there.example_inputs, list(there.batches(3)))
         assert agree(list(here.batches(3)), list(there.batches(3)))
         expected = here.score(network)
         network.to(GPU)
@@ -257,16 +261,18 @@ def test_a_built_in_task_moves_what_is_the_same_on_any_device(monkeypatch: pytes
 def test_compress_moves_a_copy_of_the_network_and_the_example() -> None:
     with Pretend():
         network, task = network_on(CPU), task_on(GPU)
-        given = dataclasses.replace(task, example=moved(task.example, CPU))
+        given = dataclasses.replace(task, example_inputs=moved(task.example_inputs, CPU))
         assert all_there(compress(network, pruned(), given, device="cuda").model)
-        assert not any(map(is_there, (*network.state_dict().values(), *given.example)))
+        assert not any(map(is_there, (*network.state_dict().values(), *given.example_inputs)))
 
 
 @pytest.mark.parametrize("there", [CPU, GPU])
 def test_batches_on_another_device_are_refused_before_training_unless_the_loss_moves_them(there: Any) -> None:
     with Pretend():
         elsewhere = GPU if there == CPU else CPU
-        given = dataclasses.replace(task_on(elsewhere), example=task_on(there).example, score=lambda network: 0.0)
+        given = dataclasses.replace(
+            task_on(elsewhere), example_inputs=task_on(there).example_inputs, evaluate=lambda network: 0.0
+        )
         steps: list[Any] = []
         with pytest.raises(InputError, match=f"a batch on {elsewhere}.*network is on {there}"):
             compress(network_on(there), pruned(), given, monitor=steps.append)

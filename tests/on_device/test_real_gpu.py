@@ -71,7 +71,7 @@ def on_the_real_one(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_a_built_in_task_is_learned_on_the_gpu_and_loaded_on_the_cpu(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     task, network = digits(device="cuda"), lenet5()
-    assert all(tensor.is_cuda for tensor in (*task.example, *next(iter(task.batches(0)))))
+    assert all(tensor.is_cuda for tensor in (*task.example_inputs, *next(iter(task.batches(0)))))
     done = compress(network, on_both.pruned(), task, device="cuda")
     assert not any(parameter.is_cuda for parameter in network.parameters())
     assert on_both.all_there(done.model)

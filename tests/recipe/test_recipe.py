@@ -22,7 +22,21 @@ from featherweight.budget.units import Allotment, Stopping
 from featherweight.errors import InputError, RecipeError
 from featherweight.recipe.patterns import matches
 from featherweight.recipe.plan import resolve
-from featherweight.recipe.schema import Adaptive, Criterion, Recipe, Rule, Stage, Units, from_dict, read, to_yaml
+from featherweight.recipe.schema import (
+    Adaptive,
+    Constrain,
+    Criterion,
+    CutUnits,
+    LearnUnits,
+    Recipe,
+    Rule,
+    Stage,
+    Train,
+    Units,
+    from_dict,
+    read,
+    to_yaml,
+)
 from featherweight.training.schedule import Distillation, Training
 from featherweight.weights.drivers import ADMM, Periodic
 from featherweight.weights.freezing import Freezing
@@ -76,7 +90,7 @@ a_training = st.builds(
 )
 a_budget = st.none() | st.tuples(st.sampled_from(["keep", "macs"]), share)  # one of the two, or neither
 a_stage = st.builds(
-    lambda budget, **others: Stage(**others, **({budget[0]: budget[1]} if budget else {})),
+    lambda budget, **others: Constrain(**others, **({budget[0]: budget[1]} if budget else {})),
     a_budget,
     name=word,
     rules=st.lists(a_rule, min_size=1, max_size=3).map(tuple),
@@ -107,13 +121,14 @@ units = st.builds(
     refit=st.booleans(),
     certify=st.booleans(),
 )
-a_cut = st.builds(Stage, name=word, units=units, train=a_training, auxiliary=st.booleans())
+a_cut = st.builds(CutUnits, name=word, units=units, train=a_training, auxiliary=st.booleans())
 learned = st.builds(Adaptive, parameters=share, weight=positive, rate=positive)
-a_learned = st.builds(Stage, name=word, adaptive=learned, train=a_training.filter(lambda training: training.epochs > 0))
+a_learned = st.builds(LearnUnits, name=word, adaptive=learned, train=a_training.filter(lambda training: training.epochs > 0))
+a_plain = st.builds(Train, name=word, train=a_training, distill=st.none() | a_distillation)
 a_recipe = st.builds(
     Recipe,
     name=word,
-    stages=st.lists(a_stage | a_cut | a_learned, min_size=1, max_size=3, unique_by=lambda stage: stage.name).map(tuple),
+    stages=st.lists(a_plain | a_stage | a_cut | a_learned, min_size=1, max_size=3, unique_by=lambda stage: stage.name).map(tuple),
     source=st.text(max_size=12),
     candidates=st.integers(1, 5),
 )
@@ -145,9 +160,8 @@ def test_every_recipe_of_the_table_comes_back_and_fits_its_networks(name: str) -
     recipe = make()
     assert from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
     for network in networks:
-        for stage in recipe.stages:
-            plan = resolve(stage, table.NETWORKS[network][1]())
-            assert bool(plan.targets) == bool(stage.rules)
+        constraints = [stage for stage in recipe.stages if isinstance(stage, Constrain)]
+        assert all(resolve(stage, table.NETWORKS[network][1]()).targets for stage in constraints)
 
 
 def test_every_field_survives() -> None:
@@ -162,9 +176,9 @@ def test_every_field_survives() -> None:
     ):
         assert {field.name for field in fields(kind)} == named
     rules, distill = (Rule("*", TopK()),), Distillation(0.25)
-    stage = Stage("all", rules, 0.5, None, "uniform", ADMM(1.0, 2), Training(1), Training(2), False, distill=distill)
+    stage = Constrain("all", rules, 0.5, None, "uniform", ADMM(1.0, 2), Training(1), Training(2), False, distill=distill)
     data = stage_data(stage)
-    assert set(data) == {field.name for field in fields(Stage)}
+    assert set(data) == {field.name for field in fields(Constrain)} and next(iter(data)) == "kind"
     assert from_dict({"name": "r", "stages": [data]}).stages == (stage,)
 
 
@@ -242,9 +256,9 @@ UNKNOWN_KEYS = {
 
 @pytest.mark.parametrize("place", UNKNOWN_KEYS)
 def test_an_unknown_key_is_refused_at_every_depth(place: str) -> None:
-    stage = Stage("a", (Rule("*", TopK(3)),), driver=ADMM(1.0, 2), distill=Distillation())
-    last = Stage("c", adaptive=Adaptive(0.5), train=Training(1))
-    data = Recipe("r", (stage, Stage("b", units=Units("l1", macs=0.5)), last)).to_dict()
+    stage = Constrain("a", (Rule("*", TopK(3)),), driver=ADMM(1.0, 2), distill=Distillation())
+    last = LearnUnits("c", adaptive=Adaptive(0.5), train=Training(1))
+    data = Recipe("r", (stage, CutUnits("b", units=Units("l1", macs=0.5)), last)).to_dict()
     UNKNOWN_KEYS[place](data)["surprise"] = 1
     with pytest.raises(RecipeError, match="there is no key 'surprise'"):
         from_dict(data)
@@ -263,14 +277,16 @@ def test_an_unknown_key_is_refused_at_every_depth(place: str) -> None:
         lambda: Rule("*", TopK(), keep=0.0),
         lambda: Rule("*", TopK(), keep=1.01),
         lambda: Rule("*", TopK(), keep=float("nan")),
-        lambda: Stage("a", (Rule("*", TopK()),), keep=0.0),
-        lambda: Stage("a", (Rule("*", TopK()),), keep=2.0),
-        lambda: Stage("a", (Rule("*", TopK()),), allocate="lmap"),
-        lambda: Stage("a", driver=ADMM(1.0, 1)),
-        lambda: Stage("a", keep=0.5),
+        lambda: Constrain("a", (Rule("*", TopK()),), keep=0.0),
+        lambda: Constrain("a", (Rule("*", TopK()),), keep=2.0),
+        lambda: Constrain("a", (Rule("*", TopK()),), allocate="lmap"),
+        lambda: Constrain("a", (), driver=ADMM(1.0, 1)),
+        lambda: Constrain("a", (), keep=0.5),
+        lambda: LearnUnits("a", Adaptive(0.5), Training(0)),
+        lambda: Train("a", auxiliary=True),
         lambda: Recipe("r", ()),
-        lambda: Recipe("r", (Stage("a"), Stage("a"))),
-        lambda: Recipe("r", (Stage("a"),), candidates=0),
+        lambda: Recipe("r", (Train("a"), Train("a"))),
+        lambda: Recipe("r", (Train("a"),), candidates=0),
     ],
 )
 def test_values_that_mean_nothing_are_refused(attempt: Any) -> None:
@@ -299,7 +315,7 @@ def test_numbers_without_end_are_refused_since_json_has_none(attempt: Any) -> No
 
 def test_a_misspelt_allocator_is_told_what_was_meant() -> None:
     with pytest.raises(InputError, match="Did you mean 'magnitude'"):
-        Stage("a", (Rule("*", TopK()),), allocate="magnitud")
+        Constrain("a", (Rule("*", TopK()),), allocate="magnitud")
 
 
 NOT_RECIPES = {
@@ -355,7 +371,7 @@ HUGE = {
 
 @pytest.mark.parametrize("change", HUGE.values(), ids=HUGE)
 def test_what_no_run_could_do_is_refused_at_once_and_in_short(change: Any) -> None:
-    data = Recipe("r", (Stage("a", (Rule("*", TopK(3)),)),)).to_dict()
+    data = Recipe("r", (Constrain("a", (Rule("*", TopK(3)),)),)).to_dict()
     change(data)
     with pytest.raises(RecipeError) as caught:
         from_dict(data)
@@ -420,7 +436,7 @@ def test_a_regular_expression_without_a_bound_is_refused(pattern: str) -> None:
 
 
 def test_a_plan_gives_every_target_its_size() -> None:
-    stage = Stage(
+    stage = Constrain(
         "s",
         (
             Rule("hidden.weight", TopK()),
@@ -439,7 +455,7 @@ def test_a_plan_gives_every_target_its_size() -> None:
 
 def test_a_budget_is_spent_whole_over_all_targets() -> None:
     for allocate in table.ALLOCATORS:
-        stage = Stage("s", (Rule("*.weight", TopK()),), keep=0.2, allocate=allocate)
+        stage = Constrain("s", (Rule("*.weight", TopK()),), keep=0.2, allocate=allocate)
         plan = resolve(stage, table.toy())
         assert sum(size for size, _ in plan.sizes.values()) == round(0.2 * (24 + 1152 + 48))
 
@@ -448,13 +464,13 @@ def test_ratios_are_of_the_original_network() -> None:
     original = {name: parameter.detach() for name, parameter in table.toy().named_parameters()}
     smaller = table.toy()
     smaller.hidden = nn.Linear(96, 6)
-    stage = Stage("s", (Rule("hidden.weight", TopK()),), keep=0.25)
+    stage = Constrain("s", (Rule("hidden.weight", TopK()),), keep=0.25)
     assert resolve(stage, smaller, original).targets["hidden.weight"].set == TopK(288)
     assert resolve(stage, smaller).targets["hidden.weight"].set == TopK(144)
 
 
 def test_all_mistakes_of_a_plan_are_in_one_error() -> None:
-    stage = Stage(
+    stage = Constrain(
         "s",
         (
             Rule("hiden.weight", TopK(1)),
@@ -477,7 +493,7 @@ def test_all_mistakes_of_a_plan_are_in_one_error() -> None:
 
 def test_a_rule_without_a_size_and_a_stage_without_a_budget_is_a_mistake() -> None:
     with pytest.raises(RecipeError, match=r"has no `keep`, and no size or `keep` is given for out\.weight"):
-        resolve(Stage("s", (Rule("out.weight", TopK()),)), table.toy())
+        resolve(Constrain("s", (Rule("out.weight", TopK()),)), table.toy())
 
 
 BAD_RULES = {
@@ -493,7 +509,7 @@ BAD_RULES = {
 @pytest.mark.parametrize("rule", BAD_RULES.values(), ids=BAD_RULES)
 def test_a_plan_finds_the_mistake_before_anything_runs(rule: Rule) -> None:
     with pytest.raises(RecipeError):
-        resolve(Stage("s", (rule,)), table.toy())
+        resolve(Constrain("s", (rule,)), table.toy())
 
 
 def test_a_network_that_has_diverged_is_not_planned_on() -> None:
@@ -501,4 +517,4 @@ def test_a_network_that_has_diverged_is_not_planned_on() -> None:
     with torch.no_grad():
         network.out.weight[0, 0] = torch.nan
     with pytest.raises(RecipeError, match="NaN or infinite"):
-        resolve(Stage("s", (Rule("out.weight", TopK()),), keep=0.5), network)
+        resolve(Constrain("s", (Rule("out.weight", TopK()),), keep=0.5), network)

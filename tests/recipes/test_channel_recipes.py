@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from featherweight import Task, compress, load, zoo
 from featherweight.criteria.propagate import Unsuited
+from featherweight.recipe.schema import Constrain, CutUnits, LearnUnits, Stage
 from featherweight.recipes import RECIPES
 
 SHORT: dict[str, dict[str, Any]] = {  # what makes each a matter of seconds
@@ -84,16 +85,20 @@ def sgd(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
 
 
 TASK = Task(
-    example=(IMAGES[:1],),
-    batches=lambda epoch: list(zip(IMAGES.split(16), LABELS.split(16), strict=True)),
+    example_inputs=(IMAGES[:1],),
+    train=lambda epoch: list(zip(IMAGES.split(16), LABELS.split(16), strict=True)),
     loss=lambda network, batch: F.cross_entropy(network(batch[0]), batch[1]),
-    score=right,
+    evaluate=right,
     optimizer=sgd,
 )
 
 
+def cuts(stage: Stage) -> bool:
+    return isinstance(stage, CutUnits | LearnUnits) or (isinstance(stage, Constrain) and stage.sweep)
+
+
 def test_every_recipe_that_cuts_units_is_here() -> None:
-    cutting = {name for name, make in RECIPES.items() if any(s.units or s.adaptive or s.sweep for s in make().stages)}
+    cutting = {name for name, make in RECIPES.items() if any(cuts(stage) for stage in make().stages)}
     assert set(SHORT) == cutting - {"progressive_admm", "admm_joint"}  # which sweep dead units out, and are of single weights
 
 

@@ -18,10 +18,10 @@ from featherweight.compression import compress
 from featherweight.errors import FeatherweightError
 from featherweight.lowrank.ranks import SPATIAL, allocate, convolutions
 from featherweight.recipe.plan import matches, resolve
-from featherweight.recipe.schema import Recipe, Rule, Stage, from_dict
+from featherweight.recipe.schema import Constrain, Recipe, Rule, Train, from_dict
 from featherweight.recipes.low_rank import decompose, low_rank_from_scratch
 from featherweight.recipes.trained_ranks import TARGETS, trained_rank_pruning
-from featherweight.training.fit import Task
+from featherweight.task import Task
 from featherweight.training.schedule import Distillation, Training
 from featherweight.weights.sets import LowRank, TopK
 from featherweight.zoo import tasks
@@ -37,7 +37,7 @@ def task() -> Task:
 @pytest.fixture(scope="module")
 def trained(task: Task) -> nn.Module:
     torch.manual_seed(0)
-    return compress(zoo.lenet5(), Recipe("dense", (Stage("dense", train=Training(3)),)), task).model
+    return compress(zoo.lenet5(), Recipe("dense", (Train("dense", train=Training(3)),)), task).model
 
 
 def rank_by_numpy(weight: Tensor, view: str) -> int:
@@ -65,9 +65,9 @@ def test_trained_rank_pruning_end_to_end(task: Task, trained: nn.Module, view: s
     else:
         product = torch.einsum("orw,rih->oihw", second[:, :, 0], first[..., 0])
     assert rank_by_numpy(product, view) == rank  # it ended on a projection
-    assert task.score(network) > 90.0
-    assert task.score(network) == result.rows[-1].measured.score
-    macs = counted(network, task.example)
+    assert task.evaluate(network) > 90.0
+    assert task.evaluate(network) == result.rows[-1].measured.score
+    macs = counted(network, task.example_inputs)
     per_rank = 500 * 64 + 50 * 64 if view == "channel" else 100 * 96 + 250 * 64
     assert macs == DENSE_MACS - 50 * 500 * 64 + rank * per_rank == result.rows[-1].measured.macs < DENSE_MACS
     result.save(tmp_path / "art")
@@ -77,7 +77,7 @@ def test_trained_rank_pruning_end_to_end(task: Task, trained: nn.Module, view: s
 
 
 def test_the_budget_is_asked_once_and_both_baselines_meet_it(task: Task, trained: nn.Module) -> None:
-    found = allocate(trained, task.example, {"conv2.weight": SPATIAL}, 0.6)
+    found = allocate(trained, task.example_inputs, {"conv2.weight": SPATIAL}, 0.6)
     assert 0 <= 0.6 * found.macs_before - found.macs < 25_600  # MACs of one rank: of a single layer there is nothing finer
     scores = {}
     for name, recipe in {
@@ -88,16 +88,16 @@ def test_the_budget_is_asked_once_and_both_baselines_meet_it(task: Task, trained
         "decomposed by macs": decompose(macs=0.6, targets=TARGETS),
     }.items():
         result = compress(trained, recipe, task)
-        assert result.rows[0].measured.score == task.score(trained)  # the report holds its own baseline
+        assert result.rows[0].measured.score == task.evaluate(trained)  # the report holds its own baseline
         factors = [edit for edit in result.snapshot.edits if edit["edit"] == "factor"]
         assert [(edit["parameter"], edit["rank"]) for edit in factors] == list(found.ranks.items())
-        assert counted(result.model, task.example) == found.macs
-        scores[name] = task.score(result.model)
+        assert counted(result.model, task.example_inputs) == found.macs
+        scores[name] = task.evaluate(result.model)
     assert scores["pruned"] == scores["pruned by macs"] and scores["decomposed"] == scores["decomposed by macs"]
     torch.manual_seed(0)
     scratch = compress(zoo.lenet5(), low_rank_from_scratch(found.ranks, epochs=3), task)
     assert scratch.model.conv2[0].out_channels == found.ranks["conv2.weight"]  # type: ignore[index,union-attr]
-    assert task.score(scratch.model) > 90 and min(scores["fine-tuned"], scores["pruned"]) > 90
+    assert task.evaluate(scratch.model) > 90 and min(scores["fine-tuned"], scores["pruned"]) > 90
 
 
 @pytest.mark.parametrize(
@@ -135,8 +135,8 @@ def test_the_paper_s_targets_are_these_layers_of_every_network() -> None:
         (lambda: low_rank_from_scratch({}), "no parameter"),
         (lambda: trained_rank_pruning(macs=1.5), "macs is a share"),
         (lambda: decompose(macs=0.5, ranks={"conv2.weight": 3}), "not both"),
-        (lambda: Stage("s", (Rule("*.weight", LowRank()),), keep=0.5, macs=0.5), "not both"),
-        (lambda: Stage("s", macs=0.5), "no rules"),
+        (lambda: Constrain("s", (Rule("*.weight", LowRank()),), keep=0.5, macs=0.5), "not both"),
+        (lambda: Constrain("s", (), macs=0.5), "no rules"),
         (lambda: trained_rank_pruning(distill=2.0), "distillation weight"),
     ],
 )
@@ -153,13 +153,13 @@ def test_ranks_out_of_range_are_refused_before_anything_runs(task: Task) -> None
 def test_a_budget_of_macs_is_refused_where_it_cannot_be_spent(task: Task) -> None:
     with pytest.raises(FeatherweightError, match="out of reach"):
         compress(zoo.lenet5(), decompose(macs=0.01), task)
-    stage = Stage("s", (Rule("conv2.weight", TopK()),), macs=0.5)
+    stage = Constrain("s", (Rule("conv2.weight", TopK()),), macs=0.5)
     with pytest.raises(FeatherweightError, match="spent on LowRank; give TopK a size"):
         compress(zoo.lenet5(), Recipe("r", (stage,)), task)
 
 
 def test_a_layer_for_which_no_rank_pays_is_left_whole(task: Task, trained: nn.Module) -> None:
-    plan = resolve(decompose(macs=1.0).stages[-1], trained, example=task.example)
+    plan = resolve(decompose(macs=1.0).stages[-1], trained, example=task.example_inputs)
     assert plan.targets == {} == plan.sizes
 
 

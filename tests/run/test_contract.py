@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from featherweight import ADMM, Distillation, Recipe, Rule, Stage, Steps, Task, TopK, Training, compress
+from featherweight import ADMM, Constrain, Distillation, Recipe, Rule, Steps, Task, TopK, Train, Training, compress
 from featherweight.errors import InputError, TrainingError
 from featherweight.recipes import progressive_admm
 from featherweight.run.contract import check_task
@@ -32,10 +32,10 @@ def network() -> nn.Module:
 
 def task(**changes: Any) -> Task:
     plain = Task(
-        example=(INPUTS[:1],),
-        batches=lambda epoch: BATCHES,
+        example_inputs=(INPUTS[:1],),
+        train=lambda epoch: BATCHES,
         loss=lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]),
-        score=lambda model: float((model.eval()(INPUTS).argmax(1) == LABELS).float().mean()),
+        evaluate=lambda model: float((model.eval()(INPUTS).argmax(1) == LABELS).float().mean()),
         optimizer=lambda parameters: torch.optim.Adam(parameters, 1e-2),
         logits=itself,
     )
@@ -57,20 +57,23 @@ def detached(model: nn.Module, batch: Any) -> Tensor:
 
 ANOTHER = list(network().parameters())
 BROKEN: dict[str, tuple[dict[str, Any], str]] = {
-    "a stream": ({"batches": stream}, r"without a length.*featherweight\.Steps\(loader"),
-    "an empty loader": ({"batches": lambda epoch: []}, "holds no batch"),
+    "a stream": ({"train": stream}, r"without a length.*featherweight\.Steps\(loader"),
+    "an empty loader": ({"train": lambda epoch: []}, "holds no batch"),
     "a loader that drops its only batch": (
-        {"batches": lambda epoch: DataLoader(list(zip(INPUTS, LABELS, strict=True)), 64, drop_last=True)},
+        {"train": lambda epoch: DataLoader(list(zip(INPUTS, LABELS, strict=True)), 64, drop_last=True)},
         "drop_last",
     ),
-    "an example by another name": ({"example": {"x": INPUTS[:1]}}, r"does not run on the task's `example` \(x=.*a dict by name"),
-    "an example of another shape": ({"example": (INPUTS[:1, :2],)}, r"does not run on the task's `example`"),
-    "no example": ({"example": ()}, "holds no tensor"),
-    "a text as example": ({"example": "x"}, "the example is a str; give the network's inputs as a tuple by position"),
-    "a score that is NaN": ({"score": lambda model: math.nan}, "finite number.*it gave nan"),
-    "a score that is infinite": ({"score": lambda model: -math.inf}, "it gave -inf"),
-    "a score that is a tensor": ({"score": lambda model: torch.tensor(0.5)}, r"gave a Tensor. Write float"),
-    "no score": ({"score": lambda model: None}, "gave a NoneType"),
+    "an example by another name": (
+        {"example_inputs": {"x": INPUTS[:1]}},
+        r"does not run on the task's `example_inputs` \(x=.*a dict by name",
+    ),
+    "an example of another shape": ({"example_inputs": (INPUTS[:1, :2],)}, r"does not run on the task's `example_inputs`"),
+    "no example": ({"example_inputs": ()}, "hold no tensor"),
+    "a text as example": ({"example_inputs": "x"}, "the example is a str; give the network's inputs as a tuple by position"),
+    "a score that is NaN": ({"evaluate": lambda model: math.nan}, "finite number.*it gave nan"),
+    "a score that is infinite": ({"evaluate": lambda model: -math.inf}, "it gave -inf"),
+    "a score that is a tensor": ({"evaluate": lambda model: torch.tensor(0.5)}, r"gave a Tensor. Write float"),
+    "no score": ({"evaluate": lambda model: None}, "gave a NoneType"),
     "a loss of each sample": (
         {"loss": lambda model, batch: F.cross_entropy(model(batch[0]), batch[1], reduction="none")},
         r"a tensor of one number.*shape \(4,\)",
@@ -99,8 +102,8 @@ def test_what_cannot_work_is_refused_before_any_training(name: str) -> None:
     steps: list[int] = []
     broken = task(**changes)
     stages = (
-        Stage("dense", train=Training(5)),
-        Stage("s", (Rule("weights", TopK()),), keep=0.5, driver=ADMM(0.1, 2), train=Training(1), distill=Distillation(0.5)),
+        Train("dense", train=Training(5)),
+        Constrain("s", (Rule("weights", TopK()),), keep=0.5, driver=ADMM(0.1, 2), train=Training(1), distill=Distillation(0.5)),
     )
     with pytest.raises(InputError, match=says):
         compress(network(), Recipe("r", stages), broken, monitor=lambda progress: steps.append(progress.step))
@@ -125,16 +128,16 @@ def test_a_stream_is_trained_on_when_its_batches_are_counted() -> None:
     results = []
     for batches in (lambda epoch: Steps(stream(epoch), 3), lambda epoch: BATCHES):
         torch.manual_seed(0)
-        results.append(compress(network(), recipe, task(batches=batches)).model.state_dict())
+        results.append(compress(network(), recipe, task(train=batches)).model.state_dict())
     assert all(torch.equal(results[0][name], value) for name, value in results[1].items())
 
 
 @pytest.mark.parametrize(("held", "says"), [(2, "gives only 2"), (4, "gives more")])
 def test_an_epoch_that_is_not_as_long_as_the_first_is_said(held: int, says: str) -> None:
     """The rates and a resumed run count on the length."""
-    odd = task(batches=lambda epoch: Steps([*BATCHES, *BATCHES], 3) if epoch == 0 else Lying(held))
+    odd = task(train=lambda epoch: Steps([*BATCHES, *BATCHES], 3) if epoch == 0 else Lying(held))
     with pytest.raises(TrainingError, match=says):
-        compress(network(), Recipe("r", (Stage("s", train=Training(2)),)), odd)
+        compress(network(), Recipe("r", (Train("s", train=Training(2)),)), odd)
 
 
 class Lying(list[Any]):

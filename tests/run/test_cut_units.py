@@ -15,21 +15,21 @@ import torch
 from residual import toy_task
 from torch import Tensor, nn
 
-from featherweight import Recipe, Rule, Stage, TopK, compress, load
+from featherweight import Constrain, CutUnits, Recipe, Rule, TopK, Train, compress, load
 from featherweight.budget.amc import Search
 from featherweight.budget.choices import Infeasible
 from featherweight.budget.units import Stopping, allot
 from featherweight.criteria import CRITERIA, Ranking
 from featherweight.criteria.statistics import Stats, collect
 from featherweight.errors import FeatherweightError
-from featherweight.recipe.schema import Criterion, Units
+from featherweight.recipe.schema import Criterion, Stage, Units, from_dict
 from featherweight.recipes import soft_filters
 from featherweight.recipes.soft_pruning import macs_by_formula
 from featherweight.run import cut_units
 from featherweight.run.cut_units import _Damage
 from featherweight.run.report import Row, notes
 from featherweight.structure import Graph, trace
-from featherweight.training.fit import Task
+from featherweight.task import Task
 from featherweight.training.schedule import Distillation, Training
 
 
@@ -50,7 +50,7 @@ class Small(nn.Module):
 
 
 TASK = toy_task(4, 1.0)
-DENSE = Stage("dense", train=Training(1))
+DENSE = Train("dense", train=Training(1))
 
 
 def network() -> nn.Module:
@@ -65,11 +65,11 @@ def test_the_names_that_a_recipe_takes_are_those_that_there_are() -> None:
 @pytest.mark.parametrize(("criterion", "refit"), [*((name, False) for name in CRITERIA), ("thinet", True), ("l1", True)])
 def test_every_criterion_meets_its_budget_and_trains_on(criterion: Criterion, refit: bool, tmp_path: Path) -> None:
     units = Units(criterion, macs=0.5, samples=64, refit=refit)
-    result = compress(network(), Recipe("r", (DENSE, Stage("cut", units=units, train=Training(1)))), TASK)
+    result = compress(network(), Recipe("r", (DENSE, CutUnits("cut", units=units, train=Training(1)))), TASK)
     dense, cut = (row.measured for row in result.rows)
     assert dense.macs is not None and cut.macs is not None
     assert 0.4 * dense.macs <= cut.macs <= 0.5 * dense.macs and result.rows[1].asked == 0.5
-    assert cut.parameters < dense.parameters and cut.score == TASK.score(result.model)
+    assert cut.parameters < dense.parameters and cut.score == TASK.evaluate(result.model)
     result.save(tmp_path / "art")
     fresh = load(tmp_path / "art", Small()).eval()
     assert torch.equal(fresh(TASK.batches(7)[0][0]), result.model.eval()(TASK.batches(7)[0][0]))
@@ -82,18 +82,18 @@ def test_what_is_cut_is_what_the_criterion_says() -> None:
     kept = norms.argsort(descending=True)[:6].sort().values
     share = (8 * 9 * 36 + 2 * 8 * 6 * 9 * 36 + 24) / (8 * 9 * 36 + 2 * 8 * 12 * 9 * 36 + 24)
     units = Units("l1", macs=share, sites="conv1")
-    result = compress(made, Recipe("r", (Stage("cut", units=units),)), TASK)
+    result = compress(made, Recipe("r", (CutUnits("cut", units=units),)), TASK)
     assert torch.equal(result.model.conv1.weight, made.conv1.weight[kept])  # type: ignore[union-attr,index]
     assert torch.equal(result.model.conv2.weight, made.conv2.weight[:, kept])  # type: ignore[union-attr,index]
 
 
 def test_a_certified_cut_says_how_far_each_choice_is_from_the_best_of_all() -> None:
     units = Units("collaborative", macs=0.5, samples=64, certify=True)
-    result = compress(network(), Recipe("cut", (Stage("cut", units=units),)), TASK)
+    result = compress(network(), Recipe("cut", (CutUnits("cut", units=units),)), TASK)
     spent, dense = result.rows[-1].spent, network()
-    graph = trace(dense, TASK.example)
+    graph = trace(dense, TASK.example_inputs)
     stats = collect(dense, graph, TASK, {"pairs", "gradients"}, sites=list(graph.sites), samples=64, epoch=0, curvature="outputs")
-    kept = {name: site.size for name, site in trace(result.model, TASK.example).sites.items()}
+    kept = {name: site.size for name, site in trace(result.model, TASK.example_inputs).sites.items()}
     assert spent is not None and set(spent.gaps) == {name for name, size in kept.items() if size < graph.site(name).size} != set()
     for name, gap in spent.gaps.items():
         size, pairs = graph.site(name).size, stats.pairs[name]
@@ -107,19 +107,19 @@ def test_a_certified_cut_says_how_far_each_choice_is_from_the_best_of_all() -> N
 
 
 def test_a_budget_of_parameters_and_one_that_holds_already() -> None:
-    half = Recipe("r", (Stage("cut", units=Units("l2", parameters=0.5)),))
+    half = Recipe("r", (CutUnits("cut", units=Units("l2", parameters=0.5)),))
     result = compress(network(), half, TASK)
     assert result.rows[0].measured.parameters <= 0.5 * sum(p.numel() for p in network().parameters())
-    whole = compress(network(), Recipe("r", (Stage("cut", units=Units("l2", macs=1.0)),)), TASK)
+    whole = compress(network(), Recipe("r", (CutUnits("cut", units=Units("l2", macs=1.0)),)), TASK)
     assert whole.rows[0].measured.parameters == sum(p.numel() for p in network().parameters())
 
 
 def test_two_cuts_then_masks_and_the_teacher_is_the_dense_network() -> None:
     stages = (
         DENSE,
-        Stage("first", units=Units("taylor", macs=0.7, samples=32), train=Training(1), distill=Distillation(0.5)),
-        Stage("second", units=Units("l1", macs=0.7), train=Training(1), distill=Distillation(0.5)),
-        Stage("masked", (Rule("*conv*.weight", TopK()),), keep=0.5, retrain=Training(1), distill=Distillation(0.5)),
+        CutUnits("first", units=Units("taylor", macs=0.7, samples=32), train=Training(1), distill=Distillation(0.5)),
+        CutUnits("second", units=Units("l1", macs=0.7), train=Training(1), distill=Distillation(0.5)),
+        Constrain("masked", (Rule("*conv*.weight", TopK()),), keep=0.5, retrain=Training(1), distill=Distillation(0.5)),
     )
     result = compress(network(), Recipe("r", stages), TASK)
     macs = [row.measured.macs for row in result.rows]
@@ -128,7 +128,7 @@ def test_two_cuts_then_masks_and_the_teacher_is_the_dense_network() -> None:
 
 
 def test_a_run_that_stopped_in_a_cut_stage_ends_with_the_same_bits(tmp_path: Path) -> None:
-    stage = Stage("cut", units=Units("collaborative", macs=0.5, samples=64), train=Training(2))
+    stage = CutUnits("cut", units=Units("collaborative", macs=0.5, samples=64), train=Training(2))
     recipe = Recipe("r", (DENSE, stage))
     whole = compress(network(), recipe, TASK)
     steps = 0
@@ -158,7 +158,7 @@ def test_auxiliary_losses_count_in_the_criterion(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(cut_units, "collect", spy)
     for on in (False, True):
         units = Units("collaborative", macs=0.5, samples=64)
-        result = compress(network(), Recipe("r", (DENSE, Stage("cut", units=units, auxiliary=on))), TASK)
+        result = compress(network(), Recipe("r", (DENSE, CutUnits("cut", units=units, auxiliary=on))), TASK)
         assert result.model.state_dict().keys() == network().state_dict().keys()
     assert seen[0][0] == seen[0][1] and seen[1][0] > 1.5 * seen[1][1]
 
@@ -175,7 +175,7 @@ def test_the_heads_of_a_stage_learn_with_it(monkeypatch: pytest.MonkeyPatch) -> 
     task = dataclasses.replace(TASK, optimizer=optimizer)
     lost = []
     for on in (False, True):
-        stage = Stage("tuned", train=Training(1), auxiliary=on)
+        stage = Train("tuned", train=Training(1), auxiliary=on)
         lost.append(compress(network(), Recipe("r", (stage,)), task).rows[0].loss)
     assert (
         given[3][0] - given[1][0] == 2 * 4
@@ -184,11 +184,10 @@ def test_the_heads_of_a_stage_learn_with_it(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_run_with_auxiliary_heads_that_stopped_ends_with_the_same_bits(tmp_path: Path) -> None:
-    cut = Stage("cut", units=Units("l1", macs=0.5), train=Training(1), auxiliary=True)
-    masked = Stage("masked", (Rule("*conv*.weight", TopK()),), keep=0.5, train=Training(1), retrain=Training(1), auxiliary=True)
-    recipe = Recipe("r", (cut, masked))
+    cut = CutUnits("cut", units=Units("l1", macs=0.5), train=Training(1), auxiliary=True)
+    recipe = Recipe("r", (cut, Train("tuned", train=Training(2), auxiliary=True)))
     whole = compress(network(), recipe, TASK)
-    for stop in (2, 6, 10):  # of 4 steps in the first stage, 4 before the projection and 4 after it
+    for stop in (2, 6, 10):  # of 4 steps in the first stage, and 8 in the second
         steps = iter(range(1, 100))
 
         def monitor(progress: object, steps: Iterator[int] = steps, stop: int = stop) -> None:
@@ -206,7 +205,7 @@ def test_a_run_with_auxiliary_heads_that_stopped_ends_with_the_same_bits(tmp_pat
 def test_a_stopping_rule_gives_the_sizes_and_the_budget_is_a_ceiling(ceiling: float) -> None:
     units = Units("l2", macs=ceiling, allot=Stopping(0.09))
     made = network()
-    result = compress(made, Recipe("r", (Stage("cut", units=units),)), TASK)
+    result = compress(made, Recipe("r", (CutUnits("cut", units=units),)), TASK)
     norms = made.conv1.weight.detach().square().sum((1, 2, 3)).sqrt().sort(descending=True).values.tolist()  # type: ignore[union-attr,operator]
     left = [sum(norms[k:]) for k in range(len(norms) + 1)]  # the damage where k are kept, by hand
     stops = next(k for k in range(1, 12) if (left[k] - left[k + 1]) / left[1] <= 0.09)
@@ -225,15 +224,15 @@ def test_a_search_cuts_within_the_budget_never_asks_the_score_and_repeats() -> N
 
     def counted(model: nn.Module) -> float:
         asked.append(model)
-        return TASK.score(model)
+        return TASK.evaluate(model)
 
-    task = dataclasses.replace(TASK, score=counted)
+    task = dataclasses.replace(TASK, evaluate=counted)
     units = Units("l1", macs=0.5, samples=64, refit=True, allot=Search(6, 3))
     results = []
     for seed in (1, 1, 2):
         made = network()
         torch.manual_seed(seed)
-        results.append(compress(made, Recipe("r", (Stage("cut", units=units),)), task))
+        results.append(compress(made, Recipe("r", (CutUnits("cut", units=units),)), task))
     assert len(asked) == 6, "twice a run, to see that it is a number, and for its row"
     for result in results:
         macs, spent = result.rows[0].measured.macs, result.rows[0].spent
@@ -245,7 +244,7 @@ def test_a_search_cuts_within_the_budget_never_asks_the_score_and_repeats() -> N
 def test_a_search_is_rewarded_for_right_answers_on_batches_not_seen() -> None:
     """By hand: batches 2 and 3 of the epoch, since two of 32 hold the 64 samples that the fit looked at."""
     made = network()
-    graph = trace(made, TASK.example)
+    graph = trace(made, TASK.example_inputs)
     stats = collect(made, graph, TASK, ["gram"], samples=64)
     ranked = cut_units.Ranked(made, graph, stats, CRITERIA["l1"](made, graph, stats), False)
     sizes = {name: site.size for name, site in graph.sites.items()}
@@ -269,7 +268,7 @@ def test_a_search_is_rewarded_for_right_answers_on_batches_not_seen() -> None:
 )
 def test_a_criterion_takes_the_samples_there_are_and_says_so(units: Units, looked_at: int | None) -> None:
     """The task has four batches of 32."""
-    row = compress(network(), Recipe("r", (Stage("cut", units=units),)), TASK).rows[0]
+    row = compress(network(), Recipe("r", (CutUnits("cut", units=units),)), TASK).rows[0]
     assert row.spent is not None
     told = " ".join(row.spent.caveats)
     assert (told == "") == (looked_at is None) and (looked_at is None or f"{looked_at}" in told)
@@ -281,17 +280,16 @@ def test_a_criterion_takes_the_samples_there_are_and_says_so(units: Units, looke
     [
         (lambda: Units("l1"), "one budget"),
         (lambda: Units("l1", macs=0.5, parameters=0.5), "one budget"),
-        (lambda: Stage("s", auxiliary=True), "training or units"),
-        (lambda: Stage("s", (Rule("*", TopK(3)),), train=Training(1), auxiliary=True, sweep=True), "part them"),
+        (lambda: Train("s", auxiliary=True), "auxiliary needs training"),
         (lambda: Stopping(0.0), "tolerance"),
         (lambda: Units("l1", latency_ms=1.0, allot=Search()), "along a path"),
         (lambda: run(Units("l1", macs=0.01, allot=Search(2, 1))), "keeps 20% of every site"),
         (lambda: Units("l1", macs=1.5), r"in \(0, 1\]"),
         (lambda: Units("l1", macs=0.5, samples=0), "samples"),
-        (lambda: Stage("s", (Rule("*", TopK()),), keep=0.5, units=Units("l1", macs=0.5)), "two stages"),
+        (lambda: both(rules=[{"targets": "*", "set": {"kind": "top_k"}}], units={"criterion": "l1", "macs": 0.5}), "2 stages"),
         (lambda: run(Units("l1", macs=0.001)), "Ask for"),
         (lambda: run(Units("l1", macs=0.5, sites="conv9")), "no units can go"),
-        (lambda: run(Units("l1", macs=0.5), Stage("s", (Rule("stem.weight", TopK(5)),))), "before weights are coded"),
+        (lambda: run(Units("l1", macs=0.5), Constrain("s", (Rule("stem.weight", TopK(5)),))), "before weights are coded"),
     ],
 )
 def test_what_cannot_be_is_refused(make: object, says: str) -> None:
@@ -299,8 +297,13 @@ def test_what_cannot_be_is_refused(make: object, says: str) -> None:
         make()  # type: ignore[operator]
 
 
+def both(**fields: object) -> None:
+    """A stage of a file that is of two kinds."""
+    from_dict({"name": "r", "stages": [{"name": "s", **fields}]})
+
+
 def run(units: Units, *before: Stage) -> None:
-    compress(network(), Recipe("r", (*before, Stage("cut", units=units))), TASK)
+    compress(network(), Recipe("r", (*before, CutUnits("cut", units=units))), TASK)
 
 
 def test_the_error_of_an_infeasible_budget_is_named() -> None:
@@ -343,5 +346,5 @@ def test_soft_filters_make_a_smaller_network_and_not_a_masked_one(tmp_path: Path
     assert dense is not None and soft is not None
     assert soft == dense - 2 * 36 * 9 * 8 * 6  # six units less, made and read by 3 x 3 kernels over 8 channels
     result.save(tmp_path / "small")
-    example = TASK.example[0]
+    example = TASK.example_inputs[0]
     assert torch.equal(load(tmp_path / "small", Small()).eval()(example), result.model.eval()(example))

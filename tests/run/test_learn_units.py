@@ -11,11 +11,23 @@ import torch
 from residual import DOUBLE, EXAMPLE, Residual, held, residual, toy_task
 from torch import Tensor, nn
 
-from featherweight import Compressed, Recipe, Rule, Stage, TopK, compress, load, measurement, zoo
+from featherweight import (
+    Compressed,
+    Constrain,
+    LearnUnits,
+    Recipe,
+    Rule,
+    TopK,
+    Train,
+    compress,
+    load,
+    measurement,
+    zoo,
+)
 from featherweight.budget.choices import Infeasible
 from featherweight.budget.units import shifted
 from featherweight.errors import FeatherweightError, InputError
-from featherweight.recipe.schema import Adaptive, Units
+from featherweight.recipe.schema import Adaptive, Stage, from_dict
 from featherweight.recipes import adaptive
 from featherweight.run.learn_units import OPEN, Proportions, soft_top_k
 from featherweight.ship.export import export
@@ -185,7 +197,7 @@ def test_the_recipe_meets_its_budget_and_a_block_goes(tmp_path: Path) -> None:
     """The widest block is put in after the others were trained: the task does without it."""
     network = residual(*WIDE)
     new, network.blocks[1] = network.blocks[1], nn.Identity()  # type: ignore[index]
-    network = compress(network, Recipe("dense", (Stage("dense", train=Training(4)),)), TASK).model
+    network = compress(network, Recipe("dense", (Train("dense", train=Training(4)),)), TASK).model
     network.blocks[1] = new  # type: ignore[index]
     result = compress(network, RECIPE, TASK)
     dense, learned, tuned = (row.measured for row in result.rows)
@@ -203,7 +215,7 @@ def test_the_recipe_meets_its_budget_and_a_block_goes(tmp_path: Path) -> None:
     assert export(result.model, EXAMPLE, tmp_path / "model.pt2", "pt2").relative < 1e-4  # which runs the file to compare
 
 
-STOPPED = Stage("learned", train=Training(2), retrain=Training(1), adaptive=Adaptive(0.5, rate=0.3), distill=Distillation())
+STOPPED = LearnUnits("learned", train=Training(2), retrain=Training(1), adaptive=Adaptive(0.5, rate=0.3), distill=Distillation())
 
 
 @pytest.fixture(scope="module")
@@ -266,8 +278,14 @@ def test_a_plain_network_loses_units_and_a_fixed_one_only_blocks() -> None:
 # --- what cannot be ------------------------------------------------------------------------------------------------------
 
 
+def both(**fields: object) -> None:
+    """A stage of a file that is of two kinds."""
+    stage = {"name": "s", "adaptive": {"parameters": 0.5}, "train": {"epochs": 1}, **fields}
+    from_dict({"name": "r", "stages": [stage]})
+
+
 def run(network: nn.Module, asked: Adaptive, *before: Stage) -> None:
-    compress(network, Recipe("r", (*before, Stage("learned", adaptive=asked, train=Training(1)))), TASK)
+    compress(network, Recipe("r", (*before, LearnUnits("learned", adaptive=asked, train=Training(1)))), TASK)
 
 
 @pytest.mark.parametrize(
@@ -277,11 +295,11 @@ def run(network: nn.Module, asked: Adaptive, *before: Stage) -> None:
         (lambda: Adaptive(1.5), r"in \(0, 1\]"),
         (lambda: Adaptive(0.5, weight=0.0), "weight"),
         (lambda: Adaptive(0.5, rate=math.inf), "rate"),
-        (lambda: Stage("s", adaptive=Adaptive(0.5)), "give it epochs"),
-        (lambda: Stage("s", units=Units("l1", macs=0.5), adaptive=Adaptive(0.5), train=Training(1)), "cuts units: make it two"),
-        (lambda: Stage("s", (Rule("*", TopK(1)),), adaptive=Adaptive(0.5), train=Training(1)), "has rules: make it two stages"),
+        (lambda: LearnUnits("s", Adaptive(0.5), Training(0)), "give it epochs"),
+        (lambda: both(units={"criterion": "l1", "macs": 0.5}), "cut_units and learn_units at once: make it 2"),
+        (lambda: both(rules=[{"targets": "*", "set": {"kind": "top_k", "count": 1}}]), "constrain and learn_units at once"),
         (lambda: run(nn.Sequential(nn.Flatten(), nn.Linear(36, 3)), Adaptive(0.5)), "there is nothing to learn"),
-        (lambda: run(residual(), Adaptive(0.5), Stage("s", (Rule("stem.weight", TopK(5)),))), "before weights are coded"),
+        (lambda: run(residual(), Adaptive(0.5), Constrain("s", (Rule("stem.weight", TopK(5)),))), "before weights are coded"),
         (lambda: run(residual(), Adaptive(0.001)), "Ask for .* or more"),
     ],
 )

@@ -25,8 +25,9 @@ from featherweight import measurement
 from featherweight.compression import Compressed, compress
 from featherweight.errors import ArtifactError, FeatherweightError, InputError, StorageError
 from featherweight.files import checkpoint
-from featherweight.recipe.schema import Recipe, Rule, Stage
-from featherweight.run.state import CHECKPOINT, Progress
+from featherweight.recipe.schema import Constrain, Recipe, Rule, Train
+from featherweight.run.state import CHECKPOINT, NETWORK
+from featherweight.run.watch import Progress
 from featherweight.task import Task, itself
 from featherweight.training.schedule import Distillation, Training
 from featherweight.weights.drivers import ADMM, Periodic
@@ -63,8 +64,8 @@ def same(left: Compressed, right: Compressed) -> bool:
 DIGITS = Recipe(
     "kill me",
     (
-        Stage("dense", train=Training(1)),
-        Stage(
+        Train("dense", train=Training(1)),
+        Constrain(
             "prune",
             (Rule("*.weight", TopK()),),
             keep=0.1,
@@ -75,7 +76,7 @@ DIGITS = Recipe(
             fisher=0.25,
             respread=True,
         ),
-        Stage(
+        Constrain(
             "share",
             (Rule("fc3.weight", Codebook(8)), Rule("fc2.weight", TopK(), keep=0.05)),
             driver=Periodic(5),
@@ -191,8 +192,8 @@ def small_task(batches: Callable[[int], Any] = shuffled) -> Task:
 
 MATRIX = View("o i -> o i")
 STAGES = (
-    Stage("dense", train=Training(2)),
-    Stage(
+    Train("dense", train=Training(2)),
+    Constrain(
         "prune",
         (Rule("re:(first|last).weight", TopK()),),
         keep=0.5,
@@ -202,12 +203,12 @@ STAGES = (
         retrain=Training(1),
         distill=Distillation(),
     ),
-    Stage("thin", (Rule("first.weight", LowRank(2), MATRIX),), driver=Periodic(3, 0.01), train=Training(2), masked=False),
-    Stage("fewer", (Rule("first.weight", TopK(10)),), driver=ADMM(0.1, 3), train=Training(1), retrain=Training(1)),
+    Constrain("thin", (Rule("first.weight", LowRank(2), MATRIX),), driver=Periodic(3, 0.01), train=Training(2), masked=False),
+    Constrain("fewer", (Rule("first.weight", TopK(10)),), driver=ADMM(0.1, 3), train=Training(1), retrain=Training(1)),
 )
 SMALL = Recipe("small", STAGES)
 CANDIDATES = Recipe("candidates", (STAGES[0], STAGES[1], *(
-    Stage(name, (Rule("first.weight", TopK(count)),), driver=ADMM(0.1, 2), train=Training(1), retrain=Training(1))
+    Constrain(name, (Rule("first.weight", TopK(count)),), driver=ADMM(0.1, 2), train=Training(1), retrain=Training(1))
     for name, count in (("b", 16), ("c", 12), ("d", 9), ("e", 7))
 )), candidates=3)  # fmt: skip
 
@@ -359,7 +360,7 @@ def test_a_full_disk_is_a_named_error_and_the_last_good_checkpoint_stays(
         compress(small(), SMALL, task, workdir=tmp_path / "work", checkpoint_seconds=0.0)
     monkeypatch.undo()
     left = sorted(path.name for path in (tmp_path / "work").iterdir())
-    assert left == ([CHECKPOINT] if number > 1 else [])
+    assert left == ([CHECKPOINT, NETWORK.format(0)] if number > 1 else [])
     steps, resumed = count_steps(SMALL, task, small(), workdir=tmp_path / "work")
     assert same(resumed, expected)
     assert steps < 36 or number == 1
@@ -404,8 +405,7 @@ def test_a_checkpoint_from_before_a_field_was_added_goes_on(tmp_path: Path) -> N
     expected = compress(small(), SMALL, small_task())
     path = interrupted(tmp_path)
     saved = checkpoint.read(path)
-    for stage in saved["recipe"]["stages"]:
-        assert stage.pop("units") is None
+    assert saved["recipe"]["stages"][0].pop("auxiliary") is False
     checkpoint.write(path, saved)
     assert same(compress(small(), SMALL, small_task(), workdir=tmp_path), expected)
 

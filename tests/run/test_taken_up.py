@@ -25,9 +25,10 @@ from featherweight.compression import Compressed, compress
 from featherweight.errors import ArtifactError, FeatherweightError, InputError
 from featherweight.files import checkpoint
 from featherweight.network import generators
-from featherweight.recipe.schema import Recipe, Rule, Stage
-from featherweight.run.state import CHECKPOINT, FIRST_KEYS, Progress
-from featherweight.training.fit import Task
+from featherweight.recipe.schema import Constrain, Recipe, Rule, Train
+from featherweight.run.state import CHECKPOINT, FIRST_KEYS, NETWORK
+from featherweight.run.watch import Progress
+from featherweight.task import Task
 from featherweight.training.schedule import Training
 from featherweight.weights.drivers import Periodic
 from featherweight.weights.sets import TopK
@@ -35,8 +36,8 @@ from featherweight.weights.sets import TopK
 RECIPE = Recipe(
     "short",
     (
-        Stage("dense", train=Training(1)),
-        Stage("prune", (Rule("0.weight", TopK(9)),), driver=Periodic(2), train=Training(2), retrain=Training(1)),
+        Train("dense", train=Training(1)),
+        Constrain("prune", (Rule("0.weight", TopK(9)),), driver=Periodic(2), train=Training(2), retrain=Training(1)),
     ),
 )
 INPUTS = torch.randn(24, 5, generator=torch.Generator().manual_seed(0))
@@ -116,9 +117,9 @@ def same(left: Compressed, right: Compressed) -> bool:
 OTHERS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Task], str]] = {
     "other values": (lambda: network(seed=1), task, "network 0.* has other values"),
     "other shapes": (lambda: network(hidden=6), task, r"network 0.bias float32 \(4,\) then, float32 \(6,\) now"),
-    "another type": (lambda: network().double(), lambda: task(example=(INPUTS[:1].double(),)), "float64"),
+    "another type": (lambda: network().double(), lambda: task(example_inputs=(INPUTS[:1].double(),)), "float64"),
     "another activation": (lambda: network(act=nn.GELU()), task, "modules 1 ReLU.* then, GELU"),
-    "another example": (network, lambda: task(example=(INPUTS[1:2],)), "example input 0 has other values"),
+    "another example": (network, lambda: task(example_inputs=(INPUTS[1:2],)), "example input 0 has other values"),
     "fewer batches": (network, lambda: task(lambda epoch: drawn(epoch)[:3]), "batches of epoch 0 4 then, 3 now"),
     "another optimizer": (network, lambda: task(optimizer=lambda p: SGD(p, lr=0.01)), "optimizer .*Adam.* then, .*SGD"),
     "another rate": (network, lambda: task(optimizer=lambda p: Adam(p, lr=0.02)), "optimizer"),
@@ -162,7 +163,7 @@ def test_a_second_run_in_the_folder_is_refused_while_the_first_goes_on(tmp_path:
     thread.start()
     thread.join()
     assert "another run is going on" in str(errors[0])
-    assert sorted(path.name for path in tmp_path.iterdir()) == [CHECKPOINT]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [CHECKPOINT, NETWORK.format(1), NETWORK.format(2)]
 
 
 # --- generators ----------------------------------------------------------------------------------------------------------
@@ -225,34 +226,43 @@ DOUBLED: list[Any] = [1, 2]
 for _ in range(30):
     DOUBLED = [DOUBLED, DOUBLED]
 WRONG: list[tuple[str, Any]] = [
-    ("pool", 3), ("pool", []), ("pool", [{}]), ("pool/0/snapshot", None), ("pool/0/snapshot/edits", [1]),
-    ("pool/0/snapshot/edits", [{}]), ("pool/0/snapshot/state", {"0.weight": 1}), ("pool/0/snapshot/state", {}),
-    ("pool/0/rows", [1]),
+    ("pool", 3), ("pool", []), ("pool", [{}]), ("pool/0/network", None), ("pool/0/network", "../network-0"),
+    ("pool/0/network", -1), ("pool/0/network", 7), ("pool/0/network", 10**30), ("pool/0/rows", [1]),
     ("pool/0/rows", [{}]), ("pool/0/rows/0/measured", {}), ("pool/0/loss", "low"), ("pool/0/loss", float("nan")),
-    ("pool/0/more", 1), ("baseline", []), ("baseline/state/0.weight", torch.zeros(7)), ("recipe", None), ("recipe", {"name": 1}),
+    ("pool/0/more", 1), ("baseline", []), ("baseline", 7), ("recipe", None), ("recipe", {"name": 1}),
     ("stage", 99), ("stage", -1), ("stage", 1.0), ("stage", True), ("newest", 7), ("newest", -1), ("epochs", 5), ("random", None),
     ("random/torch", torch.zeros(3)), ("random/torch", torch.zeros(3, dtype=torch.uint8)), ("random/python", [3, (1, 2), None]),
-    ("random/numpy", [torch.zeros(2), 0, 0, 0.0]), ("random/numpy/1", 10**6), ("work/phase", "rest"), ("work/steps", -1),
-    ("work/steps", 10**9), ("work/snapshot/state/0.bias", torch.zeros(2**12)), ("work/optimizer", {}),
-    ("work/optimizer", KeyError),
-    ("work/optimizer/state/0/exp_avg", torch.zeros(1, 2, 3)),
-    ("work/optimizer/param_groups", [1]),
-    ("work/imposed", {"x": 1}), ("work/residuals", {"x": "y"}), ("work/seconds", float("inf")), ("work/losses", ["x"]),
-    ("work/spent", {"what": 1}), ("work/heads", {"x": {"y": 1}}), ("fingerprint", []), ("fingerprint", {"network": 1}),
-    ("featherweight", 1), ("results", ENDLESS), ("work/imposed", {"x": ENDLESS}), ("work/imposed", {"x": DOUBLED}), ("more", 1),
+    ("random/numpy", [torch.zeros(2), 0, 0, 0.0]), ("random/numpy/1", 10**6), ("unfinished/phase", "rest"),
+    ("unfinished/steps", -1),
+    ("unfinished/steps", 10**9), ("unfinished/snapshot/state/0.bias", torch.zeros(2**12)), ("unfinished/optimizer", {}),
+    ("unfinished/optimizer", KeyError),
+    ("unfinished/optimizer/state/0/exp_avg", torch.zeros(1, 2, 3)),
+    ("unfinished/optimizer/param_groups", [1]),
+    ("unfinished/guide", {"x": 1}), ("unfinished/residuals", {"x": "y"}), ("unfinished/seconds", float("inf")),
+    ("unfinished/losses", ["x"]),
+    ("unfinished/spent", {"what": 1}), ("unfinished/heads", {"x": {"y": 1}}), ("fingerprint", []),
+    ("fingerprint", {"network": 1}),
+    ("featherweight", 1), ("results", ENDLESS), ("unfinished/guide", {"x": ENDLESS}),
+    ("unfinished/guide", {"x": DOUBLED}), ("more", 1),
     ("stage", 10**30), ("pool", [1] * 100_000), ("recipe", {"stages": [1] * 100_000}),
+]  # fmt: skip
+WRONG_NETWORK: list[tuple[str, Any]] = [
+    ("edits", [1]), ("edits", [{}]), ("edits", None), ("state", {"0.weight": 1}), ("state", {}), ("state", KeyError), ("more", 1),
+    ("state/0.weight", torch.zeros(7)), ("state/0.weight", ENDLESS),
 ]  # fmt: skip
 
 
 def test_the_right_keys_with_wrong_things_in_them_are_refused_by_name(tmp_path: Path) -> None:
     """Types, ranges, and what only its taker can judge: shapes in the state of an optimizer, a driver's state."""
     path = interrupted(tmp_path, 8)
-    whole = path.read_bytes()
-    for place, value in WRONG:
-        path.write_bytes(whole)
-        saved = torch.load(path, weights_only=True)
+    finished = path.with_name(NETWORK.format(torch.load(path, weights_only=True)["pool"][0]["network"]))
+    whole = {file: file.read_bytes() for file in (path, finished)}
+    for file, place, value in [*((path, *wrong) for wrong in WRONG), *((finished, *wrong) for wrong in WRONG_NETWORK)]:
+        for name, content in whole.items():
+            name.write_bytes(content)
+        saved = torch.load(file, weights_only=True)
         set_in(saved, place, value)
-        torch.save(saved, path)
+        torch.save(saved, file)
         try:
             compress(network(), RECIPE, task(), workdir=tmp_path)
         except FeatherweightError as error:
@@ -260,14 +270,18 @@ def test_the_right_keys_with_wrong_things_in_them_are_refused_by_name(tmp_path: 
             assert "delete it to start over" in str(error) or "delete the folder" in str(error), (place, str(error))
         else:
             pytest.fail(f"{place} = {value!r:.50} was taken up")
-    path.write_bytes(whole)
+    finished.unlink()
+    path.write_bytes(whole[path])
+    with pytest.raises(ArtifactError, match="is missing, which the checkpoint beside it names; delete the folder"):
+        compress(network(), RECIPE, task(), workdir=tmp_path)
+    finished.write_bytes(whole[finished])
     compress(network(), RECIPE, task(), workdir=tmp_path)
 
 
 def test_a_checkpoint_of_the_first_version_says_so(tmp_path: Path) -> None:
     path = interrupted(tmp_path)
     saved = torch.load(path, weights_only=True)
-    torch.save({key: saved[key] for key in FIRST_KEYS}, path)
+    torch.save({key: saved.get(key) for key in FIRST_KEYS}, path)
     with pytest.raises(ArtifactError, match=r"before it told its version.*delete it to start over"):
         compress(network(), RECIPE, task(), workdir=tmp_path)
     torch.save(saved | {"featherweight": "9.9", "brains": 1}, path)
@@ -338,7 +352,7 @@ def test_a_tensor_larger_than_its_storage_is_refused(tmp_path: Path) -> None:
     """A stride of 0 makes a tensor of any size out of four bytes; taken up, it would be written out."""
     path = interrupted(tmp_path)
     saved = torch.load(path, weights_only=True)
-    saved["work"]["optimizer"]["state"][0]["exp_avg"] = torch.zeros(1).expand(2**40)
+    saved["unfinished"]["optimizer"]["state"][0]["exp_avg"] = torch.zeros(1).expand(2**40)
     torch.save(saved, path)
     taken_up(tmp_path)
 

@@ -16,16 +16,15 @@ from torch import Tensor, nn
 from torch.optim import SGD
 from torch.utils._pytree import tree_leaves
 
-from featherweight import Distillation, Recipe, Stage, Task, Training, compress
+from featherweight import Distillation, Recipe, Task, Train, Training, compress
 from featherweight.errors import InputError, TrainingError
 from featherweight.network.calls import tensors_of
 from featherweight.network.copies import is_expanded
 from featherweight.network.evaluating import evaluating, training
 from featherweight.recipe.schema import from_dict
 from featherweight.recipes import RECIPES
-from featherweight.training import fit
 from featherweight.training.distillation import distilled, settled
-from featherweight.training.fit import Losses, recalibrate, squared_gradients
+from featherweight.training.fit import Losses, fit, recalibrate, squared_gradients
 
 NOTHING_TO_LEARN = ("whole numbers in eval", "example of zeros")  # no logits in eval mode, or none but 0
 WITH_LOGITS = [name for name, ordinary in ORDINARY.items() if ordinary.logits is not None and name not in NOTHING_TO_LEARN]
@@ -144,7 +143,7 @@ def test_another_loss_gives_another_network_in_every_recipe_that_distils_by_defa
 
 
 def test_a_mixture_of_earlier_versions_is_refused_by_name_and_can_be_said() -> None:
-    data = Recipe("r", (Stage("s", distill=Distillation(0.9)),)).to_dict()
+    data = Recipe("r", (Train("s", distill=Distillation(0.9)),)).to_dict()
     assert from_dict(data).stages[0].distill == Distillation(0.9)
     data["stages"][0]["distill"] = {"weight": 0.9, "temperature": 4.0}
     with pytest.raises(InputError, match=r"stages.0.distill: say `loss` beside the weight.*1 - 0.9 is the mixture"):
@@ -276,7 +275,7 @@ def test_an_error_or_an_empty_loader_leaves_every_statistic_as_it_was(name: str)
             raise KeyboardInterrupt
         return network(batch).sum()
 
-    for task, error in ((passing(breaks), KeyboardInterrupt), (dataclasses.replace(passing(), batches=lambda epoch: []), ())):
+    for task, error in ((passing(breaks), KeyboardInterrupt), (dataclasses.replace(passing(), train=lambda epoch: []), ())):
         network = prepared(name)
         before, outside = copy.deepcopy(network.state_dict()), marks(network)
         with contextlib.suppress(error):

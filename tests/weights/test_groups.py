@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import Parameter
 from torch.optim import LBFGS, SGD, Adagrad, AdamW
 
-from featherweight import Rule, Stage, Task, TopK, compress
+from featherweight import Constrain, Rule, Task, TopK, Train, compress
 from featherweight.errors import InputError
 from featherweight.recipe.schema import Recipe
 from featherweight.training.schedule import Training
@@ -96,8 +96,8 @@ def task(optimizer: Callable[..., Any], calls: list[int]) -> Task:
 
 
 def recipe() -> Recipe:
-    dense = Stage("dense", train=Training(2))
-    return Recipe("two", (dense, Stage("pruned", (Rule("hidden.weight", TopK(9)),), train=Training(0), retrain=Training(1))))
+    dense = Train("dense", train=Training(2))
+    return Recipe("two", (dense, Constrain("pruned", (Rule("hidden.weight", TopK(9)),), train=Training(0), retrain=Training(1))))
 
 
 def test_compress_retrains_with_the_groups_of_the_dense_network() -> None:

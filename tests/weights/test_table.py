@@ -15,7 +15,7 @@ import featherweight
 from featherweight.criteria import CRITERIA, NEEDS
 from featherweight.recipe.schema import AnyDriver, AnySet, Recipe
 from featherweight.recipes import RECIPES
-from featherweight.training.fit import Task
+from featherweight.task import Task
 from featherweight.weights import codes, drivers, sets, views
 from featherweight.weights.counts import ALLOCATORS
 from featherweight.zoo.networks import NETWORKS

@@ -10,7 +10,7 @@ from ordinary import ORDINARY, seeded
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from featherweight import Codebook, LowRank, Rule, Stage, TopK, TopRows
+from featherweight import Codebook, Constrain, LowRank, Rule, TopK, TopRows
 from featherweight.errors import InputError, RecipeError
 from featherweight.lowrank.ranks import CHANNEL, SPATIAL
 from featherweight.recipe.plan import Plan, chosen, resolve
@@ -59,11 +59,11 @@ def test_by_default_no_norm_no_bias_no_frozen_and_no_tied_parameter_is_a_target(
     network = ORDINARY[name].make()
     for make in RECIPES.values():
         for stage in make().stages:
-            if stage.rules:
+            if isinstance(stage, Constrain):
                 judge(network, stage)
 
 
-def judge(network: nn.Module, stage: Stage) -> None:
+def judge(network: nn.Module, stage: Constrain) -> None:
     try:
         plan = resolve(stage, network)
     except RecipeError as error:
@@ -88,21 +88,21 @@ def test_a_frozen_and_a_tied_parameter_are_left_out_of_every_pattern() -> None:
         assert "frozen" in found.left_out["1.weight"] and "tied: one tensor with 3.weight" in found.left_out["0.weight"]
     for pattern, why in (("0.weight", "tied"), ("3.weight", "tied"), ("1.*", "frozen")):
         with pytest.raises(RecipeError, match=why):
-            resolve(Stage("s", (Rule(pattern, TopK(3)),)), network)
+            resolve(Constrain("s", (Rule(pattern, TopK(3)),)), network)
 
 
 def test_a_weight_that_is_too_small_for_a_set_is_left_out_unless_it_is_named() -> None:
     network = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 1))
-    plan = resolve(Stage("s", (Rule("weights", Codebook(16)),)), network)
+    plan = resolve(Constrain("s", (Rule("weights", Codebook(16)),)), network)
     assert plan.targets.keys() == {"0.weight"} and "from 1 to 8" in plan.left_out["1.weight"]
     for rule in (Rule("1.weight", Codebook(16)), Rule("weights", Codebook(100))):
         with pytest.raises(RecipeError, match="from 1 to 8"):
-            resolve(Stage("s", (rule,)), network)
+            resolve(Constrain("s", (rule,)), network)
 
 
 def test_a_pattern_means_what_it_matches_norms_too() -> None:
     network = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
-    assert resolve(Stage("s", (Rule("*.weight", TopK()),), keep=0.5), network).targets.keys() == {"0.weight", "1.weight"}
+    assert resolve(Constrain("s", (Rule("*.weight", TopK()),), keep=0.5), network).targets.keys() == {"0.weight", "1.weight"}
 
 
 def test_a_weight_that_something_else_computes_is_named() -> None:
@@ -114,13 +114,13 @@ def test_a_weight_that_something_else_computes_is_named() -> None:
     found = chosen(Rule("2.weight", TopK()), network)
     assert found.names == ["2.weight"]
     with pytest.raises(RecipeError, match="WeightNorm computes it"):
-        resolve(Stage("s", (Rule("weights", TopK(3)),)), nn.Sequential(network[0]))
+        resolve(Constrain("s", (Rule("weights", TopK(3)),)), nn.Sequential(network[0]))
 
 
 def planned(module: nn.Module, name: str, word: Any) -> View:
     network = nn.Sequential(module)
     return (
-        resolve(Stage("s", (Rule(f"0.{name}", TopRows(1) if word == "rows" else LowRank(1), word),)), network)
+        resolve(Constrain("s", (Rule(f"0.{name}", TopRows(1) if word == "rows" else LowRank(1), word),)), network)
         .targets[f"0.{name}"]
         .view
     )

@@ -302,7 +302,7 @@ MIRRORS = {
 def test_a_hostile_mirror_is_left_in_time(
     answer: Callable[[Mirror], None], why: str, archive: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(datasets.fetch, "PATIENCE", 0.4)
+    monkeypatch.setattr(datasets.downloads, "PATIENCE", 0.4)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Mirror)
     server.answer = answer  # type: ignore[attr-defined]
     threading.Thread(target=server.serve_forever, daemon=True).start()

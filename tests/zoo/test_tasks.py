@@ -11,7 +11,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import Parameter
 
 from featherweight import zoo
-from featherweight.training.fit import Task
+from featherweight.task import Task
 from featherweight.zoo import datasets, tasks
 from featherweight.zoo.datasets import Dataset
 from featherweight.zoo.tasks import EpochBatches
@@ -117,7 +117,7 @@ def test_held_out_digits() -> None:
 @pytest.mark.usefixtures("without_files")
 def test_example_is_one_image_and_finite() -> None:
     for name, shape in (("mnist", (1, 1, 28, 28)), ("cifar10", (1, 3, 32, 32))):
-        (image,) = tasks.TASKS[name]().example
+        (image,) = tasks.TASKS[name]().example_inputs
         assert image.shape == shape and image.dtype == torch.float32 and image.std() > 0
 
 
@@ -205,10 +205,10 @@ def test_two_epochs_of_digits() -> None:
     pytest.importorskip("sklearn")
     torch.manual_seed(0)
     task, network = tasks.digits(), zoo.lenet5()
-    before = task.score(network)
+    before = task.evaluate(network)
     train(task, network, epochs=2)
     assert before < 40
-    assert task.score(network) > 85
+    assert task.evaluate(network) > 85
 
 
 @pytest.mark.usefixtures("without_files")

@@ -1,0 +1,93 @@
+"""What comes back: the network, what was done to it as data, what was measured; saved, packed, exported and timed from here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from featherweight.errors import InputError
+from featherweight.files import artifact, packed
+from featherweight.files.edits import Snapshot
+from featherweight.network.calls import Example, Inputs
+from featherweight.recipe.schema import Recipe
+from featherweight.run import report
+from featherweight.run.report import Row
+from featherweight.ship import bench, export
+from featherweight.version import __version__
+
+
+@dataclass(frozen=True)
+class Report:
+    """The rows of a run, one a stage, measured after it. As text: a table, and notes below it."""
+
+    rows: list[Row]
+
+    def __str__(self) -> str:
+        return report.text(self.rows)
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """A compressed network, and what was measured on the way.
+
+    model     the network; weights that have codes are computed from them
+    snapshot  the edits and the state, from which `load` makes it again
+    recipe    what was done; original: the network as it was given, and example_inputs: what both are called with
+    """
+
+    model: nn.Module
+    snapshot: Snapshot
+    recipe: Recipe
+    rows: list[Row]
+    original: nn.Module
+    example_inputs: Example | Inputs
+
+    @property
+    def report(self) -> Report:
+        return Report(self.rows)
+
+    def save(self, folder: str | Path, *, model: str | None = None, data: str | None = None) -> dict[str, int]:
+        """Write the artifact; its files' sizes in bytes. `model` and `data`: built-in names, for `featherweight inspect`.
+
+        Raises StorageError.
+        """
+        described = artifact.Description(
+            featherweight=__version__,
+            model=model,
+            data=data,
+            edits=self.snapshot.edits,
+            recipe=self.recipe.to_dict(),
+            report=[row.to_dict() for row in self.rows],
+        )
+        return artifact.save(folder, self.snapshot, described)
+
+    def pack(self, path: str | Path) -> int:
+        """Write the network into one entropy-coded file (`.fwz`); its size in bytes. Raises StorageError."""
+        return packed.write(path, self.snapshot, self.original)
+
+    def export(self, path: str | Path, format: export.Format = "onnx") -> export.Exported:
+        """Write an ONNX or .pt2 file, run it, and compare it with the network (see `ship.export`)."""
+        return export.export(self.model, self.example_inputs, path, format)
+
+    def bench(
+        self, *, runtimes: Sequence[bench.Runtime] = ("eager",), batches: Sequence[int] = (1,), rounds: int = 30
+    ) -> bench.Bench:
+        """Time the network beside the original, in turns (see `ship.bench`)."""
+        variants = {"dense": self.original, "compressed": self.model}
+        return bench.bench(variants, self.example_inputs, runtimes=runtimes, batches=batches, rounds=rounds)
+
+
+def pack(source: Compressed | str | Path, path: str | Path, model: nn.Module | None = None) -> int:
+    """Write a compressed network into one entropy-coded file (`.fwz`), which `load` reads; its size in bytes.
+
+    source  what `compress` or `prune` gave back; or an artifact's folder, and `model`, a network of the class that it is of
+    Raises InputError for a folder without a model, ArtifactError and StorageError.
+    """
+    if isinstance(source, Compressed):
+        return source.pack(path)
+    if model is None:
+        raise InputError(f"to pack {source}, give the network that it was made of: pack(source, path, model)")
+    return packed.write(path, artifact.snapshot(source), model)

@@ -1,0 +1,287 @@
+"""The entries that need no training: prune, factorize, quantize, cluster. Each works on a copy and measures what came out.
+
+What they lose is not trained back. `compress` trains, and goes much further at the same score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from featherweight.budget.units import Allotment
+from featherweight.criteria import CRITERIA, NEEDS
+from featherweight.errors import InputError, RecipeError, did_you_mean
+from featherweight.files.edits import Snapshot, structure_edit
+from featherweight.lowrank.factor import materialise
+from featherweight.measurement import measure
+from featherweight.network import generators
+from featherweight.network.calls import Example, Inputs
+from featherweight.recipe.plan import resolve
+from featherweight.recipe.schema import WEIGHTS, Constrain, Criterion, CutUnits, Recipe, Rule, Train, Units, share
+from featherweight.recipe.selection import said
+from featherweight.run.compressed import Compressed
+from featherweight.run.cut_units import cut
+from featherweight.run.report import Row
+from featherweight.run.stage import left
+from featherweight.task import Batch, Batches, Task
+from featherweight.weights.drivers import freeze
+from featherweight.weights.parametrized import plain
+from featherweight.weights.sets import Codebook, Levels, LowRank
+from featherweight.weights.views import WHOLE, View
+
+Evaluate = Callable[[nn.Module], float]
+Ignore = Iterable[str | nn.Module]
+Share = float | str
+ROWS = View("o ... -> o (...)")
+
+
+def prune(
+    model: nn.Module,
+    example_inputs: Example | Inputs,
+    *,
+    macs: Share | None = None,
+    parameters: Share | None = None,
+    bytes: Share | None = None,
+    latency_ms: float | None = None,
+    criterion: Criterion = "l1",
+    allocate: Allotment = "uniform",
+    multiple: int = 1,
+    ignore: Ignore = (),
+    data: Batches | Callable[[int], Batches] | None = None,
+    loss: Callable[[nn.Module, Batch], Tensor] | None = None,
+    evaluate: Evaluate | None = None,
+) -> Compressed:
+    """Cut channels, neurons, heads and recurrent units, physically, in the network's own class; `model` is not changed.
+
+    macs, parameters, bytes  what is *kept* of the multiply-accumulates, parameters or bytes: a share (0.5, "50%") or so many
+                             times fewer ("4x"). Or latency_ms: milliseconds of one example here. One of them; macs=0.5 without
+    criterion   which units go: l1 and l2 look at weights alone, the others at `data` through `loss(network, batch)`
+    allocate    how the budget is spread: uniform, the same share of every layer; ranked, weighed, knapsack: by the criterion
+    multiple    sizes are multiples of this
+    ignore      modules, or names or globs of them, whose outputs all stay
+    evaluate    network -> score, for the report
+
+    Raises RecipeError with every mistake in the arguments; Infeasible where the budget cannot be met by cutting units.
+
+    >>> import torch, featherweight as fw
+    >>> net = torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.ReLU(), torch.nn.Linear(32, 4))
+    >>> fw.prune(net, (torch.randn(1, 8),), macs=0.5).model[0].weight.shape
+    torch.Size([16, 8])
+    """
+    problems = _problems(model, example_inputs)
+    names = _names(model, ignore, problems)
+    units = None
+    try:
+        macs = 0.5 if {macs, parameters, bytes, latency_ms} == {None} else macs
+        budget = (_share(macs), _share(parameters), _share(bytes), latency_ms)
+        units = Units(criterion, *budget, allot=allocate, multiple=multiple, ignore=names)
+    except InputError as error:
+        problems.append(str(error))
+    if criterion not in CRITERIA:
+        known = ", ".join(CRITERIA)
+        problems.append(f"no criterion is named {criterion!r}; there are {known}.{did_you_mean(str(criterion), CRITERIA)}")
+    elif NEEDS[criterion] and (data is None or loss is None):
+        problems.append(f"{criterion} looks at training samples: give data (a DataLoader) and loss (network, batch) -> tensor")
+    if allocate not in ("uniform", "ranked", "weighed", "knapsack"):
+        problems.append(f"allocate is uniform, ranked, weighed or knapsack, given {allocate!r}")
+    if problems or units is None:
+        raise RecipeError(problems, "call of prune")
+    task = Task(example_inputs, data or [], loss or _no_loss, evaluate or _no_score, _no_optimizer)
+    with generators.kept():
+        network = plain(model)
+        done = cut(network, task, units, 0)
+    edits = [structure_edit(done.edit)] if done.edit is not None else []
+    recipe = Recipe("prune", (Train("dense"), CutUnits("pruned", units)))
+    return _measured(model, network, Snapshot.of(network, edits), recipe, example_inputs, evaluate, spent=done.spent)
+
+
+def factorize(
+    model: nn.Module,
+    example_inputs: Example | Inputs,
+    *,
+    macs: Share = 0.5,
+    view: Literal["spatial", "channel"] = "spatial",
+    ignore: Ignore = (),
+    evaluate: Evaluate | None = None,
+) -> Compressed:
+    """Replace layers by two thin ones, their truncated SVD, at the ranks that keep `macs` and drop least; `model` is not changed.
+
+    macs    what is *kept* of the multiply-accumulates: a share (0.5, "50%") or so many times fewer ("2x")
+    view    of convolutions: spatial, k x 1 and 1 x k (Jaderberg et al. 2014); channel, k x k and 1 x 1 (Zhang et al. 2015)
+
+    Layers for which no rank pays stay whole. Raises RecipeError with every mistake, FactorError where the budget cannot be met.
+
+    >>> import torch, featherweight as fw
+    >>> net = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 8))
+    >>> fw.factorize(net, (torch.randn(1, 64),), macs=0.6).model[0]
+    Sequential(
+      (0): Linear(in_features=64, out_features=17, bias=False)
+      (1): Linear(in_features=17, out_features=64, bias=True)
+    )
+    """
+    what = LowRank() if view in ("spatial", "channel") else f"view is spatial or channel, given {view!r}"
+    return _imposed("factorize", model, example_inputs, evaluate, ignore, what, view, macs=macs)
+
+
+def quantize(
+    model: nn.Module,
+    example_inputs: Example | Inputs,
+    *,
+    bits: int = 8,
+    per: Literal["row", "layer"] = "row",
+    ignore: Ignore = (),
+    evaluate: Evaluate | None = None,
+) -> Compressed:
+    """Round the weights to 2^bits equally spaced levels, with the scale of least squared error; `model` is not changed.
+
+    bits  1 to 8; per: a scale for each output (row), or for each layer. Zeros stay zeros. Activations stay as they are
+
+    Raises RecipeError with every mistake.
+
+    >>> import torch, featherweight as fw
+    >>> net = torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.ReLU(), torch.nn.Linear(32, 4))
+    >>> small = fw.quantize(net, (torch.randn(1, 8),), bits=4)
+    >>> len(small.model[2].weight[0].unique()) <= 16
+    True
+    """
+    levels: Levels | str = ""
+    try:
+        levels = Levels("uniform", bits)
+    except InputError as error:
+        levels = str(error)
+    if per not in ("row", "layer"):
+        levels = f"per is row or layer, given {per!r}" + (f"; {levels}" if isinstance(levels, str) else "")
+    return _imposed("quantize", model, example_inputs, evaluate, ignore, levels, ROWS if per == "row" else WHOLE)
+
+
+def cluster(
+    model: nn.Module,
+    example_inputs: Example | Inputs,
+    *,
+    values: int = 16,
+    ignore: Ignore = (),
+    evaluate: Evaluate | None = None,
+) -> Compressed:
+    """Let the weights of each layer share `values` values, found by k-means; `model` is not changed.
+
+    Zeros stay zeros and are in no cluster. Raises RecipeError with every mistake.
+
+    >>> import torch, featherweight as fw
+    >>> net = torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.ReLU(), torch.nn.Linear(32, 4))
+    >>> len(fw.cluster(net, (torch.randn(1, 8),), values=5).model[0].weight.unique())
+    5
+    """
+    book: Codebook | str = ""
+    try:
+        book = Codebook(values)
+    except InputError as error:
+        book = str(error)
+    return _imposed("cluster", model, example_inputs, evaluate, ignore, book, WHOLE)
+
+
+def _imposed(
+    name: str,
+    model: nn.Module,
+    example_inputs: Example | Inputs,
+    evaluate: Evaluate | None,
+    ignore: Ignore,
+    what: LowRank | Levels | Codebook | str,
+    view: Any,
+    macs: Share | None = None,
+) -> Compressed:
+    """Put the weights into sets and measure. `what`: a set, or what is wrong with what was asked of it."""
+    problems = _problems(model, example_inputs)
+    names = _names(model, ignore, problems)
+    stage = None
+    try:
+        if isinstance(what, str):
+            raise InputError(what)
+        stage = Constrain(name, (Rule(WEIGHTS, what, view, ignore=names),), macs=_share(macs))
+    except InputError as error:
+        problems.append(str(error))
+    if problems or stage is None:
+        raise RecipeError(problems, f"call of {name}")
+    original, network = plain(model), plain(model)
+    plan = resolve(stage, network, example=example_inputs)
+    with torch.no_grad():
+        for target, wanted in plan.targets.items():
+            freeze(network, target, wanted)
+    thin = materialise(network, example=example_inputs)
+    recipe = Recipe(name, (Train("dense"), stage))
+    snapshot = Snapshot.of(network, thin.edits)
+    return _measured(original, network, snapshot, recipe, example_inputs, evaluate, told=said(plan.left_out))
+
+
+def _measured(
+    model: nn.Module,
+    network: nn.Module,
+    snapshot: Snapshot,
+    recipe: Recipe,
+    example_inputs: Example | Inputs,
+    evaluate: Evaluate | None,
+    spent: Any = None,
+    told: Sequence[str] = (),
+) -> Compressed:
+    original = plain(model)
+    stage = recipe.stages[-1]
+    asked = stage.units.share if isinstance(stage, CutUnits) else getattr(stage, "macs", None)
+    rows = [
+        Row("dense", measure(original, example_inputs, evaluate), None, {}, 0, 0.0, None, {}),
+        Row(
+            stage.name, measure(network, example_inputs, evaluate), asked, left(network, original), 0, 0.0, None, {}, spent,
+            tuple(told),
+        ),
+    ]  # fmt: skip
+    return Compressed(network, snapshot, recipe, rows, original, example_inputs)
+
+
+def _problems(model: Any, example_inputs: Any) -> list[str]:
+    problems = []
+    if not isinstance(model, nn.Module):
+        problems.append(f"the model must be a torch.nn.Module, given: {type(model).__name__}")
+    try:
+        if not Inputs.of(example_inputs).tensors():
+            problems.append("example_inputs hold no tensor: give the network's inputs, such as (torch.randn(1, 3, 224, 224),)")
+    except InputError as error:
+        problems.append(str(error))
+    return problems
+
+
+def _names(model: Any, ignore: Any, problems: list[str]) -> tuple[str, ...]:
+    """`ignore` as names and patterns."""
+    if isinstance(ignore, str | nn.Module):
+        ignore = (ignore,)
+    known = {id(module): name for name, module in model.named_modules()} if isinstance(model, nn.Module) else {}
+    names = []
+    for one in ignore:
+        if isinstance(one, nn.Module):
+            if known and id(one) not in known:
+                problems.append(f"ignore holds a {type(one).__name__} that is not a module of the network")
+            names.append(known.get(id(one), ""))
+        elif isinstance(one, str):
+            names.append(one)
+        else:
+            problems.append(f"ignore holds modules, names or globs, given a {type(one).__name__}")
+    return tuple(names)
+
+
+def _share(given: Any) -> float | None:
+    found = share(given)
+    if found is not None and not isinstance(found, int | float):
+        raise InputError(f"a budget is a share to keep (0.5, '50%') or so many times fewer ('4x'), given {given!r}")
+    return found
+
+
+def _no_loss(network: nn.Module, batch: Batch) -> Tensor:
+    raise InputError("the criterion asks for a loss: give loss (network, batch) -> tensor")
+
+
+def _no_score(network: nn.Module) -> float:
+    return float("nan")
+
+
+def _no_optimizer(parameters: Any) -> Any:
+    raise InputError("nothing is trained here")

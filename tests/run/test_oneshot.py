@@ -1,0 +1,150 @@
+"""The entries that need no training, on every ordinary network: what was asked comes out, and the given network stays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ordinary import ORDINARY
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import featherweight as fw
+from featherweight import zoo
+from featherweight.errors import FeatherweightError, RecipeError
+
+ENTRIES: dict[str, Callable[..., fw.Compressed]] = {
+    "prune": fw.prune,
+    "factorize": fw.factorize,
+    "quantize": fw.quantize,
+    "cluster": fw.cluster,
+}
+IMAGE = (torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)),)
+
+
+def stored(network: nn.Module) -> dict[str, Any]:
+    return {name: value.clone() for name, value in network.state_dict().items() if isinstance(value, torch.Tensor)}
+
+
+@pytest.mark.parametrize("name", ORDINARY)
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_it_works_on_a_copy_or_is_refused_by_name(entry: str, name: str, tmp_path: Path) -> None:
+    ordinary = ORDINARY[name]
+    network = ordinary.make()
+    before, training = stored(network), network.training
+    try:
+        done = ENTRIES[entry](network, ordinary.example)
+    except FeatherweightError as error:
+        assert len(str(error)) > 30
+    else:
+        done.save(tmp_path / "art")
+        loaded = fw.load(tmp_path / "art", ordinary.make())
+        assert {n: p.shape for n, p in loaded.named_parameters()} == {n: p.shape for n, p in done.model.named_parameters()}
+        dense, last = (row.measured for row in done.rows)
+        assert dense.score is None and str(done.report).startswith("stage")
+        changed = (last.parameters, last.bits, last.macs) != (dense.parameters, dense.bits, dense.macs)
+        assert changed or done.rows[-1].said or done.rows[-1].spent  # nothing to do is said
+    after = stored(network)
+    assert network.training == training and before.keys() == after.keys()
+    assert all(torch.equal(after[n], value) or value.is_complex() or torch.isnan(value).any() for n, value in before.items())
+
+
+def macs(network: nn.Module, *example: torch.Tensor) -> int:
+    """By PyTorch's own counter, which counts two operations for each."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network.eval()(*example)
+    return counter.get_total_flops() // 2
+
+
+@pytest.mark.parametrize("asked", [0.5, "50%", "2x"])
+def test_half_of_the_multiplications_of_a_resnet_are_kept_however_it_is_asked(asked: float | str) -> None:
+    torch.manual_seed(0)
+    network = zoo.CifarResNet(1, zoo.ProjectionShortcut)
+    whole = macs(network, *IMAGE)
+    assert 0.48 * whole <= macs(fw.prune(network, IMAGE, macs=asked).model, *IMAGE) <= 0.5 * whole
+    assert 0.45 * whole <= macs(fw.factorize(network, IMAGE, macs=asked).model, *IMAGE) <= 0.5 * whole
+
+
+def test_sizes_that_the_class_cannot_express_are_allotted_anew() -> None:
+    """The zeros that option A of ResNet pads with hang on two sizes: a random half of both fits, those of a budget need not."""
+    torch.manual_seed(0)
+    done = fw.prune(zoo.resnet20(), IMAGE, macs=0.5)
+    spent = done.rows[-1].spent
+    assert spent is not None and any("sizes that the budget asks" in why for why in spent.left_out.values())
+    assert spent.after <= 0.5 * spent.before
+    assert done.model(torch.randn(2, 3, 16, 16)).shape == (2, 10)
+
+
+def test_what_is_ignored_keeps_all_of_its_units_and_values() -> None:
+    torch.manual_seed(0)
+    network = zoo.CifarResNet(1, zoo.ProjectionShortcut)
+    done = fw.prune(network, IMAGE, macs=0.8, ignore=[network.stage2[0].conv1, "conv1", "stage3.*"])
+    kept = dict(done.model.named_modules())
+    assert kept["stage2.0.conv1"].out_channels == 32 and kept["conv1"].out_channels == 16
+    assert kept["stage3.0.conv2"].out_channels == 64
+    coded = fw.quantize(network, IMAGE, bits=2, ignore="stage2").model.state_dict()
+    assert torch.equal(coded["stage2.0.conv1.weight"], network.stage2[0].conv1.weight)
+    assert "stage3.0.conv1.weight" not in coded
+
+
+def test_a_few_bits_are_a_few_values_a_row_and_the_best_ones() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(40, 6), nn.ReLU(), nn.Linear(6, 3))
+    done = fw.quantize(network, (torch.randn(1, 40),), bits=2)
+    for row, original in zip(done.model[0].weight, network[0].weight, strict=True):
+        scale = row.abs().min()
+        assert set((row / scale).round().tolist()) <= {-2.0, -1.0, 1.0, 2.0}
+        closer = [float((original - torch.where(original.abs() < 1.5 * s, s, 2 * s) * original.sign()).square().sum())
+                  for s in torch.linspace(0.5, 1.5, 101) * scale]  # fmt: skip
+        assert float((original - row).square().sum()) <= min(closer) * 1.0001
+    values = fw.cluster(network, (torch.randn(1, 40),), values=3).model[0].weight.unique()
+    assert len(values) == 3
+
+
+def test_a_criterion_that_looks_at_data_takes_them() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 3))
+    batches = [(torch.randn(16, 8), torch.randint(0, 3, (16,))) for _ in range(2)]
+
+    def loss(model: nn.Module, batch: Any) -> torch.Tensor:
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    done = fw.prune(network, (torch.randn(1, 8),), criterion="collaborative", data=batches, loss=loss, evaluate=lambda n: 7.0)
+    assert done.rows[-1].measured.score == 7.0 and done.model[0].out_features < 12
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda net: fw.prune(3, 5, criterion="l3", macs=7, allocate="x"), ["5 mistakes", "torch.nn.Module", "l3", "given 'x'"]),
+        (lambda net: fw.quantize(net, IMAGE, bits=77, per="z", ignore=[3]), ["2 mistakes", "1 to 8 bits", "per is row or layer"]),
+        (lambda net: fw.prune(net, IMAGE, criterion="taylor"), ["give data", "loss"]),
+        (lambda net: fw.prune(net, IMAGE, ignore="nope"), ["'nope' matches no site"]),
+        (lambda net: fw.prune(net, IMAGE, ignore=nn.Linear(1, 1)), ["not a module of the network"]),
+        (lambda net: fw.quantize(net, IMAGE, ignore="*"), ["ignore leaves no target"]),
+        (lambda net: fw.prune(net, IMAGE, macs="half"), ["given 'half'"]),
+        (lambda net: fw.prune(net, IMAGE, macs=0.5, bytes=0.5), ["one budget"]),
+        (lambda net: fw.factorize(net, IMAGE, macs=0.01), ["out of reach"]),
+        (lambda net: fw.factorize(net, IMAGE, macs=0.5, view="depth"), ["given 'depth'"]),
+        (lambda net: fw.cluster(net, IMAGE, values=0), ["given 0"]),
+        (lambda net: fw.prune(net, (torch.randn(1, 4, 32, 32),)), ["does not run on the example"]),
+    ],
+)
+def test_mistakes_are_told_by_name_and_all_at_once(call: Callable[[nn.Module], Any], says: list[str]) -> None:
+    with pytest.raises(FeatherweightError) as caught:
+        call(zoo.CifarResNet(1, zoo.ProjectionShortcut))
+    assert all(part in str(caught.value) for part in says), str(caught.value)
+    if len(says) > 2:
+        assert isinstance(caught.value, RecipeError)
+
+
+def test_the_package_shows_what_it_offers_and_nothing_else() -> None:
+    assert dir(fw) == sorted(fw.__all__) and all(hasattr(fw, name) for name in fw.__all__)
+    modules = [name for name in fw.__all__ if type(getattr(fw, name)).__name__ == "module"]
+    assert modules == ["recipes", "structure"]
+    for name in fw.__all__:  # no function is named like its module
+        thing = getattr(fw, name)
+        assert getattr(thing, "__module__", "") != f"featherweight.{name}"
