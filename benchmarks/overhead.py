@@ -19,7 +19,8 @@ from rows import Line, Rows, parser, wanted
 from torch import Tensor, nn
 
 from featherweight import ADMM, Codebook, Imposed, Levels, LowRank, Periodic, Target, TopK
-from featherweight.lowrank.ranks import CHANNEL, SPATIAL, convolutions
+from featherweight.lowrank.layers import CHANNEL, SPATIAL
+from featherweight.lowrank.ranks import convolutions
 from featherweight.weights.counts import magnitude
 from featherweight.weights.drivers import Spread
 from featherweight.weights.views import View

@@ -25,7 +25,7 @@ from torch.nn.utils import parametrize, skip_init
 from torch.nn.utils.rnn import PackedSequence
 
 from featherweight.errors import ArtifactError, InputError, did_you_mean, short
-from featherweight.lowrank.ranks import Conv, FactorError, Split, break_even, input_shapes, kind_of, split, split_of, weight_of
+from featherweight.lowrank.layers import Conv, FactorError, Split, break_even, input_shapes, kind_of, split, split_of, weight_of
 from featherweight.network.calls import Example, Inputs
 from featherweight.weights.codes import Factors
 from featherweight.weights.parametrized import attach, coded, detach, is_channels_last, owner

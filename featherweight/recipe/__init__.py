@@ -1,0 +1,1 @@
+"""What to do, as data (`schema`), and what that means for one network (`plan`)."""

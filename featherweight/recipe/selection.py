@@ -15,7 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from featherweight.errors import InputError
 from featherweight.lowrank.factor import why_not
-from featherweight.lowrank.ranks import CHANNEL, SPATIAL, input_shapes, kind_of
+from featherweight.lowrank.layers import CHANNEL, SPATIAL, input_shapes, kind_of
 from featherweight.network.calls import Example, Inputs
 from featherweight.structure import trace
 from featherweight.structure.errors import StructureError

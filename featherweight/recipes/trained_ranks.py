@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Literal, cast
 
 from featherweight.errors import InputError
-from featherweight.lowrank.ranks import CHANNEL, SPATIAL
+from featherweight.lowrank.layers import CHANNEL, SPATIAL
 from featherweight.recipe.schema import WEIGHTS, Constrain, Recipe, Rule, Seen, Train
 from featherweight.training.schedule import Taught, Training, taught
 from featherweight.weights.drivers import Periodic

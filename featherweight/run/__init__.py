@@ -1,0 +1,1 @@
+"""How stages run (`constrain`, `cut_units`, `learn_units`), where a run stands (`state`), and what came out (`compressed`)."""

@@ -1,0 +1,1 @@
+"""What may be asked of weights: sets through views, imposed by drivers, stored and trained as codes. Read `sets` first."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -30,9 +30,9 @@ class Set(abc.ABC):
     def violation(self, matrix: Tensor) -> float:
         """Distance from the set over the norm of the matrix, in [0, 1]; 0 inside. An upper bound where `exact` is False."""
 
-    @abc.abstractmethod
     def pull(self, matrix: Tensor) -> Tensor:
-        """A subgradient, at `matrix`, of the set's convex surrogate."""
+        """A subgradient, at `matrix`, of the set's convex surrogate; by default of half the squared distance to the set."""
+        return matrix - self.project(matrix)
 
     def project(self, matrix: Tensor) -> Tensor:
         """The nearest member of the set, or a near one where `exact` is False. Same shape, dtype and device."""
@@ -70,31 +70,55 @@ class Set(abc.ABC):
 
 
 @dataclass(frozen=True)
-class TopK(Set):
+class Counted(Set):
+    """A set whose size is a count. None leaves it to the plan."""
+
+    count: int | None = None
+    least: ClassVar[int] = 0
+
+    def most(self, matrix: Tensor) -> int:
+        """The largest count that `matrix` has room for."""
+        return matrix.numel()
+
+    def checked(self, matrix: Tensor) -> int:
+        """The count. Raises SetError if it is missing or out of range, or `matrix` is not finite."""
+        return checked(self, self.count, matrix, self.most(matrix), "count", self.least)
+
+    def check(self, matrix: Tensor) -> None:
+        self.checked(matrix)
+
+    def complete(self) -> bool:
+        return self.count is not None
+
+    def sized(self, size: int) -> Self:
+        return replace(self, count=size)
+
+    def size(self) -> int:
+        return self.count if self.count is not None else super().size()
+
+    def shrunk(self, matrix: Tensor) -> Self:
+        return replace(self, count=int(matrix.count_nonzero())) if self.prunes else self
+
+
+@dataclass(frozen=True)
+class TopK(Counted):
     """min |m - z|_F  s.t.  |z|_0 <= count.
 
     Exact: the `count` entries of largest magnitude; of equal ones, any, but never more than `count`. O(n). Zhang et al. 2018
     (arXiv 1804.03294), eq. 6. `count=None` leaves the size to the plan. Surrogate: the l1 norm.
     """
 
-    count: int | None = None
     kind: Literal["top_k"] = "top_k"
     exact: ClassVar[bool] = True
     prunes: ClassVar[bool] = True
     selects: ClassVar[bool] = True
 
-    def check(self, matrix: Tensor) -> None:
-        checked(self, self.count, matrix, matrix.numel(), "count")
-
-    def complete(self) -> bool:
-        return self.count is not None
-
     def encode(self, matrix: Tensor) -> codes.Sparse:
-        count = checked(self, self.count, matrix, matrix.numel(), "count")
+        count = self.checked(matrix)
         return codes.Sparse(matrix.shape[0], matrix.shape[1], largest(matrix.reshape(-1), count))
 
     def violation(self, matrix: Tensor) -> float:
-        count = checked(self, self.count, matrix, matrix.numel(), "count")
+        count = self.checked(matrix)
         squares = matrix.reshape(-1).double().square().sort().values
         return ratio(squares[: squares.numel() - count].sum(), squares.sum())
 
@@ -105,43 +129,30 @@ class TopK(Set):
         rows, cols = finite(self, matrix).shape
         return Menu(matrix.reshape(-1), lambda k: codes.Sparse.blank(rows, cols, k).bits())
 
-    def sized(self, size: int) -> TopK:
-        return replace(self, count=size)
-
-    def size(self) -> int:
-        return self.count if self.count is not None else super().size()
-
-    def shrunk(self, matrix: Tensor) -> TopK:
-        return replace(self, count=int(matrix.count_nonzero()))
-
 
 @dataclass(frozen=True)
-class TopRows(Set):
+class TopRows(Counted):
     """min |m - z|_F  s.t.  at most `count` rows of z are not zero.
 
     Exact: the rows of largest Euclidean norm. O(n). He et al. 2018 (SFP); Zhang et al. 2018 (StructADMM, arXiv 1807.11091).
     Surrogate: the group lasso.
     """
 
-    count: int | None = None
     kind: Literal["top_rows"] = "top_rows"
     exact: ClassVar[bool] = True
     prunes: ClassVar[bool] = True
     selects: ClassVar[bool] = True
 
-    def check(self, matrix: Tensor) -> None:
-        checked(self, self.count, matrix, matrix.shape[0], "count")
-
-    def complete(self) -> bool:
-        return self.count is not None
+    def most(self, matrix: Tensor) -> int:
+        return matrix.shape[0]
 
     def encode(self, matrix: Tensor) -> codes.Rows:
-        count = checked(self, self.count, matrix, matrix.shape[0], "count")
+        count = self.checked(matrix)
         index = torch.linalg.vector_norm(matrix, dim=1).topk(count, sorted=False).indices
         return codes.Rows(matrix.shape[0], matrix.shape[1], index.sort().values)
 
     def violation(self, matrix: Tensor) -> float:
-        count = checked(self, self.count, matrix, matrix.shape[0], "count")
+        count = self.checked(matrix)
         squares = matrix.double().square().sum(1).sort().values
         return ratio(squares[: squares.numel() - count].sum(), squares.sum())
 
@@ -153,13 +164,7 @@ class TopRows(Set):
         rows, cols = finite(self, matrix).shape
         return Menu(sizes.row_squares(matrix), lambda k: codes.Rows.blank(rows, cols, k).bits(), squared=False)
 
-    def sized(self, size: int) -> TopRows:
-        return replace(self, count=size)
-
-    def size(self) -> int:
-        return self.count if self.count is not None else super().size()
-
-    def shrunk(self, matrix: Tensor) -> TopRows:
+    def shrunk(self, matrix: Tensor) -> Self:
         return replace(self, count=int(matrix.any(dim=1).sum()))
 
 
@@ -285,15 +290,12 @@ class Levels(Set):
             missed += squares[part != 0].sum() if self.sparse else squares.sum()
         return ratio(missed, matrix.double().square().sum())
 
-    def pull(self, matrix: Tensor) -> Tensor:
-        return matrix - self.project(matrix)
-
     def masked(self) -> Levels:
         return replace(self, sparse=True)
 
 
 @dataclass(frozen=True)
-class Codebook(Set):
+class Codebook(Counted):
     """min |m - z|_F  s.t.  the entries of z take at most `count` different values.
 
     Exact below `kmeans.EXACT_LIMIT` entries, a local optimum above (see `kmeans.centroids`). Han et al. 2016 (Deep
@@ -301,50 +303,34 @@ class Codebook(Set):
     `sparse`: what is zero in m stays zero, and only the entries that are not share the `count` values.
     """
 
-    count: int | None = None
     sparse: bool = False
     kind: Literal["codebook"] = "codebook"
     exact: ClassVar[bool] = True
-
-    def check(self, matrix: Tensor) -> None:
-        checked(self, self.count, matrix, matrix.numel(), "count", least=1)
-
-    def complete(self) -> bool:
-        return self.count is not None
+    least: ClassVar[int] = 1
 
     def encode(self, matrix: Tensor) -> codes.Shared | codes.SparseShared:
-        count = checked(self, self.count, matrix, matrix.numel(), "count", least=1)
+        count = self.checked(matrix)
         position = support(matrix) if self.sparse else None
         if position is None:
             return codes.Shared(kmeans.nearest(matrix, kmeans.centroids(matrix.reshape(-1), count)), count)
         return _clustered(matrix, position, count)
 
     def violation(self, matrix: Tensor) -> float:
-        count = checked(self, self.count, matrix, matrix.numel(), "count", least=1)
+        count = self.checked(matrix)
         return clustering_error(matrix[matrix != 0] if self.sparse else matrix.reshape(-1), count, matrix)
-
-    def pull(self, matrix: Tensor) -> Tensor:
-        return matrix - self.project(matrix)
 
     def masked(self) -> Codebook:
         return replace(self, sparse=True)
 
-    def sized(self, size: int) -> Codebook:
-        return replace(self, count=size)
-
-    def size(self) -> int:
-        return self.count if self.count is not None else super().size()
-
 
 @dataclass(frozen=True)
-class SparseCodebook(Set):
+class SparseCodebook(Counted):
     """min |m - z|_F  s.t.  |z|_0 <= count and the non-zero entries of z take at most `shared` different values.
 
     Approximate: the `count` entries of largest magnitude, then k-means of those (Ye et al. 2018, arXiv 1811.01907: prune, then
     cluster what is left). Surrogate: half the squared distance to the set.
     """
 
-    count: int | None = None
     shared: int = 16
     kind: Literal["sparse_codebook"] = "sparse_codebook"
     exact: ClassVar[bool] = False
@@ -354,38 +340,20 @@ class SparseCodebook(Set):
         if self.shared < 1:
             raise SetError(f"SparseCodebook needs at least 1 shared value, given {self.shared}")
 
-    def check(self, matrix: Tensor) -> None:
-        checked(self, self.count, matrix, matrix.numel(), "count")
-
-    def complete(self) -> bool:
-        return self.count is not None
-
     def encode(self, matrix: Tensor) -> codes.SparseShared:
-        count = checked(self, self.count, matrix, matrix.numel(), "count")
+        count = self.checked(matrix)
         return _clustered(matrix, largest(matrix.reshape(-1), count), self.shared)
 
     def violation(self, matrix: Tensor) -> float:
-        count = checked(self, self.count, matrix, matrix.numel(), "count")
+        count = self.checked(matrix)
         ordered = (flat := matrix.reshape(-1).double())[flat.abs().argsort()]
         dropped, kept = ordered[: flat.numel() - count], ordered[flat.numel() - count :]
         inner = clustering_error(kept, self.shared, kept) if count else 0.0
         return ratio(dropped.square().sum() + inner**2 * kept.square().sum(), flat.square().sum())
 
-    def pull(self, matrix: Tensor) -> Tensor:
-        return matrix - self.project(matrix)
-
     def menu(self, matrix: Tensor) -> Menu:
         rows, cols = finite(self, matrix).shape
         return Menu(matrix.reshape(-1), lambda k: codes.SparseShared.blank(rows, cols, k, self.shared).bits())
-
-    def sized(self, size: int) -> SparseCodebook:
-        return replace(self, count=size)
-
-    def size(self) -> int:
-        return self.count if self.count is not None else super().size()
-
-    def shrunk(self, matrix: Tensor) -> SparseCodebook:
-        return replace(self, count=int(matrix.count_nonzero()))
 
 
 def _clustered(matrix: Tensor, position: Tensor, shared: int) -> codes.SparseShared:

@@ -17,7 +17,8 @@ from torch.nn.utils import parametrize
 from featherweight import zoo
 from featherweight.errors import ArtifactError
 from featherweight.lowrank.factor import ReducedGRU, ReducedLSTM, factor, materialise, replay_factor, why_not
-from featherweight.lowrank.ranks import CHANNEL, SPATIAL, FactorError, break_even, convolutions, macs
+from featherweight.lowrank.layers import CHANNEL, SPATIAL, FactorError, break_even, macs
+from featherweight.lowrank.ranks import convolutions
 from featherweight.weights import codes, parametrized
 from featherweight.weights.parametrized import decoded
 from featherweight.weights.views import View

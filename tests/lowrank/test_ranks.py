@@ -9,7 +9,8 @@ from torch import nn
 
 from featherweight import zoo
 from featherweight.lowrank.factor import factor
-from featherweight.lowrank.ranks import CHANNEL, SPATIAL, allocate, choices, convolutions
+from featherweight.lowrank.layers import CHANNEL, SPATIAL
+from featherweight.lowrank.ranks import allocate, choices, convolutions
 from featherweight.weights.parametrized import decoded
 from featherweight.weights.views import View
 

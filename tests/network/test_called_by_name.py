@@ -17,7 +17,7 @@ from featherweight.cli import console, inputs, jobs
 from featherweight.criteria.auxiliary import default_pivots, trained_heads
 from featherweight.criteria.statistics import collect
 from featherweight.errors import InputError
-from featherweight.lowrank.ranks import input_shapes
+from featherweight.lowrank.layers import input_shapes
 from featherweight.network.calls import Inputs, changed, first_tensor, tensors_of
 from featherweight.recipes import RECIPES
 from featherweight.run import latency_budget

@@ -21,7 +21,7 @@ from featherweight.criteria.readers import find_readers
 from featherweight.errors import InputError
 from featherweight.files import artifact, packed
 from featherweight.lowrank.factor import factor, materialise
-from featherweight.lowrank.ranks import CHANNEL
+from featherweight.lowrank.layers import CHANNEL
 from featherweight.measurement import measure
 from featherweight.network.calls import Inputs, tensors_of
 from featherweight.network.copies import unwrapped

@@ -63,7 +63,12 @@ a_set = st.one_of(
 )
 a_view = st.sampled_from([View(seen.pattern, seen.given) for seen in table.VIEWS.values()])
 a_rule = st.builds(
-    Rule, targets=word, set=a_set, view=a_view | st.sampled_from(["rows", "channel", "spatial"]), keep=st.none() | share
+    Rule,
+    targets=word,
+    set=a_set,
+    view=a_view | st.sampled_from(["rows", "channel", "spatial"]),
+    keep=st.none() | share,
+    ignore=st.lists(word, max_size=2).map(tuple),
 )
 a_driver = st.one_of(
     st.builds(Periodic, every=st.integers(1, 1000), shrink=st.floats(0, 10)),
@@ -120,6 +125,7 @@ units = st.builds(
     samples=st.integers(1, 9999),
     refit=st.booleans(),
     certify=st.booleans(),
+    ignore=st.lists(word, max_size=2).map(tuple),
 )
 a_cut = st.builds(CutUnits, name=word, units=units, train=a_training, auxiliary=st.booleans())
 learned = st.builds(Adaptive, parameters=share, weight=positive, rate=positive)
@@ -169,8 +175,8 @@ def test_every_field_survives() -> None:
     for kind, named in (
         (Training, {"epochs", "rate", "shape", "floor", "warmup"}),
         (Distillation, {"weight", "temperature", "loss", "distance", "auto"}),
-        (Rule, {"targets", "set", "view", "keep"}),
-        (Units, {"criterion", *BUDGETS, "allot", "sites", "samples", "refit", "curvature", "multiple", "certify"}),
+        (Rule, {"targets", "set", "view", "keep", "ignore"}),
+        (Units, {"criterion", *BUDGETS, "allot", "sites", "samples", "refit", "curvature", "multiple", "certify", "ignore"}),
         (Adaptive, {"parameters", "weight", "rate"}),
         (Recipe, {"name", "stages", "source", "candidates"}),
     ):

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from featherweight import load, zoo
 from featherweight.compression import compress
 from featherweight.errors import FeatherweightError
-from featherweight.lowrank.ranks import SPATIAL, allocate, convolutions
+from featherweight.lowrank.layers import SPATIAL
+from featherweight.lowrank.ranks import allocate, convolutions
 from featherweight.recipe.plan import matches, resolve
 from featherweight.recipe.schema import Constrain, Recipe, Rule, Train, from_dict
 from featherweight.recipes.low_rank import decompose, low_rank_from_scratch

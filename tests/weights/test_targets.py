@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations
 
 from featherweight import Codebook, Constrain, LowRank, Rule, TopK, TopRows
 from featherweight.errors import InputError, RecipeError
-from featherweight.lowrank.ranks import CHANNEL, SPATIAL
+from featherweight.lowrank.layers import CHANNEL, SPATIAL
 from featherweight.recipe.plan import Plan, chosen, resolve
 from featherweight.recipes import RECIPES
 from featherweight.weights.parametrized import decoded
