@@ -17,7 +17,7 @@ from torch import nn
 from featherweight.cli import console, inputs
 from featherweight.cli.inputs import BUILT_IN_DATA
 from featherweight.compression import Compressed, compress
-from featherweight.errors import InputError, StorageError
+from featherweight.errors import FeatherweightError, InputError, StorageError
 from featherweight.evidence import report_page
 from featherweight.files import artifact, storage
 from featherweight.network.devices import chosen
@@ -103,7 +103,10 @@ def run(job: Job, recipe: Recipe, out: Path, workdir: Path, keep_workdir: bool) 
         done = compress(job.network, recipe, job.task, workdir=workdir, monitor=display, identity=job.identity)
     display.finished(done.rows[-1].stage, done.rows[-1].measured.score)
     files = done.save(out, model=noted(job.model, NETWORKS), data=noted(job.data, BUILT_IN_DATA))
-    files[PAGE] = report_page.build([out]).write(out / PAGE)
+    try:
+        files[PAGE] = report_page.build([out]).write(out / PAGE)
+    except FeatherweightError as error:  # the artifact is there: a page that cannot be made is no reason to fail
+        console.note(f"note: {PAGE} was not written: {error}")
     if not keep_workdir:
         with contextlib.suppress(InputError):  # another has begun there: the folder is its own now
             _remove(workdir)

@@ -323,7 +323,8 @@ def judged(found: Study) -> Verdict:
         reasons.append("two dense networks agree hardly more than a dense and an untrained one: they may not be trained")
         return Verdict(False, "Nothing can be said: the yardstick is no better than the floor", tuple(reasons))
     if not short_of and not worse:
-        return Verdict(True, "Yes: the small network reads the same evidence", tuple(reasons))
+        sure = "Yes" if found.yardstick else "Yes, by fixed bars and without a yardstick"
+        return Verdict(True, f"{sure}: the small network reads the same evidence", tuple(reasons))
     if not short_of:
         return Verdict(False, "No: the small network reads the same evidence, but answers worse", tuple(reasons))
     answers = "and answers worse" if worse else "though it answers as well"
