@@ -110,11 +110,13 @@ def test_another_output_and_another_class_are_named() -> None:
 def test_methods_of_captum() -> None:
     pytest.importorskip("captum", reason="captum is not installed: pip install 'featherweight[evidence]'")
     torch.manual_seed(0)
-    network, x = deepmotif.deepmotif_cnn(), one_hot(3, 40)
+    network, x = deepmotif.deepmotif_rnn(), one_hot(3, 12)  # smooth: captum's rule and ours take other points of the way
     of, against = torch.tensor([1, 0, 1]), torch.tensor([0, 1, 0])
     for theirs, ours in (("captum:InputXGradient", "input_x_gradient"), ("captum:IntegratedGradients", "integrated_gradients")):
         found = [attribute.attributions(network, x, of, against, attribute.method(name)) for name in (theirs, ours)]
-        torch.testing.assert_close(*found, atol=2e-3 * float(found[1].abs().max()) + 1e-6, rtol=0.05)
+        torch.testing.assert_close(*found, atol=1e-3 * float(found[1].abs().max()), rtol=0.01)
+    deep = attribute.attributions(Linear(), one_hot(3, 6), OF, AGAINST, attribute.method("captum:DeepLift"))
+    torch.testing.assert_close(deep, attribute.attributions(Linear(), one_hot(3, 6), OF, AGAINST, attribute.input_x_gradient))
     with pytest.raises(InputError, match="captum has no attribution 'Salience'"):
         attribute.method("captum:Salience")
 
