@@ -18,7 +18,7 @@ from featherweight.evidence.examples import IMAGES, Examples, of_images, of_sequ
 from featherweight.network.copies import copied
 from featherweight.task import itself
 from featherweight.version import __version__
-from featherweight.zoo import datasets, sequences
+from featherweight.zoo import sequences
 from featherweight.zoo.networks import NETWORKS
 
 UNMET = 1
@@ -169,7 +169,6 @@ def _about(found: study.Study, dense: str, small: str, yardstick: str | None, se
         "floor": "a network of the same class with random weights" if found.floor else "none: the class is not known",
         "seed": str(seed),
         "versions": f"featherweight {__version__}, torch {torch.__version__}, {torch.get_num_threads()} thread(s)",
-        "data folder": "made in place" if "planted" in found.examples.how else datasets.data_root().name,
     }
 
 

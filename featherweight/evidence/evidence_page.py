@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import base64
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from featherweight.evidence import motifs, svg
 from featherweight.evidence.attribute import Logits
@@ -24,6 +27,7 @@ from featherweight.zoo.sequences import decoded
 
 SHOWN = 120  # examples in the browser
 LARGEST = 2_000_000  # bytes of a page
+MOST_DATA, MOST_POINTS, MOST_PIXELS = 1_400_000, 2000, 64  # bytes of examples; points of the scatter; sides of a picture
 NAMES = {
     "pearson": "Pearson of sizes",
     "spearman": "Spearman of sizes",
@@ -131,7 +135,7 @@ def _scatter(found: Study) -> str:
     plane.line([(0, 0), (1, 1)], "axis")
     labels = found.examples.labels.numpy()
     flipped = found.dense.answers != found.small.answers
-    for number in np.argsort(flipped, kind="stable"):
+    for number in _drawn(flipped):
         kind = "dense" if labels[number] == 1 or not found.two_classes else "other"
         shape = "cross" if flipped[number] else "circle"
         title = f"{found.examples.names[number]}: {dense[number]:.2f}, {small[number]:.2f}" if flipped[number] else ""
@@ -140,6 +144,12 @@ def _scatter(found: Study) -> str:
         )
     what = f"probability of {found.examples.classes[1]}" if found.two_classes else "probability of the answer given"
     return plane.drawn(f"{what}, dense across and small upwards")
+
+
+def _drawn(flipped: Array) -> Array:
+    """Numbers of the examples in the scatter: those that flipped last, so that they are on top, and of many others a part."""
+    others = np.flatnonzero(~flipped)
+    return np.concatenate([others[:: 1 + len(others) // MOST_POINTS], np.flatnonzero(flipped)[:MOST_POINTS]])
 
 
 def _histogram(found: Study) -> str:
@@ -240,7 +250,8 @@ def _examples(
     order = list(dict.fromkeys([*order, *worst, *range(len(found.examples))]))[:shown]
     strips = _strips(found, networks, order, logits)
     letters = decoded(found.examples.codes) if found.examples.codes is not None else []
-    made = []
+    made: list[dict[str, Any]] = []
+    taken = 0
     for number in order:
         kinds = ["flip"] if flipped[number] else []
         kinds += ["lost"] if found.dense.right[number] and not found.small.right[number] else []
@@ -255,10 +266,19 @@ def _examples(
         if number in strips:
             one["strips"] = strips[number]
         if found.examples.pictures is not None:
-            pixels = found.examples.pictures[number].permute(1, 2, 0).numpy()
-            one["picture"] = svg.png(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+            one["picture"] = _picture(found.examples.pictures[number])
+        taken += len(json.dumps(one))
+        if taken > MOST_DATA:
+            break
         made.append(one)
     return made
+
+
+def _picture(pixels: Tensor) -> str:
+    """uint8 (channels, height, width) as a data URI, made smaller where it is large."""
+    height, width = (min(side, MOST_PIXELS) for side in pixels.shape[1:])
+    small = F.adaptive_avg_pool2d(pixels.float(), (height, width)).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    return svg.png(small[..., 0] if small.shape[2] == 1 else small)
 
 
 def _says(found: Study, number: int, place: dict[int, int]) -> str:
