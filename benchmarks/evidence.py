@@ -169,7 +169,7 @@ def shrink(plan: Plan) -> Line:
     line: Line = {"auc": last.score / 100, "dense_auc": first.score / 100, "yardstick_seed": following.seed}
     line |= {"parameters": last.parameters, "nonzeros": last.nonzeros, "bits": last.bits, "macs": last.macs}
     line |= {"dense_parameters": first.parameters, "dense_bits": first.bits, "dense_macs": first.macs}
-    line |= {"numbers": found.numbers(), "same": found.verdict.same, "verdict": found.verdict.says}
+    line["numbers"] = found.numbers()
     return line | {"motifs": named(done.model.eval(), plan), "minutes": (time.time() - began) / 60}
 
 
@@ -247,7 +247,7 @@ def table(done: dict[str, Line]) -> str:
             left = f"{line['nonzeros']:,} of {line['dense_parameters']:,}"
             left += f", {line['dense_bits'] / line['bits']:.1f}x fewer bits" if plan.small == "4 bits" else ""
             cells += [left, f"{of['pearson']:.3f}", f"{of['signed']:.3f}", f"{of['top']:.3f}", *three]
-            cells += [f"{of['swap_deletion']:.2f}", "same" if line["same"] else line["verdict"]]
+            cells += [f"{of['swap_deletion']:.2f}", study.judged(of).says]
             text.append(f"| {' | '.join(cells)} |")
     text += ["", "## Planted site: do attributions point at it?", "", "| row | AUROC inside against outside |", "|---|---|"]
     for name in done:

@@ -415,12 +415,32 @@ def test_the_verdict_is_by_the_yardstick_and_says_no(examples: Examples) -> None
     no = study.examine(dense, far, examples, other=other, untrained=floor)
     assert yes.verdict.same and yes.verdict.says.startswith("Yes: ")
     assert (
-        not no.verdict.same and no.verdict.says.startswith("No: ") and "below two dense networks" in " ".join(no.verdict.reasons)
+        not no.verdict.same
+        and no.verdict.says.startswith("No: ")
+        and "below that of two dense networks" in " ".join(no.verdict.reasons)
     )
     torch.manual_seed(7)
     nothing = study.examine(dense, near, examples, other=Sized(), untrained=other)
     assert not nothing.verdict.same and "yardstick is no better than the floor" in nothing.verdict.says
     assert "a yardstick is missing" in " ".join(study.examine(dense, near, examples).verdict.reasons)
+
+
+def test_the_verdict_is_of_numbers_alone() -> None:
+    good = {"pearson": 0.90, "top": 0.8, "auc": 0.99, "dense_auc": 0.99, "p_of_loss": 0.5}
+    good |= {"yardstick_pearson": 0.94, "yardstick_top": 0.9, "floor_pearson": 0.2}
+    assert study.judged(good).same
+    for change, says in (
+        ({"pearson": 0.88}, "does not read the same evidence, though it answers as well"),
+        ({"top": 0.79}, "does not read the same evidence, though"),
+        ({"auc": 0.97, "p_of_loss": 0.001}, "reads the same evidence, but answers worse"),
+        ({"auc": 0.97, "p_of_loss": 0.001, "pearson": 0.1}, "and answers worse"),
+        ({"floor_pearson": 0.9}, "Nothing can be said"),
+    ):
+        verdict = study.judged(good | change)
+        assert not verdict.same and says in verdict.says
+    assert study.judged(good | {"auc": 0.97}).same, "it may be chance"
+    alone = {name: value for name, value in good.items() if not name.startswith(("yardstick", "floor"))}
+    assert "without a yardstick" in study.judged(alone).says and not study.judged(alone | {"pearson": 0.84}).same
 
 
 def test_networks_of_other_problems_are_refused(examples: Examples) -> None:
