@@ -108,7 +108,8 @@ def soft(dense: nn.Module, example: tuple[torch.Tensor, ...], share: float, tuni
     inner = {name: site.size for name, site in graph.sites.items() if matches(cifar.INNER, name)}
     saved_by_half = 1 - graph.macs({name: size // 2 for name, size in inner.items()}) / graph.macs()
     keep = 1 - 0.5 * (1 - share) / saved_by_half
-    return RECIPES[SOFT](keep=keep, targets=rf"{cifar.INNER}\.weight", every=391, epochs=tuning.epochs, rate=tuning.rate)
+    training = {"every": 391, "epochs": tuning.epochs, "rate": tuning.rate, "retrain_epochs": 0}
+    return RECIPES[SOFT](keep=keep, targets=rf"{cifar.INNER}\.weight", **training)
 
 
 def by_torch_pruning(method: str, dense: nn.Module, share: float, task: Task) -> nn.Module:

@@ -7,6 +7,7 @@ from typing import Any
 
 import cifar
 
+from featherweight.budget.units import Stopping
 from featherweight.training.schedule import Distillation, Training
 
 SEED = 0
@@ -27,6 +28,8 @@ CHANGED: dict[str, tuple[str, dict[str, Any]]] = {  # row -> a recipe, and the f
     "bn_scale": ("l1_filters", {"criterion": "bn_scale"}),
     REFITTED: ("l1_filters", {"refit": True}),
     PAPERS: ("collaborative", {"curvature": "loss", "refit": False}),
+    "discriminative": ("discriminative", {"refit": False}),
+    "discriminative_adapt": ("discriminative_adapt", {"refit": False, "allot": Stopping(0.001)}),
     SPREAD: ("collaborative", {"allot": "knapsack"}),
     SPREAD_TAYLOR: ("taylor", {"allot": "knapsack"}),
 }

@@ -53,6 +53,7 @@ other work; collaborative_ac at 47.0 % was halted for most of its minutes.
 - Rows of the collaborative methods are of units chosen before the search went on past local optima (see
   [certificates](certificates.md)), but for "as in the paper", seeds 1 and 2 of ResNet-56, the row of 60 epochs and all rows
   that replaced others.
+- Rows of discriminative_adapt are of a stopping rule that stopped a site, too, where its damage rose for a few units.
 - u: these rows were to lose an even share, but the last of their budget all went to one site: one block of ResNet-56 kept 59 of
   64 units where its like kept 30, one of ResNet-20 35. That was mended, and `--again` runs them anew.
 - f: trained in float32, on a machine without instructions for bfloat16, in which all other rows were trained.

@@ -25,7 +25,10 @@ TURNS, REPEATS = 7, 5
 CHILD = """
 import json, sys, time
 import torch
-from featherweight.files import artifact
+try:
+    from featherweight.files import artifact
+except ImportError:  # before there were rooms
+    from featherweight import artifact
 from featherweight import zoo
 torch.set_num_threads(1)
 folder, repeats, times = sys.argv[1], int(sys.argv[2]), {"resnet56": [], "transformer": []}

@@ -75,7 +75,7 @@ def search(places: Sequence[Place], cost: Cost, limit: float, reward: Callable[[
         raise Infeasible(
             f"a budget of {int(limit):,} cannot be met by a search that keeps {LEAST:.0%} of every site: that costs "
             f"{cost(smallest):,} of the network's {whole:,}. Ask for {np.ceil(1000 * cost(smallest) / whole) / 10:g} % or more, "
-            "or take another allotment"
+            "or take l1_filters, which can keep less"
         )
     known: dict[tuple[int, ...], float] = {}
     agent, random = _Agent(seed), np.random.default_rng(seed)

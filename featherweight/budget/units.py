@@ -37,8 +37,9 @@ Allotment = Literal["uniform", "ranked", "weighed", "knapsack"]
 class Stopping:
     """DCP-Adapt: a site stops taking units where one more betters its damage by at most `tolerance` of what it was with one unit.
 
-    (L_k - L_{k+1}) / L_1 <= tolerance, the stopping condition of arXiv 1810.11809. The budget is then a ceiling: where these
-    sizes cost more, the tolerance is raised until they do not.
+    (L_k - L_{k+1}) / L_1 <= tolerance, the stopping condition of arXiv 1810.11809, where L is the lower convex hull of the
+    damage: the damage of a measured criterion rises here and there, and a site must not stop there while more units pay. The
+    budget is then a ceiling: where these sizes cost more, the tolerance is raised until they do not.
     """
 
     tolerance: float = 0.001
@@ -92,7 +93,7 @@ def offered(size: int, multiple: int) -> tuple[int, ...]:
     return (*range(multiple, size, multiple), size)
 
 
-def _up(share: float) -> str:
+def rounded_up(share: float) -> str:
     """Three digits, rounded up: what a message tells to ask for has to be enough."""
     digits = 2 - math.floor(math.log10(share))
     return f"{math.ceil(share * 10**digits - 1e-9) / 10**digits:.3g}"
@@ -127,9 +128,25 @@ def stopping(loss: Sequence[float], tolerance: float) -> int:
     return next((k for k in range(1, size) if first <= 0 or (loss[k] - loss[k + 1]) / first <= tolerance), size)
 
 
+def hull(loss: Sequence[float]) -> list[float]:
+    """The largest convex sequence of which no entry from 1 on is above that of `loss`; entry 0 is as it was."""
+    corners: list[int] = []
+    for k in range(1, len(loss)):
+        while len(corners) > 1 and _slope(loss, corners[-2], corners[-1]) >= _slope(loss, corners[-1], k):
+            corners.pop()
+        corners.append(k)
+    return [loss[0], *np.interp(range(1, len(loss)), corners, [loss[k] for k in corners]).tolist()]
+
+
+def _slope(loss: Sequence[float], low: int, high: int) -> float:
+    return (loss[high] - loss[low]) / (high - low)
+
+
 def _stopped(losses: Losses, tolerance: float, cost: Cost, limit: float) -> Sizes:
+    convex = {name: hull(loss) for name, loss in losses.items()}
+
     def path(share: float) -> Sizes:  # from a tolerance of 1, which no unit but the first gets over, to the one asked for
-        return {name: stopping(loss, tolerance**share) for name, loss in losses.items()}
+        return {name: stopping(loss, tolerance**share) for name, loss in convex.items()}
 
     asked = path(1.0)
     return asked if cost(asked) <= limit else _filled(_last_within(path, cost, limit), losses, cost, limit)
@@ -138,7 +155,7 @@ def _stopped(losses: Losses, tolerance: float, cost: Cost, limit: float) -> Size
 def _too_small(limit: float, least: int, most: int, units: str = "one unit") -> str:
     return (
         f"a budget of {int(limit):,} cannot be met by cutting units: {units} a site costs {least:,} of the network's "
-        f"{most:,}, the least. Ask for {_up(100 * least / most)} % or more, or let more sites go"
+        f"{most:,}, the least. Ask for {rounded_up(100 * least / most)} % or more, or let more sites go"
     )
 
 

@@ -12,6 +12,7 @@ from featherweight.cli import console, usercode
 from featherweight.errors import FeatherweightError, InputError
 
 DEBUG = "FEATHERWEIGHT_DEBUG"
+BROKEN_PIPE = 128 + 13  # as a shell tells of SIGPIPE
 WHOLE = f"{DEBUG}=1 before the command shows the whole traceback"
 
 
@@ -24,6 +25,9 @@ def quiet() -> None:
 
 def tell(error: Exception) -> int:
     """Says on standard error what went wrong; the exit code."""
+    if isinstance(error, BrokenPipeError):  # who reads our output has enough of it, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit would fail, too
+        return BROKEN_PIPE
     if os.environ.get(DEBUG):
         for line in "".join(traceback.format_exception(error)).splitlines():
             sys.stderr.write(f"{console.printable(line)}\n")

@@ -21,7 +21,7 @@ from featherweight.errors import InputError, shortened
 from featherweight.structure import Graph
 from featherweight.structure.cut import check_fresh
 from featherweight.structure.labels import FIRST, Planes
-from featherweight.structure.walk import Reading, operation, shape_of
+from featherweight.structure.walk import Reading, shape_of
 
 Layer = nn.Linear | _ConvNd
 
@@ -134,7 +134,7 @@ def _layer(model: nn.Module, graph: Graph, reading: Reading) -> Layer | str:
         return f"its units are multiplied with other activations ({where}), which no layer with a weight of its own does"
     layer = model.get_submodule(graph.walk.module_of(reading.node))
     if not isinstance(layer, (nn.Linear, _ConvNd)):
-        return f"its units are read inside {where}, whose {operation(reading.node)} no Conv or Linear module of its own does"
+        return f"its units are read by {where}, and only what Conv and Linear modules read can be looked at"
     weight = dict(layer.named_parameters(recurse=False)).get("weight")
     if weight is None or weight is not graph.captured.tensors.get(reading.weight):
         return f"its units are read by {where}, which does not hold the weight {reading.weight!r} as its own parameter"

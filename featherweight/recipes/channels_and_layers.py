@@ -15,9 +15,9 @@ def adaptive(
     weight: float = 3.0,
     gate_rate: float = 0.02,
     epochs: int = 8,
-    rate: float = 0.1,
+    rate: float = 1.0,
     fine_tune_epochs: int = 12,
-    fine_tune_rate: float = 0.1,
+    fine_tune_rate: float = 1.0,
     distill: Taught = 0.0,
     temperature: float = 4.0,
 ) -> Recipe:

@@ -21,7 +21,7 @@ def decompose(
     ranks: Mapping[str, int] | None = None,
     macs: float | None = None,
     fine_tune_epochs: int = 0,
-    rate: float = 0.1,
+    rate: float = 1.0,
     distill: Taught = 0.0,
     temperature: float = 4.0,
 ) -> Recipe:

@@ -42,7 +42,8 @@ def progressive_admm(
     targets        what to prune, see `schema.Rule`; one global count is spread over it by `allocate`
     dense_epochs   of plain training first, for a network that is not trained yet
     epochs, retrain_epochs   of each stage; rate, retrain_rate: multiples of the task's base rate
-    every          optimizer steps between projections. None: an epoch, or a twentieth of the stage's ADMM where that is less
+    every          optimizer steps between projections. None: an epoch, or a twentieth of the stage's ADMM where that is less, but
+                   20 steps, or a twelfth, where that is less: see `drivers.ADMM.paced`
     growth         of rho at each projection. None: rho is rho_max after four fifths of them, however many steps the data make
     rho, rho_max, coupling   see `drivers.ADMM`
     fisher, respread, sweep  see `schema.Constrain`; 0, False and False are the papers' method

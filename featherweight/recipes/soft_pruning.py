@@ -32,9 +32,9 @@ def soft_filters(
     keep: float = 0.6,
     targets: str = WEIGHTS,
     every: int | None = None,
-    epochs: int = 20,
-    rate: float = 0.1,
-    retrain_epochs: int = 0,
+    epochs: int = 10,
+    rate: float = 1.0,
+    retrain_epochs: int = 10,
     distill: Taught = 0.0,
     temperature: float = 4.0,
 ) -> Recipe:
@@ -43,8 +43,9 @@ def soft_filters(
 
     Behind a batch norm a filter of zeros gets gradients 1/sqrt(eps) = 316 times as large: in one layer of ResNet-20 the largest
     norm was 17 after one step and 86 after 25, where trained filters have 1.2, so that it outranks them at the next projection.
-    A few epochs do not mend that; the paper trains for 200. `retrain_epochs` train on after the cut.
+    A few epochs do not mend that; the paper trains for 200. So `retrain_epochs` train on after the cut, which the paper does not.
 
+    epochs, retrain_epochs   before and after the cut, both at `rate` times the task's base rate
     every     steps between. None: an epoch as in the paper, or a twentieth of the training where that is less
     keep      share of the filters of each layer; which MACs that saves is counted on what can really go: on a residual stream
               a filter goes only where all layers that add to it have dropped it

@@ -36,6 +36,7 @@ from featherweight.training.distillation import logits_of
 from featherweight.weights.parametrized import coded, layouts_kept
 
 NOT_EXPRESSIBLE = "the network's own class cannot express a cut of it"
+ELSE = "make the weights smaller instead: progressive_admm (zeros), admm_quantization (bits) or decompose (ranks)"
 
 
 @dataclass(frozen=True)
@@ -77,14 +78,16 @@ def cut(network: nn.Module, task: Task, asked: Units, epoch: int, auxiliary: boo
         if not graph.sites:
             why = "; ".join(f"{name}: {reason}" for name, reason in list(graph.frozen.items())[:3]) or "it has no layers"
             raise InputError(
-                f"no units can go: none of the network's layers has units that its class can be without ({why}). Make its "
-                "weights smaller instead: progressive_admm (zeros), admm_quantization (bits) or decompose (ranks)"
+                f"no units can go: none of the network's layers has units that its class can be without ({why}). "
+                f"{_sentence([ELSE])}"
             )
         told = "".join(f"; {name}: {why}" for name, why in left_out.items())
+        by_weights = statistics and may_go(network, graph, replace(asked, criterion="l1", refit=False))[0]
+        ways = ["match other sites"] if asked.sites != "*" else []
+        ways += ["take l1_filters, which looks at weights alone"] if by_weights else [ELSE]
         raise InputError(
-            f"no units can go: of the sites {', '.join(graph.sites) or '(none)'} those that match {asked.sites!r} cannot be cut "
-            f"in the network's own class, or not be watched{told}. Rank by l1 or l2, which look at weights alone, or match other "
-            "sites"
+            f"no units can go: of the sites {', '.join(graph.sites)} those that match {asked.sites!r} cannot be cut in the "
+            f"network's own class, or this criterion cannot look at what reads them{told}. {_sentence(ways)}"
         )
     watched = with_auxiliary(task, new_heads(network, task, epoch), most=1.0) if auxiliary else task
     stats = collect(
@@ -123,6 +126,12 @@ def _refused(ranked: Ranked, sizes: Sizes) -> list[str]:
     keep = ranked.keep(sizes)
     fine = expressible(ranked.network, ranked.graph, keep)
     return [site for site in keep if site not in fine]
+
+
+def _sentence(ways: Sequence[str]) -> str:
+    """Ways out as the end of a message."""
+    told = ", or ".join(ways)
+    return told[0].upper() + told[1:]
 
 
 def may_go(network: nn.Module, graph: Graph, asked: Units) -> tuple[tuple[str, ...], dict[str, str]]:

@@ -25,7 +25,7 @@ from torch.nn import Parameter
 from torch.optim import Adam, Optimizer
 
 from featherweight.budget.choices import Infeasible
-from featherweight.budget.units import Sizes, shifted
+from featherweight.budget.units import Sizes, rounded_up, shifted
 from featherweight.criteria.readers import find_readers, gated, producers, unit_sums
 from featherweight.errors import InputError
 from featherweight.network.calls import Example, Inputs
@@ -96,9 +96,12 @@ class Proportions:
         self.branches = branches(model, graph, droppable(model, graph))
         self.blocks = tuple(self.branches)
         if not self.sites and not self.blocks:
+            why = "".join(f"; {name}: {reason}" for name, reason in readers.unobservable.items())
+            by_weights = bool(expressible(model, graph, list(graph.sites)))
             raise InputError(
                 f"there is nothing to learn: no site ({', '.join(graph.sites) or 'there is none'}) and no residual block "
-                f"({', '.join(graph.blocks) or 'there is none'}) of the network can be gated and go in its own class"
+                f"({', '.join(graph.blocks) or 'there is none'}) of the network can be gated and go in its own class{why}. "
+                f"Take {'l1_filters, which cuts without gates, or ' if by_weights else ''}progressive_admm, which makes zeros"
             )
         self.count = ParameterCount(graph)
         self.limit = asked.parameters * graph.parameters()
@@ -251,10 +254,10 @@ class Proportions:
     def _require_feasible(self) -> None:
         least, whole = self._cost(dict.fromkeys(self.sites, 1), list(self.blocks)), self.graph.parameters()
         if least > self.limit:
-            blocks = f"{len(self.blocks)} of the {len(self.graph.blocks)} blocks, those that can go in its own class,"
+            gone = f" and without the {len(self.blocks)} blocks that can go in its own class" if self.blocks else ""
             raise Infeasible(
-                f"{100 * self.asked.parameters:g} % of the network's {whole:,} parameters cannot be met: with one unit a site "
-                f"and without {blocks} it has {least:,}. Ask for {100 * least / whole:.3g} % or more"
+                f"{100 * self.asked.parameters:g} % of the network's {whole:,} parameters cannot be met: with one unit a site"
+                f"{gone} it has {least:,}. Ask for {rounded_up(100 * least / whole)} % or more"
             )
 
 

@@ -23,6 +23,8 @@ from featherweight.weights.targets import Spread, Target, require, weights_of
 
 SQUARES_RATE = 1e-3  # of the running mean of squared gradients, as in Adam
 LEAST_ROUNDS = 20  # projections of a training whose driver leaves their number open
+CLOSING = 20  # optimizer steps between projections of ADMM whose pace is left open
+FEWEST = 12  # projections, where there are not steps enough for that
 GROWING = 0.8  # share of the projections after which an open growth has brought rho to its most
 
 State = dict[str, Any]  # tensors and floats of one target; plain data, so that a checkpoint can hold it
@@ -153,7 +155,13 @@ class ADMM(Driver):
         )
 
     def paced(self, steps: int, epochs: int) -> Self:
+        """`Driver.paced`, with no projection before W had CLOSING steps to follow the one before, unless that makes fewer than
+        FEWEST of them: each adds W - Z to U, so one that comes too soon adds the same distance again.
+        """
         paced = super().paced(steps, epochs)
+        if self.every is None:
+            assert paced.every is not None
+            paced = replace(paced, every=max(paced.every, min(CLOSING, steps // FEWEST)))
         if paced.growth is not None:
             return paced
         assert paced.every is not None and paced.rho_max is not None

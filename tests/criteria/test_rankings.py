@@ -155,8 +155,10 @@ def test_a_budget_is_met_by_the_sites_that_are_left_and_without_any_the_way_out_
     network, task = seeded(UNet)(), u_net_task()
     done = cut(network, task, Units("collaborative", macs=0.9, refit=True), 0)
     assert done.spent.after <= 0.9 * done.spent.before and network.deep[0].out_channels == 12
-    with pytest.raises(InputError, match=r"no units can go.*deep\.0: it is read by up.*Rank by l1 or l2.*or match other sites"):
+    with pytest.raises(InputError, match=r"no units can go.*deep\.0: it is read by up.*Match other sites, or take l1_filters"):
         cut(seeded(UNet)(), task, Units("thinet", macs=0.9, sites="deep.0"), 0)
+    with pytest.raises(InputError, match=r"no units can go.*Match other sites, or make the weights smaller.*: progressive_admm"):
+        cut(seeded(UNet)(), task, Units("l1", macs=0.9, sites="no such"), 0)
     assert NOT_EXPRESSIBLE.startswith("the network's own class")
 
 

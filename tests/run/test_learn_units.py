@@ -284,6 +284,17 @@ def both(**fields: object) -> None:
     from_dict({"name": "r", "stages": [stage]})
 
 
+class Recurrent(nn.Module):
+    """A convolution that a GRU alone reads: no Conv or Linear module is there to gate its units at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.gru, self.out = nn.Conv1d(6, 8, 3, padding=1), nn.GRU(8, 5, batch_first=True), nn.Linear(5, 3)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.out(self.gru(torch.relu(self.conv(image.flatten(1, 2))).transpose(1, 2))[0][:, -1])
+
+
 def run(network: nn.Module, asked: Adaptive, *before: Stage) -> None:
     compress(network, Recipe("r", (*before, LearnUnits("learned", adaptive=asked, train=Training(1)))), TASK)
 
@@ -298,7 +309,8 @@ def run(network: nn.Module, asked: Adaptive, *before: Stage) -> None:
         (lambda: LearnUnits("s", Adaptive(0.5), Training(0)), "give it epochs"),
         (lambda: both(units={"criterion": "l1", "macs": 0.5}), "cut_units and learn_units at once: make it 2"),
         (lambda: both(rules=[{"targets": "*", "set": {"kind": "top_k", "count": 1}}]), "constrain and learn_units at once"),
-        (lambda: run(nn.Sequential(nn.Flatten(), nn.Linear(36, 3)), Adaptive(0.5)), "there is nothing to learn"),
+        (lambda: run(nn.Sequential(nn.Flatten(), nn.Linear(36, 3)), Adaptive(0.5)), "nothing to learn.*Take progressive_admm"),
+        (lambda: run(Recurrent(), Adaptive(0.5)), "conv: its units are read by gru.*Take l1_filters.*or progressive_admm"),
         (lambda: run(residual(), Adaptive(0.5), Constrain("s", (Rule("stem.weight", TopK(5)),))), "before weights are coded"),
         (lambda: run(residual(), Adaptive(0.001)), "Ask for .* or more"),
     ],
