@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -81,7 +82,7 @@ def evidence_command(
         look = None
         if looked.kind == "sequences" and found.two_classes:
             look = evidence_page.looks(*nets, found, known, seed=seed, logits=logits, said=told)
-        about = _about(found, dense, small, yardstick, seed)
+        about = _about(found, (_called(dense, weights), small, _called(yardstick, yardstick_weights)), seed)
         page = evidence_page.build(
             found, nets, (names[0], names[1]), look=look, unmet=unmet, about=about, logits=logits, said=told
         )
@@ -154,22 +155,27 @@ def _steps(began: float) -> Any:
     return said
 
 
-def _about(found: study.Study, dense: str, small: str, yardstick: str | None, seed: int) -> dict[str, str]:
-    how = "centred over the bases" if found.method == "centred" else "of the difference of two logits"
+def _about(found: study.Study, names: Sequence[str | None], seed: int) -> dict[str, str]:
+    """names: of dense, small and yardstick."""
+    how = "the gradient, centred over the bases" if found.method == "centred" else found.method
     asked = "class 1 against class 0" if found.two_classes else "the dense network's answer against its second best"
     which = "positives" if found.two_classes else "examples"
-    known = found.examples.how + ("" if found.examples.choosing else "; thresholds are not chosen")
     return {
-        "data": known,
-        "dense network": dense,
-        "small network": small,
-        "yardstick": yardstick or "none was given: --yardstick TARGET, a dense network of another seed",
-        "attribution": f"{found.method}, {how}: {asked}; eval mode, the same examples for all networks",
+        "data": found.examples.how + ("" if found.examples.choosing else "; thresholds are not chosen"),
+        "dense network": str(names[0]),
+        "small network": str(names[1]),
+        "yardstick": names[2] or "none was given: --yardstick TARGET, a dense network of another seed",
+        "attribution": f"{how}, of the difference of two logits: {asked}; eval mode, the same examples for all networks",
         "compared": f"{len(found.of):,} {which}; correlations of each, then medians",
         "floor": "a network of the same class with random weights" if found.floor else "none: the class is not known",
         "seed": str(seed),
         "versions": f"featherweight {__version__}, torch {torch.__version__}, {torch.get_num_threads()} thread(s)",
     }
+
+
+def _called(target: str | None, weights: Path | None) -> str | None:
+    """A target as the page names it."""
+    return f"{target} with {weights.name}" if target and weights else target
 
 
 def _show(found: study.Study, out: Path | None, size: int | None) -> None:
