@@ -162,11 +162,10 @@ def shrink(plan: Plan) -> Line:
     done = compress(network, SMALL[plan.small](plan.kind), task)
     done.save(WORK / plan.name.replace(" ", "-").replace("%", "percent"), model=f"deepmotif_{plan.kind}")
     last, first = done.rows[-1].measured, done.rows[0].measured
-    following = Plan(plan.data, plan.kind, next(seed for seed in (*SEEDS[1:], 0) if seed != plan.seed and exists(plan, seed)))
-    found = study.examine(
-        network, done.model.eval(), of_sequences(data), other=dense(following), untrained=untrained(plan.kind, 99)
-    )
-    line: Line = {"auc": last.score / 100, "dense_auc": first.score / 100, "yardstick_seed": following.seed}
+    seeds = [seed for seed in (*SEEDS[plan.seed + 1 :], *SEEDS[: plan.seed]) if exists(plan, seed)]
+    other = dense(Plan(plan.data, plan.kind, seeds[0])) if seeds else None
+    found = study.examine(network, done.model.eval(), of_sequences(data), other=other, untrained=untrained(plan.kind, 99))
+    line: Line = {"auc": last.score / 100, "dense_auc": first.score / 100, "yardstick_seed": seeds[0] if seeds else None}
     line |= {"parameters": last.parameters, "nonzeros": last.nonzeros, "bits": last.bits, "macs": last.macs}
     line |= {"dense_parameters": first.parameters, "dense_bits": first.bits, "dense_macs": first.macs}
     line["numbers"] = found.numbers()
@@ -242,7 +241,7 @@ def table(done: dict[str, Line]) -> str:
         if plan.small and name in done:
             line = done[name]
             of = line["numbers"]
-            three = ["{pearson:.3f} / {signed:.3f} / {top:.3f}".format(**_of(of, prefix)) for prefix in ("yardstick_", "floor_")]
+            three = [_three(of, prefix) for prefix in ("yardstick_", "floor_")]
             cells = [name, f"{line['auc']:.4f}", f"{line['dense_auc'] - line['auc']:+.4f}"]
             left = f"{line['nonzeros']:,} of {line['dense_parameters']:,}"
             left += f", {line['dense_bits'] / line['bits']:.1f}x fewer bits" if plan.small == "4 bits" else ""
@@ -269,8 +268,10 @@ def table(done: dict[str, Line]) -> str:
     return "\n".join([*text, ""])
 
 
-def _of(numbers: dict[str, float], prefix: str) -> dict[str, float]:
-    return {name: numbers[f"{prefix}{name}"] for name in ("pearson", "signed", "top")}
+def _three(numbers: dict[str, float], prefix: str) -> str:
+    if f"{prefix}pearson" not in numbers:
+        return "not trained yet"
+    return " / ".join(f"{numbers[f'{prefix}{name}']:.3f}" for name in ("pearson", "signed", "top"))
 
 
 def main(arguments: list[str] | None = None) -> None:
