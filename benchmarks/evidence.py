@@ -211,11 +211,11 @@ dinucleotide shuffles, and on a MAFK site planted into random background. Area u
 one strand, the central 101 bases; medians where there are several seeds. Adam 1e-3, batch 64, the gradient's norm at most 1.
 Settings are those that were chosen on chr7 (of p73 and CTCF on a seeded part) before; no figure here was looked at in choosing.
 
-Two things were changed after figures of test sequences had been seen. Seqlets are shifted by up to 3 bases where they are aligned:
-with 7, those of an untrained network already looked like MAF (q 1e-3, Mafk peaks), so that the motif said nothing of the network;
-the row of an untrained network stays beside the others. And the verdict of the page is by Pearson and the ten top places within a
-margin (.05, .1) of the pair of dense networks, not by Spearman too: a planted site is 15 of 101 places, and the ranks of the other
-86 are noise.
+Two things were changed after figures of test sequences had been seen. Seqlets are shifted by up to 3 bases where they are
+aligned: with 7, those of an untrained network already looked like MAF (q 1e-3, Mafk peaks), so that the motif said nothing of the
+network; the row of an untrained network stays beside the others. And the verdict of the page is by Pearson and the ten top places
+within a margin (.05, .1) of the pair of dense networks, not by Spearman too: a planted site is 15 of 101 places, and the ranks of
+the other 86 are noise.
 """
 
 
