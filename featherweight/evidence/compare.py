@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+import scipy  # its parts load when they are first used: stats takes a second, and most commands need none of it
 
 from featherweight.errors import InputError
 
@@ -31,7 +31,7 @@ def pearson(a: Array, b: Array) -> Array:
 
 def spearman(a: Array, b: Array) -> Array:
     """The same of the ranks, ties at their mean."""
-    return pearson(stats.rankdata(a, axis=1), stats.rankdata(b, axis=1))
+    return pearson(scipy.stats.rankdata(a, axis=1), scipy.stats.rankdata(b, axis=1))
 
 
 def top_places(maps: Array, count: int = TOP) -> Array:
@@ -91,7 +91,7 @@ def inside(maps: Array, places: Array) -> float:
 
 
 def _share_above(high: Array, low: Array) -> float:
-    ranks = stats.rankdata(np.concatenate([high, low]))[: len(high)]
+    ranks = scipy.stats.rankdata(np.concatenate([high, low]))[: len(high)]
     return float((ranks.sum() - len(high) * (len(high) + 1) / 2) / (len(high) * len(low)))
 
 
@@ -120,9 +120,9 @@ def delong(labels: Array, *scores: Array) -> tuple[list[Area], Array]:
     above, below, areas = [], [], []
     for score in scores:
         high, low = score[positive], score[~positive]
-        everything = stats.rankdata(np.concatenate([high, low]))
-        of_high = (everything[:n] - stats.rankdata(high)) / m  # for each positive, the share of negatives below it
-        of_low = 1 - (everything[n:] - stats.rankdata(low)) / n
+        everything = scipy.stats.rankdata(np.concatenate([high, low]))
+        of_high = (everything[:n] - scipy.stats.rankdata(high)) / m  # for each positive, the share of negatives below it
+        of_low = 1 - (everything[n:] - scipy.stats.rankdata(low)) / n
         above.append(of_high)
         below.append(of_low)
         areas.append(float(of_high.mean()))
@@ -141,7 +141,7 @@ def difference_of_areas(labels: Array, a: Array, b: Array) -> tuple[float, float
     lost = first.auc - second.auc
     if variance <= 0:
         return lost, 1.0 if lost == 0 else 0.0
-    return lost, float(2 * stats.norm.sf(abs(lost) / math.sqrt(variance)))
+    return lost, float(2 * scipy.stats.norm.sf(abs(lost) / math.sqrt(variance)))
 
 
 def threshold(scores: Array, labels: Array) -> float:
@@ -168,7 +168,7 @@ class McNemar:
 def mcnemar(first_right: Array, second_right: Array) -> McNemar:
     """Of two networks' right answers (count,) of bool."""
     lost, won = int((first_right & ~second_right).sum()), int((~first_right & second_right).sum())
-    return McNemar(lost, won, float(stats.binomtest(lost, lost + won, 0.5).pvalue) if lost + won else 1.0)
+    return McNemar(lost, won, float(scipy.stats.binomtest(lost, lost + won, 0.5).pvalue) if lost + won else 1.0)
 
 
 def calibration_error(confidence: Array, right: Array, bins: int = BINS) -> float:
@@ -187,4 +187,4 @@ def calibration_error(confidence: Array, right: Array, bins: int = BINS) -> floa
 
 def benjamini_hochberg(p: Sequence[float]) -> Array:
     """q-values of p-values, in their order."""
-    return np.asarray(stats.false_discovery_control(np.clip(np.asarray(p, dtype=np.float64), 0, 1)))
+    return np.asarray(scipy.stats.false_discovery_control(np.clip(np.asarray(p, dtype=np.float64), 0, 1)))
