@@ -247,7 +247,7 @@ def measured(name: str, held_out: int = 0) -> Line:
     return {
         "seed": run.seed,
         "dense": rows[0].measured.score,
-        "score": tasks.mnist(run.seed, held_out).score(network),
+        "score": tasks.mnist(run.seed, held_out).evaluate(network),
         "left": sum(int(weight.count_nonzero()) for weight in decoded.values()),
         "bits": max(weight.abs().unique().numel() for weight in decoded.values()),
         "storage": asdict(packed.storage(snapshot, zoo.lenet5())),

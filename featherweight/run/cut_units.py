@@ -106,6 +106,7 @@ def cut(network: nn.Module, task: Task, asked: Units, epoch: int, auxiliary: boo
     left_out = {**left_out, **rankings.left_out}
     while True:
         sizes, spent = _sizes(ranked, asked)
+        unfit = ranked.not_refitted(sizes)
         try:
             edit = ranked.cut(network, sizes)
             break
@@ -117,7 +118,7 @@ def cut(network: nn.Module, task: Task, asked: Units, epoch: int, auxiliary: boo
             ranked = replace(ranked, rankings={name: r for name, r in ranked.rankings.items() if name not in refused})
     if asked.certify:
         spent = replace(spent, gaps=ranked.gaps(sizes))
-    caveats += [*rankings.caveats, *ranked.not_refitted(sizes)]
+    caveats += [*rankings.caveats, *unfit]
     return Cutting(edit, replace(spent, left_out=left_out, caveats=caveats))
 
 

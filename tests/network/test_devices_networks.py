@@ -252,9 +252,9 @@ def test_a_built_in_task_moves_what_is_the_same_on_any_device(monkeypatch: pytes
         there = tasks.cifar10(seed=1, device=GPU)
         assert all_there(there.example_inputs, list(there.batches(3)))
         assert agree(list(here.batches(3)), list(there.batches(3)))
-        expected = here.score(network)
+        expected = here.evaluate(network)
         network.to(GPU)
-        assert there.score(network) == expected and all_there(there.loss(network, next(iter(there.batches(0)))))
+        assert there.evaluate(network) == expected and all_there(there.loss(network, next(iter(there.batches(0)))))
     assert asked == [("cpu", False), ("cuda", False), ("cuda", True)]
 
 
