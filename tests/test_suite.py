@@ -20,7 +20,7 @@ ORDER = (  # the rooms: each may import only what stands before it
     *("weights", "structure", "measurement"),  # what weights may be; what can go; what is there
     *("training", "criteria", "budget", "lowrank", "files"),
     *("recipe", "recipes", "zoo", "ship"),
-    *("run", "compression", "__init__", "cli", "__main__"),
+    *("run", "compression", "evidence", "__init__", "cli", "__main__"),
 )
 ASSERTING = ("assert_close", "assert_array_equal", "assert_allclose", "raises", "gradcheck", "warns")  # calls that are assertions
 
