@@ -18,14 +18,24 @@ from featherweight.compression import compress
 from featherweight.errors import FeatherweightError
 from featherweight.files.artifact import load, save_cut
 from featherweight.measurement import measure
-from featherweight.recipe.schema import Adaptive, Constrain, CutUnits, LearnUnits, Recipe, Rule, Train, Units
+from featherweight.recipe.schema import (
+    Adaptive,
+    Constrain,
+    CutUnits,
+    Distillation,
+    LearnUnits,
+    Recipe,
+    Rule,
+    Train,
+    Training,
+    Units,
+)
 from featherweight.run.compressed import Compressed, pack
 from featherweight.run.oneshot import cluster, factorize, prune, quantize
 from featherweight.ship.bench import bench
 from featherweight.ship.export import export
 from featherweight.structure import trace
 from featherweight.task import Steps, Task
-from featherweight.training.schedule import Distillation, Training
 from featherweight.version import __version__
 from featherweight.weights.drivers import ADMM, Periodic, Target, constrain
 from featherweight.weights.freezing import Freezing

@@ -128,6 +128,16 @@ def test_imports_go_strictly_downward_in_the_order() -> None:
     assert upward == []
 
 
+def test_the_house_stays_small_enough_to_be_drawn() -> None:
+    """Rooms, arrows between them, and floors, a room standing on the highest of those it imports."""
+    edges = graph()
+    floors: dict[str, int] = {}
+    for unit in ORDER:
+        if unit in edges:
+            floors[unit] = 1 + max((floors[need] for need in edges[unit]), default=0)
+    assert len(edges) <= 22 and sum(map(len, edges.values())) <= 110 and max(floors.values()) <= 12
+
+
 def test_the_order_names_each_unit_once() -> None:
     assert len(set(ORDER)) == len(ORDER)
 

@@ -14,6 +14,7 @@ from featherweight.cli.jobs import Job
 from featherweight.compression import Compressed
 from featherweight.errors import FeatherweightError, InputError, did_you_mean
 from featherweight.files import artifact, packed
+from featherweight.files.description import WRITER
 from featherweight.recipe.schema import Recipe
 from featherweight.recipes import RECIPES
 from featherweight.run.report import weights_left
@@ -21,7 +22,6 @@ from featherweight.run.state import CHECKPOINT
 from featherweight.ship import activations, bench, c
 from featherweight.ship import export as exporting
 from featherweight.structure import trace
-from featherweight.version import __version__
 from featherweight.zoo.networks import NETWORKS
 
 DISAGREES, INTERRUPTED = 4, 130
@@ -111,7 +111,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standar
 def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     """Makes trained PyTorch networks small and fast, and measures what came out."""
     if version:
-        typer.echo(__version__)
+        typer.echo(WRITER)
         raise typer.Exit
 
 

@@ -16,9 +16,9 @@ from featherweight.cli.subjects import Subject
 from featherweight.errors import InputError
 from featherweight.evidence import evidence_page, motifs, report_page, study
 from featherweight.evidence.examples import IMAGES, Examples, of_images, of_sequences, of_task
+from featherweight.files.description import WRITER
 from featherweight.network.copies import copied
 from featherweight.task import itself
-from featherweight.version import __version__
 from featherweight.zoo import sequences
 from featherweight.zoo.networks import NETWORKS
 
@@ -169,7 +169,7 @@ def _about(found: study.Study, names: Sequence[str | None], seed: int) -> dict[s
         "compared": f"{len(found.of):,} {which}; correlations of each, then medians",
         "floor": "a network of the same class with random weights" if found.floor else "none: the class is not known",
         "seed": str(seed),
-        "versions": f"featherweight {__version__}, torch {torch.__version__}, {torch.get_num_threads()} thread(s)",
+        "versions": f"featherweight {WRITER}, torch {torch.__version__}, {torch.get_num_threads()} thread(s)",
     }
 
 

@@ -12,7 +12,7 @@ from featherweight.errors import StorageError
 from featherweight.evidence import svg
 from featherweight.evidence.svg import escaped
 from featherweight.files import storage
-from featherweight.version import __version__
+from featherweight.files.description import WRITER
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'"
 
@@ -87,7 +87,7 @@ class Page:
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
             f'<link rel="icon" href="data:,"><style>{style}</style></head><body>{svg.symbols()}'
             f"<header><h1>{escaped(self.title)}</h1></header><main>{''.join(self.parts)}</main>"
-            f"<footer>Written by featherweight {escaped(__version__)}. This file needs no other, and asks for none.</footer>"
+            f"<footer>Written by featherweight {escaped(WRITER)}. This file needs no other, and asks for none.</footer>"
             f"{held}</body></html>\n"
         )
 

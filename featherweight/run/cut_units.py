@@ -27,9 +27,11 @@ from featherweight.network.copies import copied
 from featherweight.network.evaluating import evaluating
 from featherweight.recipe.plan import matches
 from featherweight.recipe.schema import CutUnits, Units
+from featherweight.run.ground import Ground
 from featherweight.run.latency_budget import within
-from featherweight.run.stage import Ground, begin
+from featherweight.run.stage import begin
 from featherweight.run.state import Result
+from featherweight.run.watch import Monitor
 from featherweight.structure import Edit, Graph, expressible, prune, trace
 from featherweight.structure.errors import NotExact
 from featherweight.task import Batch, Task
@@ -48,9 +50,9 @@ class Cutting:
     spent: Spent
 
 
-def cut_units(stage: CutUnits, start: Result, ground: Ground) -> Result:
+def cut_units(stage: CutUnits, start: Result, ground: Ground, monitor: Monitor) -> Result:
     """Run a stage that cuts units and trains what is left."""
-    running = begin(stage, start, ground)
+    running = begin(stage, start, ground, monitor)
     if running.unfinished is None:
         done = cut(running.network, ground.task, stage.units, running.epoch, stage.auxiliary)
         running.spent = done.spent
