@@ -29,9 +29,9 @@ CHANGED: dict[str, tuple[str, dict[str, Any]]] = {  # row -> a recipe, and the f
     REFITTED: ("l1_filters", {"refit": True}),
     PAPERS: ("collaborative", {"curvature": "loss", "refit": False}),
     "discriminative": ("discriminative", {"refit": False}),
-    "discriminative_adapt": ("discriminative_adapt", {"refit": False, "allot": Stopping(0.001)}),
-    SPREAD: ("collaborative", {"allot": "knapsack"}),
-    SPREAD_TAYLOR: ("taylor", {"allot": "knapsack"}),
+    "discriminative_adapt": ("discriminative_adapt", {"refit": False, "allocate": Stopping(0.001)}),
+    SPREAD: ("collaborative", {"allocate": "knapsack"}),
+    SPREAD_TAYLOR: ("taylor", {"allocate": "knapsack"}),
 }
 METHODS = (
     "l1_filters", REFITTED, "l2_filters", "bn_scale", "apoz", "taylor", SOFT, "nisp", "thinet", "channel_lasso", PAPERS,

@@ -83,7 +83,7 @@ def recipe(run: Run) -> Recipe:
     for ratio, epochs, retrain_epochs in run.jumps:
         first = not stages
         arguments: dict[str, Any] = {
-            "ratios": (ratio,),
+            "keep": (1 / ratio,),
             "epochs": epochs,
             "retrain_epochs": retrain_epochs,
             "rate": 10.0,
@@ -99,6 +99,7 @@ def recipe(run: Run) -> Recipe:
             "distill": Distillation(1.0, loss=0.0),  # the dense network's outputs alone; the labels are not asked
         }
         part = progressive_admm(**arguments | run.changes).stages[0 if first else 1 :]
+        part = *part[:-1], replace(part[-1], name=f"{ratio:g}x")
         stages += [*part[:-1], *(falling(part[-1], before, ratio, epochs) if run.gradual else part[-1:])]
         before = ratio
     return Recipe("progressive_admm", tuple(stages), "arXiv 1810.07378, 1903.09769")

@@ -158,7 +158,7 @@ def recipe(run: Run, whole: int) -> Recipe:
 
     shared: dict[str, Any] = {"every": half_an_epoch, "rho": RHO, "rho_max": RHO_MAX, "distill": 0.0, "targets": "*.weight"}
     pruned = progressive_admm(
-        tuple(whole / weights for weights in run.weights) or (1.0,), epochs=run.prune[0], retrain_epochs=run.prune[1],
+        tuple(1 / (whole / weights) for weights in run.weights) or (1.0,), epochs=run.prune[0], retrain_epochs=run.prune[1],
         rate=10.0, retrain_rate=4.0, growth=growth(run.prune[0]), **shared,
     )  # fmt: skip
     clustered = admm_clustering(
@@ -247,7 +247,7 @@ def measured(name: str, held_out: int = 0) -> Line:
     return {
         "seed": run.seed,
         "dense": rows[0].measured.score,
-        "score": tasks.mnist(run.seed, held_out).score(network),
+        "score": tasks.mnist(run.seed, held_out).evaluate(network),
         "left": sum(int(weight.count_nonzero()) for weight in decoded.values()),
         "bits": max(weight.abs().unique().numel() for weight in decoded.values()),
         "storage": asdict(packed.storage(snapshot, zoo.lenet5())),

@@ -4,19 +4,38 @@ Without training: `prune`, `factorize`, `quantize`, `cluster`. With the training
 recipe of `recipes`. In a training loop of your own: `constrain`.
 """
 
+import importlib
+import importlib.abc
+import importlib.machinery
+import sys
+import types
+import warnings
+from collections.abc import Callable
+from typing import Any
+
 from featherweight import recipes, structure
 from featherweight.compression import compress
 from featherweight.errors import FeatherweightError
 from featherweight.files.artifact import load, save_cut
 from featherweight.measurement import measure
-from featherweight.recipe.schema import Adaptive, Constrain, CutUnits, LearnUnits, Recipe, Rule, Train, Units
+from featherweight.recipe.schema import (
+    Adaptive,
+    Constrain,
+    CutUnits,
+    Distillation,
+    LearnUnits,
+    Recipe,
+    Rule,
+    Train,
+    Training,
+    Units,
+)
 from featherweight.run.compressed import Compressed, pack
 from featherweight.run.oneshot import cluster, factorize, prune, quantize
 from featherweight.ship.bench import bench
 from featherweight.ship.export import export
 from featherweight.structure import trace
 from featherweight.task import Steps, Task
-from featherweight.training.schedule import Distillation, Training
 from featherweight.version import __version__
 from featherweight.weights.drivers import ADMM, Periodic, Target, constrain
 from featherweight.weights.freezing import Freezing
@@ -72,14 +91,127 @@ def __dir__() -> list[str]:
     return __all__
 
 
-def __getattr__(name: str) -> object:
-    if name == "Imposed":  # until version 0.1
-        import warnings
+# --- names of version 0.0, until 0.2 ----------------------------------------------------------------------------------------
 
-        from featherweight.weights.drivers import Imposed
+_MOVED = {
+    "allocate": "weights.counts",
+    "allocate.amc": "budget.amc",
+    "allocate.choices": "budget.choices",
+    "allocate.counts": "weights.counts",
+    "allocate.knapsack": "budget.knapsack",
+    "artifact": "files.artifact",
+    "auxiliary": "criteria.auxiliary",
+    "bits": "budget.bits",
+    "budgets": "budget.costs",
+    "calls": "network.calls",
+    "checkout": "cli.benchmarks",
+    "checkpoint": "files.checkpoint",
+    "codes": "weights.codes",
+    "coding": "weights.parametrized",
+    "compress": "compression",
+    "console": "cli.console",
+    "contract": "run.contract",
+    "copies": "network.copies",
+    "cutting": "run.cut_units",
+    "data": "zoo.datasets",
+    "description": "files.description",
+    "devices": "network.devices",
+    "distillation": "training.distillation",
+    "distributed": "weights.distributed",
+    "drivers": "weights.drivers",
+    "edits": "files.edits",
+    "export": "ship.export",
+    "factor": "lowrank.factor",
+    "failures": "cli.failures",
+    "fetch": "files.download",
+    "fingerprint": "run.fingerprint",
+    "freezing": "weights.freezing",
+    "gates": "criteria.readers",
+    "generators": "network.generators",
+    "given": "cli.inputs",
+    "job": "cli.jobs",
+    "kmeans": "weights.kmeans",
+    "latency": "ship.bench",
+    "measure": "measurement",
+    "menus": "weights.sizes",
+    "modes": "network.evaluating",
+    "notation": "recipe.notation",
+    "optimizers": "weights.optimizers",
+    "outline": "cli.outline",
+    "pace": "run.latency_budget",
+    "packed": "files.packed",
+    "packed.bulk": "files.packed.raw_bytes",
+    "packed.hazard": "files.packed.sparse_places",
+    "packed.large": "files.packed.large_symbols",
+    "packed.plain": "files.packed.edit_codes",
+    "patches": "criteria.patches",
+    "patterns": "recipe.patterns",
+    "plan": "recipe.plan",
+    "proportions": "run.learn_units",
+    "ranks": "lowrank.ranks",
+    "report": "run.report",
+    "saved": "run.validate",
+    "scales": "weights.scales",
+    "selection": "recipe.selection",
+    "sets": "weights.sets",
+    "stage": "run.stage",
+    "stats": "criteria.statistics",
+    "storage": "files.storage",
+    "structure.dead": "structure.dead_units",
+    "structure.silent": "structure.constant_units",
+    "structure.unlift": "structure.graph_module",
+    "subject": "cli.subjects",
+    "svd": "weights.svd",
+    "targets": "weights.targets",
+    "tasks": "zoo.tasks",
+    "tensor_files": "files.tensors",
+    "units": "budget.units",
+    "usercode": "cli.usercode",
+    "views": "weights.views",
+}
 
-        warnings.warn(
-            "featherweight.Imposed(driver, model, ...) is constrain(model, optimizer, targets, driver) now", stacklevel=2
-        )
-        return Imposed
+
+class _Module(types.ModuleType):
+    """A module under its old name; called, it is the function that has that name now."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return _FUNCTIONS[self.__name__.rpartition(".")[2]](*args, **kwargs)
+
+
+_FUNCTIONS: dict[str, Callable[..., Any]] = {"compress": compress, "measure": measure, "export": export}
+
+
+class _Moved(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds modules under their old names."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> importlib.machinery.ModuleSpec | None:
+        return importlib.machinery.ModuleSpec(name, self, is_package=True) if _moved(name) else None
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
+        module = _Module(spec.name)
+        now = importlib.import_module(f"featherweight.{_moved(spec.name)}")
+        warnings.warn(f"{spec.name} is {now.__name__} now", DeprecationWarning, stacklevel=2)
+        vars(module).update({name: value for name, value in vars(now).items() if not name.startswith("__")})
+        return module
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        """It is there already."""
+
+
+def _moved(name: str) -> str:
+    """The new name of a module, after the package's; "" where it has not moved."""
+    package, _, old = name.partition(".")
+    known = next((known for known in (old, old.rpartition(".")[0]) if known in _MOVED), "")
+    return _MOVED[known] + old[len(known) :] if package == "featherweight" and known else ""
+
+
+sys.meta_path.append(_Moved())
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Imposed":
+        warnings.warn("Imposed(driver, model, ...) is constrain(model, optimizer, targets, driver) now", stacklevel=2)
+        return importlib.import_module("featherweight.weights.drivers").Imposed
+    if name in _MOVED:
+        return importlib.import_module(f"featherweight.{name}")
     raise AttributeError(f"module 'featherweight' has no attribute {name!r}")

@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from featherweight.files import storage
-from featherweight.files.edits import Snapshot
-from featherweight.lowrank.factor import materialise
-from featherweight.network import generators
-from featherweight.network.devices import chosen, placed
 from featherweight.recipe.schema import Constrain, CutUnits, LearnUnits, Recipe, Stage, Train
 from featherweight.run.compressed import Compressed
 from featherweight.run.constrain import constrain
-from featherweight.run.contract import check_run
 from featherweight.run.cut_units import cut_units
-from featherweight.run.fingerprint import of_task
+from featherweight.run.ground import Ground, ground_of, outcome, working
 from featherweight.run.learn_units import learn_units
-from featherweight.run.report import Row
-from featherweight.run.stage import Ground, train
-from featherweight.run.state import Result, RunState
+from featherweight.run.stage import train
+from featherweight.run.state import Result
 from featherweight.run.watch import Monitor, silent
 from featherweight.task import Task
-from featherweight.weights.parametrized import plain
 
-RUN: dict[type[Stage], Callable[[Any, Result, Ground], Result]] = {
+RUN: dict[type[Stage], Callable[[Any, Result, Ground, Monitor], Result]] = {
     Train: train,
     Constrain: constrain,
     CutUnits: cut_units,
@@ -64,31 +54,14 @@ def compress(
     something else, or if another run is going on there; ArtifactError for a checkpoint that is damaged or of another version.
     """
     place = Path(workdir) if workdir is not None else None
-    with generators.kept(), storage.claimed(place) if place else contextlib.nullcontext():
-        original = plain(model)
-        if device is not None:
-            there = chosen(device)
-            original, task = original.to(there), replace(task, example_inputs=placed(task.example_inputs, there))
-        baseline = Snapshot.of(original, [])  # refuses what no file could hold
-        check_run(recipe, task, original)
-        about = of_task(task, original) | {"run": dict(identity or {})} if place else None
-        state = RunState.open(place, recipe, baseline, checkpoint_seconds, about)
-        ground = Ground(original, task, state, monitor)
-        if not state.proven:
-            with state.trusted():  # networks that a stage looks at late, or that no stage still to come looks at
-                for snapshot in state.written.values():
-                    snapshot.build(original)
+    with working(place):
+        ground = ground_of(model, recipe, task, place, checkpoint_seconds, identity, device)
+        state = ground.state
         while state.stage < len(recipe.stages):
             stage = recipe.stages[state.stage]
             for start in state.starts():
                 with state.trusted():
-                    result = RUN[type(stage)](stage, start, ground)
+                    result = RUN[type(stage)](stage, start, ground, monitor)
                 state.finish(result)
             state.advance()
-        final = state.pool[state.newest]
-        with state.trusted():
-            network = final.snapshot.build(original)
-            rows = [Row.from_dict(row) for row in final.rows]
-        thin = materialise(network, example=task.example_inputs)
-        snapshot = Snapshot.of(network, final.snapshot.structural() + thin.edits)
-        return Compressed(network, snapshot, recipe, rows, original, task.example_inputs)
+        return outcome(ground)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +21,7 @@ from featherweight.network.devices import device_of, placed
 from featherweight.network.evaluating import evaluating
 
 Batch = Any
+T = TypeVar("T")
 
 
 class Batches(Protocol):
@@ -33,6 +36,23 @@ def itself(output: Any) -> Any:
     return output
 
 
+def _with_old_names(kind: type[T]) -> type[T]:
+    """Takes the names of version 0.0 too, until 0.2."""
+    make = kind.__init__
+
+    @functools.wraps(make)
+    def init(self: T, *args: Any, **kwargs: Any) -> None:
+        for old, new in {"example": "example_inputs", "batches": "train", "score": "evaluate"}.items():
+            if old in kwargs and new not in kwargs:
+                warnings.warn(f"Task({old}=...) is Task({new}=...) now", DeprecationWarning, stacklevel=2)
+                kwargs[new] = kwargs.pop(old)
+        make(self, *args, **kwargs)
+
+    kind.__init__ = init  # type: ignore[method-assign,assignment]
+    return kind
+
+
+@_with_old_names
 @dataclass(frozen=True)
 class Task:
     """The user's problem: how the network is called, how it is trained and judged, and which output holds the logits.

@@ -171,6 +171,9 @@ NETWORKS: dict[str, tuple[tuple[int, ...], Callable[[], nn.Module]]] = {  # name
     "resnet32_projection": ((3, 32, 32), zoo.resnet32_projection),
     "resnet56_projection": ((3, 32, 32), zoo.resnet56_projection),
     "vgg16_cifar10": ((3, 32, 32), zoo.vgg16_cifar10),
+    "deepmotif_cnn": ((4, 101), zoo.deepmotif_cnn),
+    "deepmotif_rnn": ((4, 101), zoo.deepmotif_rnn),
+    "deepmotif_cnn_rnn": ((4, 101), zoo.deepmotif_cnn_rnn),
 }
 TASKS = {"digits": tasks.digits, "mnist": tasks.mnist, "cifar10": tasks.cifar10}
 RECIPES = {  # and the networks each is meant for

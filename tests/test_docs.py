@@ -64,6 +64,7 @@ def test_python_runs_as_it_stands_from_the_top_of_the_page_to_its_end(
     torch.manual_seed(0)
     for block in blocks(page, "python"):
         exec(compile(block, str(page), "exec"), names)
+    assert len(names) > 4, "nothing was run"
 
 
 def commands(page: Path) -> list[list[str]]:
@@ -77,7 +78,8 @@ def test_a_command_line_is_one_that_the_program_takes(page: Path) -> None:
     group = typer.main.get_command(app)
     for _, name, *arguments in commands(page):
         command = group.commands[name]  # type: ignore[attr-defined]
-        command.make_context(name, arguments, resilient_parsing=False)  # raises where an option is not there
+        context = command.make_context(name, arguments, resilient_parsing=False)  # raises where an option is not there
+        assert context.params
 
 
 @pytest.mark.parametrize("page", PAGES, ids=IDS)

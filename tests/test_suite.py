@@ -20,7 +20,7 @@ ORDER = (  # the rooms: each may import only what stands before it
     *("weights", "structure", "measurement"),  # what weights may be; what can go; what is there
     *("training", "criteria", "budget", "lowrank", "files"),
     *("recipe", "recipes", "zoo", "ship"),
-    *("run", "compression", "__init__", "cli", "__main__"),
+    *("run", "compression", "evidence", "__init__", "cli", "__main__"),
 )
 ASSERTING = ("assert_close", "assert_array_equal", "assert_allclose", "raises", "gradcheck", "warns")  # calls that are assertions
 
@@ -126,6 +126,16 @@ def test_imports_go_strictly_downward_in_the_order() -> None:
     assert set(edges) <= set(ORDER), f"say where these stand in ORDER: {sorted(set(edges) - set(ORDER))}"
     upward = [(unit, need) for unit, needs in edges.items() for need in needs if ORDER.index(need) >= ORDER.index(unit)]
     assert upward == []
+
+
+def test_the_house_stays_small_enough_to_be_drawn() -> None:
+    """Rooms, arrows between them, and floors, a room standing on the highest of those it imports."""
+    edges = graph()
+    floors: dict[str, int] = {}
+    for unit in ORDER:
+        if unit in edges:
+            floors[unit] = 1 + max((floors[need] for need in edges[unit]), default=0)
+    assert len(edges) <= 22 and sum(map(len, edges.values())) <= 110 and max(floors.values()) <= 12
 
 
 def test_the_order_names_each_unit_once() -> None:

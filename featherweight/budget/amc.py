@@ -61,7 +61,9 @@ class Place:
         return next(size for size in self.offered if size >= LEAST * self.offered[-1])
 
 
-def search(places: Sequence[Place], cost: Cost, limit: float, reward: Callable[[Sizes], float], how: Search, seed: int) -> Sizes:
+def allocate(
+    places: Sequence[Place], cost: Cost, limit: float, reward: Callable[[Sizes], float], how: Search, seed: int
+) -> Sizes:
     """The sizes of the largest reward among all that the episodes tried, whose cost is at most `limit`.
 
     reward  sizes -> how good the network so cut is; asked once for each choice of sizes

@@ -15,7 +15,7 @@ from featherweight.weights.views import WHOLE, View
 MOST = {"uniform": 8, "power_of_two": 5}
 
 
-def spread(
+def allocate(
     weights: Mapping[str, Tensor],
     mean: float,
     levels: Literal["uniform", "power_of_two"] = "uniform",

@@ -30,7 +30,7 @@ Sizes = dict[str, int]
 Cost = Callable[[Mapping[str, int]], int]  # sizes -> what the whole network costs, such as `Graph.macs`
 Path = Callable[[float], Sizes]  # 0 .. 1 -> sizes, growing
 Order = Sequence[str]  # of all units but the first of each site, the sites in turn that are given one more
-Allotment = Literal["uniform", "ranked", "weighed", "knapsack"]
+AllocateBy = Literal["uniform", "ranked", "weighed", "knapsack"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ ROUNDS = 8  # of linearising a cost
 LARGEST_SHIFT = 60.0  # of a logit: it opens or shuts any site that training reached
 
 
-def allot(how: Allotment | Stopping, losses: Losses, cost: Cost, limit: float, multiple: int = 1) -> Sizes:
+def allocate(how: AllocateBy | Stopping, losses: Losses, cost: Cost, limit: float, multiple: int = 1) -> Sizes:
     """Sizes whose `cost` is at most `limit` and, where single units allow it, nearly all of it.
 
     uniform    the same share of units everywhere: the k-th of n comes at the share (k - 1/2) / n, where k is the nearest size
@@ -76,14 +76,14 @@ def allot(how: Allotment | Stopping, losses: Losses, cost: Cost, limit: float, m
     if most <= limit and not isinstance(how, Stopping):
         return _whole(losses)
     if multiple == 1:
-        return _allotted(how, losses, cost, limit)
+        return _allocated(how, losses, cost, limit)
     # the same problem in which a unit is a whole multiple: step k of a site is its k-th size on offer
     steps = {name: _Steps(losses[name], sizes) for name, sizes in choices.items()}
 
     def sizes_at(taken: Mapping[str, int]) -> Sizes:
         return {name: choices[name][step - 1] for name, step in taken.items()}
 
-    return sizes_at(_allotted(how, steps, lambda taken: cost(sizes_at(taken)), limit))
+    return sizes_at(_allocated(how, steps, lambda taken: cost(sizes_at(taken)), limit))
 
 
 def offered(size: int, multiple: int) -> tuple[int, ...]:
@@ -112,7 +112,7 @@ class _Steps(Sequence[float]):
         return [self.loss[size] for size in self.sizes[k]] if isinstance(k, slice) else self.loss[self.sizes[k]]
 
 
-def _allotted(how: Allotment | Stopping, losses: Losses, cost: Cost, limit: float) -> Sizes:
+def _allocated(how: AllocateBy | Stopping, losses: Losses, cost: Cost, limit: float) -> Sizes:
     if isinstance(how, Stopping):
         return _stopped(losses, how.tolerance, cost, limit)
     if how == "knapsack":
@@ -260,7 +260,7 @@ def _filled(sizes: Sizes, losses: Losses, cost: Cost, limit: float) -> Sizes:
 def _linearised(losses: Losses, cost: Cost, limit: float) -> Sizes:
     """Knapsacks over what k units cost here while the other sites have the sizes found last; the budget of the sum is bisected
     until the real cost is within `limit`. The best of all rounds, the uniform share being the first."""
-    sizes = best = _allotted("uniform", losses, cost, limit)
+    sizes = best = _allocated("uniform", losses, cost, limit)
     for _ in range(ROUNDS):
         menus = {}
         for name, loss in losses.items():

@@ -9,11 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
-from featherweight.cli import benchmarks, console, failures, inputs, jobs, outline, subjects
+from featherweight.cli import benchmarks, console, evidence, failures, inputs, jobs, outline, subjects
 from featherweight.cli.jobs import Job
 from featherweight.compression import Compressed
 from featherweight.errors import FeatherweightError, InputError, did_you_mean
 from featherweight.files import artifact, packed
+from featherweight.files.description import WRITER
 from featherweight.recipe.schema import Recipe
 from featherweight.recipes import RECIPES
 from featherweight.run.report import weights_left
@@ -21,18 +22,18 @@ from featherweight.run.state import CHECKPOINT
 from featherweight.ship import activations, bench, c
 from featherweight.ship import export as exporting
 from featherweight.structure import trace
-from featherweight.version import __version__
 from featherweight.zoo.networks import NETWORKS
-from featherweight.zoo.tasks import TASKS
 
 DISAGREES, INTERRUPTED = 4, 130
+DATA = ", ".join(inputs.BUILT_IN_DATA)
 EPILOG = (
-    "Exit codes: 0 done. 1 the demo missed its aim, or an error of no other kind. 2 a wrong argument, name or recipe. "
-    "3 data missing or damaged. 4 an artifact or checkpoint damaged or foreign, or inspect disagrees with the report. "
-    "5 training cannot go on, such as a loss that is NaN. 6 files cannot be written. 130 interrupted; the same command goes on. "
+    "Exit codes: 0 done. 1 the demo missed its aim, evidence is less than required, or an error of no other kind. 2 a wrong "
+    "argument, name or recipe. 3 data missing or damaged. 4 an artifact or checkpoint damaged or foreign, or inspect disagrees "
+    "with the report. 5 training cannot go on, such as a loss that is NaN. 6 files cannot be written. 130 interrupted; the same "
+    "command goes on. "
     f"{failures.DEBUG}=1 before a command shows the traceback of an error."
 )
-DEMO = {"ratios": "4,10,22", "dense_epochs": "12", "epochs": "6", "retrain_epochs": "9", "every": "5", "rho": "0.02"}
+DEMO = {"keep": "4x,10x,22x", "dense_epochs": "12", "epochs": "6", "retrain_epochs": "9", "every": "5", "rho": "0.02"}
 DEMO |= {"growth": "1.2", "rho_max": "1", "distill": "1"}  # tried on held-out training images, not on the test part
 DEMO_RATIO, DEMO_POINTS = 20.0, 1.0
 
@@ -73,7 +74,7 @@ Model = Annotated[
     str, typer.Argument(metavar="MODEL", help=f"{', '.join(NETWORKS)}; or file.py:function, which returns a module.")
 ]
 Data = Annotated[
-    str, typer.Option("--data", metavar="D", help=f"{', '.join(TASKS)}; or file.py:task, a Task or a function seed -> Task.")
+    str, typer.Option("--data", metavar="D", help=f"{DATA}, or tfbs:PATH; or file.py:task, a Task or a function seed -> Task.")
 ]
 RecipeName = Annotated[
     str, typer.Option("--recipe", metavar="R", help="A built-in recipe (see `recipes`), or a .yaml or .json file.")
@@ -83,7 +84,7 @@ Settings = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="A parameter of the recipe (ratios=5,10), or a path in a file's data (stages.1.keep=0.1).",
+        help="A parameter of the recipe (keep=5x,10x), or a path in a file's data (stages.1.keep=0.1).",
     ),
 ]
 Weights = Annotated[Path | None, typer.Option(metavar="FILE", help="A .safetensors file with the trained weights.")]
@@ -110,7 +111,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standar
 def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     """Makes trained PyTorch networks small and fast, and measures what came out."""
     if version:
-        typer.echo(__version__)
+        typer.echo(WRITER)
         raise typer.Exit
 
 
@@ -408,6 +409,10 @@ def demo_command(
         screen.print(console.written(f"measure the files anew: {ctx.find_root().info_name} inspect {shlex.quote(str(out))}"))
     if not achieved:
         raise typer.Exit(1)
+
+
+app.command("evidence", epilog=EPILOG)(evidence.evidence_command)
+app.command("report", epilog=EPILOG)(evidence.report_command)
 
 
 @app.command("reproduce", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -274,7 +274,7 @@ def _cut(units: dict[str, Any]) -> str:
     """A budget of units in words."""
     what = next(name for name in ("macs", "parameters", "bytes", "latency_ms") if units[name] is not None)
     amount = f"{units[what]:g} ms on this machine" if what == "latency_ms" else f"{100 * units[what]:g} % of the {what}"
-    spread = _option(units["allot"])
+    spread = _option(units["allocate"])
     kept = f"keep {amount}, {spread} over the sites {units['sites']}"
     multiples = f", multiples of {units['multiple']}" if units["multiple"] > 1 else ""
     return f"cut units by {units['criterion']}: {kept}{multiples}{', refit' if units['refit'] else ''}"

@@ -7,7 +7,7 @@ import inspect
 import math
 import re
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, NoReturn
@@ -26,8 +26,11 @@ from featherweight.recipe import notation, schema
 from featherweight.recipe.schema import Recipe
 from featherweight.recipes import RECIPES
 from featherweight.task import Task
+from featherweight.zoo import sequences
 from featherweight.zoo.networks import NETWORKS
 from featherweight.zoo.tasks import TASKS
+
+BUILT_IN_DATA = (*TASKS, *sequences.NAMES)  # what an artifact may name, and a command finds by itself
 
 LARGEST_SETTING = 10**9  # of a whole number that a built-in recipe is made from
 DTYPES = {str(t).removeprefix("torch."): t for t in (torch.float32, torch.float64, torch.float16, torch.bfloat16)}
@@ -59,8 +62,10 @@ def task(text: str, seed: int, device: torch.device = CPU) -> Task:
     their batches too. Raises InputError, DataError."""
     file, name = usercode.split(text)
     if file is None:
+        if text.startswith(sequences.PREFIX):
+            return sequences.task(text.removeprefix(sequences.PREFIX), seed, device=device)
         if text not in TASKS:
-            raise InputError(_unknown("data set", text, TASKS, "a Task, or def task(seed) -> Task"))
+            raise InputError(_unknown("data set", text, BUILT_IN_DATA, "a Task, or def task(seed) -> Task"))
         return TASKS[text](seed, device=device)
     found = usercode.named(text, file, name)
     if not isinstance(found, Task):
@@ -77,7 +82,7 @@ def work(data: str | None, inputs: Sequence[str], seed: int, device: torch.devic
     if data is not None:
         return task(data, seed, device), data
     if not inputs:
-        raise InputError(f"give --data, one of {', '.join(TASKS)}, or file.py:task")
+        raise InputError(f"give --data, one of {', '.join(BUILT_IN_DATA)}, or file.py:task")
     return shapes(inputs, device), f"--input {' '.join(inputs)}"
 
 
@@ -187,7 +192,7 @@ def _weights(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     raise ArtifactError(f"{path} holds no state dict, neither alone nor under 'state_dict' or 'model': {tensors.WAY_OUT}")
 
 
-def _unknown(kind: str, text: str, known: Mapping[str, Any], signature: str) -> str:
+def _unknown(kind: str, text: str, known: Collection[str], signature: str) -> str:
     own = f"For your own give file.py:name ({signature})."
     return f"no {kind} is named {text!r}.{did_you_mean(text, known)} There are: {', '.join(known)}. {own}"
 
@@ -246,6 +251,8 @@ def _built(name: str, changes: Sequence[tuple[str, str]]) -> Recipe:
     arguments: dict[str, Any] = {}
     mistakes = []
     for key, value in changes:
+        if key == "ratios" and "keep" in known:  # of version 0.0, until 0.2
+            key, value = "keep", ",".join(f"{part.strip()}x" for part in value.strip("()[] ").split(",") if part.strip())
         if key not in known:
             near = did_you_mean(key[:80], known)
             mistakes.append(f"--set {short(key)}: {name} has no such parameter.{near} There are: {', '.join(known)}")

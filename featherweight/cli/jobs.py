@@ -15,8 +15,10 @@ import torch
 from torch import nn
 
 from featherweight.cli import console, inputs
+from featherweight.cli.inputs import BUILT_IN_DATA
 from featherweight.compression import Compressed, compress
-from featherweight.errors import InputError, StorageError
+from featherweight.errors import FeatherweightError, InputError, StorageError
+from featherweight.evidence import report_page
 from featherweight.files import artifact, storage
 from featherweight.network.devices import chosen
 from featherweight.recipe.plan import resolve
@@ -27,9 +29,10 @@ from featherweight.structure import trace
 from featherweight.structure.errors import StructureError
 from featherweight.task import Task, steps_of
 from featherweight.zoo.networks import NETWORKS
-from featherweight.zoo.tasks import BATCHES, TASKS
+from featherweight.zoo.tasks import BATCHES
 
 RUN = "run.json"  # in a workdir of an earlier version
+PAGE = "report.html"  # in an artifact: what `featherweight report` shows of it alone
 HINT = re.compile(r"[\w./-]{1,100}\.py:[A-Za-z_]\w{0,60}", re.ASCII)  # plain text that means the same in a shell
 SHOWN_APART = (
     "kind",
@@ -88,7 +91,7 @@ def run(job: Job, recipe: Recipe, out: Path, workdir: Path, keep_workdir: bool) 
     Raises KeyboardInterrupt after saving, and every FeatherweightError.
     """
     _check_output(out)
-    if job.data in TASKS:
+    if job.data in BUILT_IN_DATA:
         job.task.batches(0)  # reads the files: what is missing is said before a workdir is made
     first = recipe.stages[0]
     if (workdir / CHECKPOINT).exists():
@@ -99,7 +102,11 @@ def run(job: Job, recipe: Recipe, out: Path, workdir: Path, keep_workdir: bool) 
     with console.Display([stage.name for stage in recipe.stages]) as display:
         done = compress(job.network, recipe, job.task, workdir=workdir, monitor=display, identity=job.identity)
     display.finished(done.rows[-1].stage, done.rows[-1].measured.score)
-    files = done.save(out, model=noted(job.model, NETWORKS), data=noted(job.data, TASKS))
+    files = done.save(out, model=noted(job.model, NETWORKS), data=noted(job.data, BUILT_IN_DATA))
+    try:
+        files[PAGE] = report_page.build([out]).write(out / PAGE)
+    except FeatherweightError as error:  # the artifact is there: a page that cannot be made is no reason to fail
+        console.note(f"note: {PAGE} was not written: {error}")
     if not keep_workdir:
         with contextlib.suppress(InputError):  # another has begun there: the folder is its own now
             _remove(workdir)
@@ -119,7 +126,7 @@ def noted(text: str, known: Collection[str]) -> str | None:
 def next_commands(program: str, job: Job, out: Path) -> list[str]:
     """The commands that go on from an artifact, exact: code of the user's own has to be named in each."""
     model = [] if job.model in NETWORKS else ["--model", job.model]
-    data = [] if job.data in TASKS else ["--data", job.data]
+    data = [] if job.data in BUILT_IN_DATA else ["--data", job.data]
     known = [] if noted(job.model, NETWORKS) == job.model else model  # else the target names it
     where = [] if job.device == "cpu" else ["--device", job.device]  # rounding differs: measured anew where it was measured
     forms = (("inspect", str(out), *model, *where), ("bench", job.model, str(out), *known), ("export", str(out), *model))

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from featherweight.budget.costs import SHARES, What, cost_of, counted
-from featherweight.budget.units import allot
+from featherweight.budget.units import allocate
 from featherweight.errors import InputError, did_you_mean
 from featherweight.network.copies import copied
 from featherweight.recipe import schema
@@ -88,7 +88,7 @@ def cuts(network: nn.Module, task: Task, what: What, amount: float) -> dict[str,
         kept |= dict(done.edit.sites) if done.edit is not None else {}
     else:
         cost = cost_of(what, network, graph)
-        kept = allot("uniform", {name: [0.0] * (size + 1) for name, size in kept.items()}, cost, amount * cost({}))
+        kept = allocate("uniform", {name: [0.0] * (size + 1) for name, size in kept.items()}, cost, amount * cost({}))
         spent = counted(what, cost, kept, amount * cost({}))
     costs = {share: cost_of(share, network, graph) for share in SHARES}
     return {

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from featherweight.cli import inputs, usercode
+from featherweight.cli.inputs import BUILT_IN_DATA
 from featherweight.cli.jobs import HINT, Job
 from featherweight.errors import ArtifactError, FeatherweightError, InputError
 from featherweight.files import artifact, packed
@@ -19,7 +20,6 @@ from featherweight.measurement import Measurement, measure
 from featherweight.network.devices import chosen
 from featherweight.task import Task
 from featherweight.zoo.networks import NETWORKS
-from featherweight.zoo.tasks import TASKS
 
 PACKED = ".fwz"
 _CLAIMED: TypeAdapter[Measurement] = TypeAdapter(Measurement)  # made here: nothing is compiled while a file is read
@@ -105,7 +105,7 @@ def load(
         return Subject(packed.load(path, made.network), made.network, made.task, None, model, made.data)
     described = artifact.describe(path)
     # A path such as file.py:Net is code: it is taken from the command line only, whatever the artifact says.
-    if not shapes and described.data in TASKS:
+    if not shapes and described.data in BUILT_IN_DATA:
         data = data or described.data
     if described.exported is not None:
         if threads is not None:
@@ -152,12 +152,14 @@ def is_model(target: str) -> bool:
 
 
 def data_for(model: str) -> str:
-    """The built-in task whose images a built-in network takes."""
+    """The built-in task whose images, or sequences, a built-in network takes."""
     if model not in NETWORKS:
         raise InputError(
             f"nothing is known of the inputs of {model}: give their shape, such as --input 1x3x224x224, or --data, one of "
-            f"{', '.join(TASKS)}, or file.py:task"
+            f"{', '.join(BUILT_IN_DATA)}, or file.py:task"
         )
+    if model.startswith("deepmotif"):
+        return "tfbs:planted"
     return "cifar10" if "res" in model or "vgg" in model else "digits"
 
 

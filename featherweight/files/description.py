@@ -12,7 +12,9 @@ from typing import Annotated, Any, Literal, NoReturn
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from featherweight.errors import did_you_mean, shortened
+from featherweight.version import __version__
 
+WRITER = __version__  # the version that files name as theirs
 FORMAT: Literal[1] = 1
 # A graph of 5,000 operations takes 6 MB and 100,000 lists and objects; 30 layers of 11,000 units cut take 5 MB of numbers.
 LARGEST_DESCRIPTION = 32 * 2**20  # bytes

@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, Typ
 
 from featherweight.budget.amc import Search
 from featherweight.budget.costs import SHARES, What
-from featherweight.budget.units import Allotment, Stopping
+from featherweight.budget.units import AllocateBy, Stopping
 from featherweight.errors import InputError, RecipeError, did_you_mean, require, short
 from featherweight.recipe import notation
 from featherweight.training.schedule import Distillation, Training
@@ -27,7 +27,7 @@ from featherweight.weights.views import WHOLE, View
 
 AnySet = Annotated[TopK | TopRows | LowRank | Levels | Codebook | SparseCodebook, Field(discriminator="kind")]
 AnyDriver = Annotated[ADMM | Periodic | Freezing, Field(discriminator="kind")]
-AnyAllotment = Allotment | Annotated[Stopping | Search, Field(discriminator="kind")]
+AnyAllocateBy = AllocateBy | Annotated[Stopping | Search, Field(discriminator="kind")]
 Seen = Literal["rows", "channel", "spatial"]  # a view that each layer's kind decides, see `selection.view_of`
 AnyView = Annotated[
     Annotated[View, Tag("view")] | Annotated[Seen, Tag("word")],
@@ -104,8 +104,8 @@ class Units:
     macs, parameters, bytes
                       share in (0, 1] of what the network has when the stage starts to keep; bytes: of its state dict
     latency_ms        or milliseconds that one example may take on this machine (see `latency_budget`). One budget of the four
-    allot             how that is spread over the sites (see `units.allot`), or Stopping, for which the budget is a ceiling, or
-                      Search, whose agent is rewarded by what the cut network makes of training samples not looked at before
+    allocate          how that is spread over the sites (see `units.allocate`), or Stopping, for which the budget is a ceiling,
+                      or Search, whose agent is rewarded by what the cut network makes of training samples not looked at before
     sites             name pattern of the sites that may be cut; those that the network's class cannot express never are
     samples           training samples that the criterion may look at
     refit             fit what reads the remaining units anew, by least squares on its inputs
@@ -122,7 +122,7 @@ class Units:
     parameters: Share | None = None
     bytes: Share | None = None
     latency_ms: float | None = None
-    allot: AnyAllotment = "uniform"
+    allocate: AnyAllocateBy = "uniform"
     sites: str = "*"
     samples: int = 1024
     refit: bool = False
@@ -143,8 +143,8 @@ class Units:
             (all(0 < share <= 1 for share in shares), f"a budget of units is a share to keep in (0, 1], given {shares}"),
             (self.latency_ms is None or 0 < self.latency_ms < math.inf, f"latency_ms must be above 0, given {self.latency_ms}"),
             (
-                self.latency_ms is None or isinstance(self.allot, str),
-                "latency_ms is met along a path of sizes: allot by uniform, ranked, weighed or knapsack",
+                self.latency_ms is None or isinstance(self.allocate, str),
+                "latency_ms is met along a path of sizes: allocate by uniform, ranked, weighed or knapsack",
             ),
             (self.samples >= 1, f"samples must be at least 1, given {self.samples}"),
             (self.multiple >= 1, f"multiple must be at least 1, given {self.multiple}"),

@@ -10,34 +10,25 @@ from typing import Literal
 from featherweight.errors import InputError
 from featherweight.recipe.schema import WEIGHTS, Recipe, Rule
 from featherweight.recipes.quantization import SCALES
-from featherweight.recipes.rounds import Round
-from featherweight.training.schedule import Taught
+from featherweight.recipes.rounds import Round, of_rounds
 from featherweight.weights.sets import Levels
 
 
+@of_rounds(epochs=16, retrain_epochs=8)
 def admm_binarization(
     targets: tuple[str, ...] = (WEIGHTS,),
     levels: Literal["binary", "ternary"] = "binary",
     per: Literal["layer", "row"] = "layer",
     dense_epochs: int = 0,
-    epochs: int = 16,
-    retrain_epochs: int = 8,
-    rate: float = 1.0,
-    retrain_rate: float = 1.0,
-    every: int | None = None,
-    rho: float = 0.03,
-    growth: float | None = None,
-    rho_max: float = 1.65,
-    coupling: Literal["gradient", "proximal"] = "proximal",
-    distill: Taught = "auto",
-    temperature: float = 4.0,
+    *,
+    rounds: Round,
 ) -> Recipe:
     """Every weight of the targets becomes +a or -a (binary), or one of -a, 0, +a (ternary), one `a` a layer or row.
 
-    targets   patterns of names, a stage each: with several, layers are binarised progressively, and those that are done train
-              on only in their scales. Zeros are no exception in the binary case: a pruned weight gets a sign.
-    The other arguments are those of `progressive_admm`. ADMM finds the signs; retraining moves the scales and all that has
-    no code, such as biases and norms.
+     targets   patterns of names, a stage each: with several, layers are binarised progressively, and those that are done train
+               on only in their scales. Zeros are no exception in the binary case: a pruned weight gets a sign.
+    ADMM finds the signs; retraining moves the scales and all that has
+     no code, such as biases and norms.
     """
     if per not in SCALES:
         raise InputError(f"per must be one of {', '.join(SCALES)}, given {per!r}")
@@ -45,8 +36,5 @@ def admm_binarization(
         raise InputError('targets names no stage: give a pattern of names for each, such as ("weights",)')
     names = [levels] if len(targets) == 1 else [f"{levels} {pattern}" for pattern in targets]
     rules = [(Rule(pattern, Levels(levels), SCALES[per]),) for pattern in targets]
-    rounds = Round(
-        epochs, retrain_epochs, rate, retrain_rate, every, rho, growth, rho_max, coupling, distill, temperature
-    )  # fmt: skip
     stages = rounds.after_dense(dense_epochs, zip(names, rules, strict=True), masked=False)
     return Recipe("admm_binarization", stages, "arXiv 1903.09769")

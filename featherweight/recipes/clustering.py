@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
 from featherweight.errors import InputError
 from featherweight.recipe.schema import WEIGHTS, Recipe, Rule
-from featherweight.recipes.rounds import Round, Step
-from featherweight.training.schedule import Taught
+from featherweight.recipes.rounds import Round, Step, of_rounds
 from featherweight.weights.sets import Codebook
 
 
+@of_rounds()
 def admm_clustering(
     counts: tuple[int, ...] = (16, 8),
     counts_of: Mapping[str, int] | None = None,
     targets: str = WEIGHTS,
     dense_epochs: int = 0,
-    epochs: int = 4,
-    retrain_epochs: int = 4,
-    rate: float = 1.0,
-    retrain_rate: float = 1.0,
-    every: int | None = None,
-    rho: float = 0.03,
-    growth: float | None = None,
-    rho_max: float = 1.65,
-    coupling: Literal["gradient", "proximal"] = "proximal",
-    distill: Taught = "auto",
-    temperature: float = 4.0,
+    *,
+    rounds: Round,
 ) -> Recipe:
     """Stages of ever fewer shared values a layer, each ADMM with a k-means of W + U at every projection (clusters and centroids
     both), then training of the centroids, whose gradient is the sum of their members'.
@@ -35,7 +25,7 @@ def admm_clustering(
     A weight that is zero when its stage starts stays zero and is in no cluster.
 
     counts      shared values a layer, a stage each; counts_of: parameter -> count, in place of `targets` and the last of these
-    The other arguments are those of `progressive_admm`.
+
     """
     if not counts:
         raise InputError("counts names no stage: give the shared values of each, such as (16, 8)")
@@ -44,7 +34,4 @@ def admm_clustering(
         if not counts_of:
             raise InputError("counts_of names no parameter: give parameter -> count, or leave it out for one count")
         steps[-1] = ("values by layer", tuple(Rule(name, Codebook(count)) for name, count in counts_of.items()))
-    rounds = Round(
-        epochs, retrain_epochs, rate, retrain_rate, every, rho, growth, rho_max, coupling, distill, temperature
-    )  # fmt: skip
     return Recipe("admm_clustering", rounds.after_dense(dense_epochs, steps), "arXiv 1811.01907")

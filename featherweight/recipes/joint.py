@@ -14,14 +14,15 @@ from featherweight.recipe.schema import WEIGHTS, Constrain, Recipe, Stage
 from featherweight.recipes.clustering import admm_clustering
 from featherweight.recipes.pruning import progressive_admm
 from featherweight.recipes.quantization import admm_quantization
-from featherweight.training.schedule import Taught
+from featherweight.recipes.rounds import Kept, Round, of_rounds
 from featherweight.weights.freezing import Freezing
 
 LEVELS = ("clustering", "uniform", "power_of_two")
 
 
+@of_rounds()
 def admm_joint(
-    ratios: tuple[float, ...] = (5, 10, 20),
+    keep: tuple[Kept, ...] = ("5x", "10x", "20x"),
     then: Literal["clustering", "uniform", "power_of_two"] = "clustering",
     sizes: tuple[int, ...] = (8,),
     sizes_of: Mapping[str, int] | None = None,
@@ -29,53 +30,47 @@ def admm_joint(
     freezing_epochs: int = 4,
     targets: str = WEIGHTS,
     dense_epochs: int = 0,
-    epochs: int = 4,
-    retrain_epochs: int = 4,
     level_epochs: int = 4,
     level_retrain_epochs: int = 4,
-    rate: float = 1.0,
-    retrain_rate: float = 1.0,
-    every: int | None = None,
-    rho: float = 0.03,
-    growth: float | None = None,
-    rho_max: float = 1.65,
-    distill: Taught = "auto",
     sweep: bool = True,
     narrow: float | None = None,
     narrow_targets: str = WEIGHTS,
+    *,
+    rounds: Round,
 ) -> Recipe:
     """The stages of `progressive_admm`, then those of `admm_clustering` or `admm_quantization` under the mask that is left.
 
+    keep        see `progressive_admm`
     then        what the weights that are left become: shared values, or levels
     sizes       shared values, or bits, of a layer, a stage each; sizes_of: parameter -> size, in place of the last of these
     freezing    share of the free weights of each level to freeze a round (the paper: 0.3), in a stage of `freezing_epochs` with
                 a round every `every` steps between the last ADMM and its retraining; None: none
     level_epochs, level_retrain_epochs   of each stage with levels, at half the rates of the pruning
-    The other arguments are those of `progressive_admm`.
+
     """
     if then not in LEVELS:
         raise InputError(f"then must be one of {', '.join(LEVELS)}, given {then!r}")
     pruned = progressive_admm(
-        ratios, targets, dense_epochs, epochs, retrain_epochs, rate, retrain_rate, every, rho, growth, rho_max,
-        distill=distill, sweep=sweep, narrow=narrow, narrow_targets=narrow_targets,
+        keep, targets, dense_epochs, sweep=sweep, narrow=narrow, narrow_targets=narrow_targets, rounds=rounds
     )  # fmt: skip
+    slower = replace(
+        rounds,
+        epochs=level_epochs,
+        retrain_epochs=level_retrain_epochs,
+        rate=rounds.rate / 2,
+        retrain_rate=rounds.retrain_rate / 2,
+    )
     if then == "clustering":
-        levelled = admm_clustering(
-            sizes, sizes_of, targets, 0, level_epochs, level_retrain_epochs, rate / 2, retrain_rate / 2, every, rho, growth,
-            rho_max, distill=distill,
-        )  # fmt: skip
+        levelled = admm_clustering(sizes, sizes_of, targets, rounds=slower)
     else:
-        levelled = admm_quantization(
-            sizes, then, "layer", sizes_of, targets, 0, level_epochs, level_retrain_epochs, rate / 2, retrain_rate / 2, every,
-            rho, growth, rho_max, distill=distill,
-        )  # fmt: skip
+        levelled = admm_quantization(sizes, then, "layer", sizes_of, targets, rounds=slower)
     *earlier, last = (stage for stage in levelled.stages if isinstance(stage, Constrain))
     stages: list[Stage] = [*pruned.stages, *earlier, last]
     if freezing is not None:
         frozen = replace(
             last,
             name=f"{last.name}, frozen step by step",
-            driver=Freezing(every, freezing),
+            driver=Freezing(rounds.every, freezing),
             train=replace(last.train, epochs=freezing_epochs, floor=0.1),
         )
         stages = [*stages[:-1], replace(last, retrain=replace(last.retrain, epochs=0)), frozen]

@@ -12,13 +12,13 @@ from collections.abc import Callable
 from typing import Any
 
 from featherweight.budget.amc import Search
-from featherweight.budget.units import Allotment, Stopping
+from featherweight.budget.units import AllocateBy, Stopping
 from featherweight.recipe.schema import Criterion, CutUnits, Recipe, Train, Units
 from featherweight.training.schedule import Taught, Training, taught
 
 PARAMETERS = """
 macs      share of the multiply-accumulates to keep, a half without a budget; or of parameters or bytes; or latency_ms, for
-          one example on this machine. allot: how it is spread over the sites (see `units.allot`); multiple: of each size
+          one example on this machine. allocate: how it is spread over the sites (see `units.allocate`); multiple: of each size
 sites     name pattern of what may be cut
 samples   training samples that the criterion looks at, where it looks at any
 epochs    of fine-tuning, at `rate` times the task's base rate. The default is the whole rate, as in
@@ -37,7 +37,7 @@ def _one_shot(
         parameters: float | None = None,
         bytes: float | None = None,
         latency_ms: float | None = None,
-        allot: Allotment = "uniform",
+        allocate: AllocateBy = "uniform",
         multiple: int = 1,
         sites: str = "*",
         samples: int = 1024,
@@ -48,7 +48,7 @@ def _one_shot(
     ) -> Recipe:
         macs = 0.5 if {macs, parameters, bytes, latency_ms} == {None} else macs
         units = Units(
-            criterion, macs, parameters, bytes, latency_ms, allot, sites, samples, refit, multiple=multiple, **fixed
+            criterion, macs, parameters, bytes, latency_ms, allocate, sites, samples, refit, multiple=multiple, **fixed
         )  # fmt: skip
         return _cut_once(name, source, units, epochs, rate, distill, temperature, auxiliary)
 
@@ -144,7 +144,7 @@ def discriminative_adapt(
     epochs     of fine-tuning, at `rate` times the task's base rate
     distill    weight of the distillation from the dense network, which is added to the loss; 0 for none
     """
-    units = Units("discriminative", macs, allot=Stopping(tolerance), sites=sites, samples=samples, refit=True)
+    units = Units("discriminative", macs, allocate=Stopping(tolerance), sites=sites, samples=samples, refit=True)
     return _cut_once("discriminative_adapt", "arXiv 1810.11809", units, epochs, rate, distill, temperature)
 
 
@@ -171,5 +171,5 @@ def amc(
     distill    weight of the distillation from the dense network, which is added to the loss; 0 for none
     """
     how = Search(episodes, warm_up)
-    units = Units("l1", macs, allot=how, sites=sites, samples=samples, refit=True, multiple=multiple)
+    units = Units("l1", macs, allocate=how, sites=sites, samples=samples, refit=True, multiple=multiple)
     return _cut_once("amc", "arXiv 1802.03494", units, epochs, rate, distill, temperature)

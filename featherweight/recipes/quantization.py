@@ -10,8 +10,7 @@ from typing import Literal
 
 from featherweight.errors import InputError
 from featherweight.recipe.schema import WEIGHTS, Recipe, Rule
-from featherweight.recipes.rounds import Round, Step
-from featherweight.training.schedule import Taught
+from featherweight.recipes.rounds import Round, Step, of_rounds
 from featherweight.weights.sets import Levels
 from featherweight.weights.views import WHOLE, View
 
@@ -19,6 +18,7 @@ ROW = View("o ... -> o (...)")  # a scale a filter or neuron
 SCALES: dict[str, View] = {"layer": WHOLE, "row": ROW}
 
 
+@of_rounds()
 def admm_quantization(
     bits: tuple[int, ...] = (4, 3),
     levels: Literal["uniform", "power_of_two"] = "uniform",
@@ -26,17 +26,8 @@ def admm_quantization(
     bits_of: Mapping[str, int] | None = None,
     targets: str = WEIGHTS,
     dense_epochs: int = 0,
-    epochs: int = 4,
-    retrain_epochs: int = 4,
-    rate: float = 1.0,
-    retrain_rate: float = 1.0,
-    every: int | None = None,
-    rho: float = 0.03,
-    growth: float | None = None,
-    rho_max: float = 1.65,
-    coupling: Literal["gradient", "proximal"] = "proximal",
-    distill: Taught = "auto",
-    temperature: float = 4.0,
+    *,
+    rounds: Round,
 ) -> Recipe:
     """Stages of falling precision, each ADMM towards the levels and retraining of the scales (and of all that has none).
 
@@ -44,15 +35,12 @@ def admm_quantization(
     the distance over all scales at every projection.
 
     bits      of the levels, 2^bits of them besides zero, a stage each: from fine to coarse the quantisation is progressive
-    bits_of   parameter -> bits, in place of `targets` and the last of `bits`: given, or `featherweight.budget.bits.spread(..)`
-    The other arguments are those of `progressive_admm`.
+    bits_of   parameter -> bits, in place of `targets` and the last of `bits`: given, or `featherweight.budget.bits.allocate(..)`
+
     """
     view = _scale(per)
     if not bits:
         raise InputError("bits names no stage: give the bits of each, such as (4, 3)")
-    rounds = Round(
-        epochs, retrain_epochs, rate, retrain_rate, every, rho, growth, rho_max, coupling, distill, temperature
-    )  # fmt: skip
     steps = _steps(bits, levels, view, bits_of, targets)
     return Recipe("admm_quantization", rounds.after_dense(dense_epochs, steps), "arXiv 1811.01907, 1810.07378")
 

@@ -2,32 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+import inspect
+import typing
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from featherweight.recipe.schema import Constrain, Rule, Stage, Train
+from pydantic import BeforeValidator
+
+from featherweight.errors import InputError
+from featherweight.recipe.schema import Constrain, Recipe, Rule, Stage, Train, share
 from featherweight.training.schedule import Taught, Training, taught
 from featherweight.weights.drivers import ADMM
 
+Kept = Annotated[float | str, BeforeValidator(share)]  # a share to keep, or "5x" fewer
 Step = tuple[str, tuple[Rule, ...]]  # the name of a stage, and what it imposes
 
 
 @dataclass(frozen=True)
 class Round:
-    """What the rounds of one recipe have in common; the fields are the arguments of `progressive_admm`."""
+    """What the rounds of one recipe have in common. Every recipe of the family takes these as arguments of its own.
 
-    epochs: int
-    retrain_epochs: int
-    rate: float
-    retrain_rate: float
-    every: int | None
-    rho: float
-    growth: float | None
-    rho_max: float
-    coupling: Literal["gradient", "proximal"]
-    distill: Taught
-    temperature: float
+    epochs, retrain_epochs   of each stage; rate, retrain_rate: multiples of the task's base rate
+    every          optimizer steps between projections. None: an epoch, or a twentieth of the stage's ADMM where that is less, but
+                   20 steps, or a twelfth, where that is less: see `drivers.ADMM.paced`
+    growth         of rho at each projection. None: rho is rho_max after four fifths of them, however many steps the data make
+    rho, rho_max, coupling   see `drivers.ADMM`
+    distill        weight of the distillation from the dense network, added to the loss; 0 for none, auto for 1 where the task
+                   says which output is logits and the dense network is trained
+    temperature    of the distillation
+    """
+
+    epochs: int = 4
+    retrain_epochs: int = 4
+    rate: float = 1.0
+    retrain_rate: float = 1.0
+    every: int | None = None
+    rho: float = 0.03
+    growth: float | None = None
+    rho_max: float = 1.65
+    coupling: Literal["gradient", "proximal"] = "proximal"
+    distill: Taught = "auto"
+    temperature: float = 4.0
 
     def stage(self, name: str, rules: tuple[Rule, ...], *, masked: bool = True) -> Constrain:
         """One round. Sizes that the rules leave open are the caller's to add."""
@@ -44,3 +62,43 @@ class Round:
     def after_dense(self, dense_epochs: int, steps: Iterable[Step], *, masked: bool = True) -> tuple[Stage, ...]:
         """The stage of the dense network, and a round for each step."""
         return Train("dense", train=Training(dense_epochs)), *(self.stage(name, rules, masked=masked) for name, rules in steps)
+
+
+def of_rounds(**defaults: Any) -> Callable[[Callable[..., Recipe]], Callable[..., Recipe]]:
+    """A recipe function that takes `rounds`, a Round, as one that takes its fields by name. `defaults`: other ones than Round's.
+
+    `ratios` of version 0.0 are taken as `keep` until 0.2.
+    """
+
+    def decorate(make: Callable[..., Recipe]) -> Callable[..., Recipe]:
+        hints = typing.get_type_hints(Round)
+        own = inspect.signature(make)
+        taken = [one for name, one in own.parameters.items() if name != "rounds"]
+        named = {name: getattr(Round, name) for name in hints} | defaults
+        added = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value) for name, value in named.items()]
+
+        @functools.wraps(make)
+        def recipe(*args: Any, rounds: Round | None = None, **given: Any) -> Recipe:
+            if "ratios" in given and "keep" in own.parameters:
+                warnings.warn("ratios=(5, 10) is keep=('5x', '10x') now", DeprecationWarning, stacklevel=2)
+                given["keep"] = tuple(f"{f'{r:g}' if float(f'{r:g}') == r else repr(r)}x" for r in given.pop("ratios"))
+            fields = {name: given.pop(name) for name in hints if name in given}
+            return make(*args, rounds=rounds or Round(**(defaults | fields)), **given)
+
+        recipe.__signature__ = own.replace(parameters=[*taken, *added])  # type: ignore[attr-defined]
+        recipe.__annotations__ = {name: kind for name, kind in typing.get_type_hints(make).items() if name != "rounds"} | hints
+        recipe.__doc__ = f"{inspect.cleandoc(make.__doc__ or '')}\n{inspect.cleandoc(Round.__doc__ or '').partition(chr(10))[2]}"
+        return recipe
+
+    return decorate
+
+
+def shares(keep: Sequence[float | str]) -> list[tuple[str, float]]:
+    """(name, share) of each stage of falling size: "5x" or "20%" or 0.2. Raises InputError."""
+    found = [(one if isinstance(one, str) else f"{100 * one:g} %", share(one)) for one in keep]
+    wrong = [name for name, kept in found if not isinstance(kept, int | float) or not 0 < kept <= 1]
+    if wrong or not found:
+        raise InputError(
+            f"keep holds what each stage keeps: so many times fewer weights ('5x') or a share in (0, 1], given {list(keep)}"
+        )
+    return found

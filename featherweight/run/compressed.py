@@ -10,13 +10,13 @@ from torch import nn
 
 from featherweight.errors import InputError
 from featherweight.files import artifact, packed
+from featherweight.files.description import WRITER
 from featherweight.files.edits import Snapshot
 from featherweight.network.calls import Example, Inputs
 from featherweight.recipe.schema import Recipe
 from featherweight.run import report
 from featherweight.run.report import Row
 from featherweight.ship import bench, export
-from featherweight.version import __version__
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Compressed:
         Raises StorageError.
         """
         described = artifact.Description(
-            featherweight=__version__,
+            featherweight=WRITER,
             model=model,
             data=data,
             edits=self.snapshot.edits,

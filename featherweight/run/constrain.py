@@ -12,8 +12,10 @@ from featherweight.errors import shortened
 from featherweight.recipe.plan import chosen, resolve
 from featherweight.recipe.schema import Constrain
 from featherweight.recipe.selection import said
-from featherweight.run.stage import Ground, Running, begin
+from featherweight.run.ground import Ground
+from featherweight.run.stage import Running, begin
 from featherweight.run.state import Result
+from featherweight.run.watch import Monitor
 from featherweight.structure.errors import StructureError
 from featherweight.task import Task
 from featherweight.training.fit import squared_gradients
@@ -22,9 +24,9 @@ from featherweight.weights.parametrized import coded, decoded, detach, layouts_k
 from featherweight.weights.sets import TopRows
 
 
-def constrain(stage: Constrain, start: Result, ground: Ground) -> Result:
+def constrain(stage: Constrain, start: Result, ground: Ground, monitor: Monitor) -> Result:
     """Run the stage from `start`. Its plan is that of the network at its start, also where it is taken up in its middle."""
-    running = begin(stage, start, ground)
+    running = begin(stage, start, ground, monitor)
     for name in _meant(stage, running.network, ground.task) & coded(running.network).keys():
         detach(running.network, name)
     squares = squared_gradients(running.network, ground.task, running.epoch) if stage.fisher else None

@@ -1,4 +1,4 @@
-"""A stage's units cut: a criterion ranks them, an allotment says how many, the network's own class loses them."""
+"""A stage's units cut: a criterion ranks them, an allocation says how many, the network's own class loses them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from featherweight.budget.amc import Place, Search, search
+from featherweight.budget import amc
+from featherweight.budget.amc import Place, Search
 from featherweight.budget.costs import Spent, cost_of, counted
-from featherweight.budget.units import Sizes, Stopping, allot, offered
+from featherweight.budget.units import Sizes, Stopping, allocate, offered
 from featherweight.criteria import CRITERIA, NEEDS, Ordered, Quadratic, Ranking, refit, unfitted
 from featherweight.criteria.auxiliary import new_heads, with_auxiliary
 from featherweight.criteria.readers import producers
@@ -26,9 +27,11 @@ from featherweight.network.copies import copied
 from featherweight.network.evaluating import evaluating
 from featherweight.recipe.plan import matches
 from featherweight.recipe.schema import CutUnits, Units
+from featherweight.run.ground import Ground
 from featherweight.run.latency_budget import within
-from featherweight.run.stage import Ground, begin
+from featherweight.run.stage import begin
 from featherweight.run.state import Result
+from featherweight.run.watch import Monitor
 from featherweight.structure import Edit, Graph, expressible, prune, trace
 from featherweight.structure.errors import NotExact
 from featherweight.task import Batch, Task
@@ -47,9 +50,9 @@ class Cutting:
     spent: Spent
 
 
-def cut_units(stage: CutUnits, start: Result, ground: Ground) -> Result:
+def cut_units(stage: CutUnits, start: Result, ground: Ground, monitor: Monitor) -> Result:
     """Run a stage that cuts units and trains what is left."""
-    running = begin(stage, start, ground)
+    running = begin(stage, start, ground, monitor)
     if running.unfinished is None:
         done = cut(running.network, ground.task, stage.units, running.epoch, stage.auxiliary)
         running.spent = done.spent
@@ -93,7 +96,7 @@ def cut(network: nn.Module, task: Task, asked: Units, epoch: int, auxiliary: boo
     stats = collect(
         network, graph, watched, statistics, sites=sites, samples=asked.samples, epoch=epoch, curvature=asked.curvature
     )
-    halved = isinstance(asked.allot, Search) and stats.count > 1 and not _more(task, epoch, stats.count)
+    halved = isinstance(asked.allocate, Search) and stats.count > 1 and not _more(task, epoch, stats.count)
     caveats = [stats.caveat()] if stats.caveat() else []
     if halved:  # the search is judged by samples that the criterion did not look at
         caveats.append(f"the criterion looked at half of the {stats.samples:,} samples, and the search was judged by the others")
@@ -221,21 +224,21 @@ def _sizes(ranked: Ranked, asked: Units) -> tuple[Sizes, Spent]:
     what, amount = asked.budget
     cost = cost_of(what, ranked.network, ranked.graph)
 
-    how = asked.allot
+    how = asked.allocate
 
-    def allotted(limit: float) -> Sizes:
+    def allocated(limit: float) -> Sizes:
         if isinstance(how, Search):
             places = [_place(ranked, site, offered(r.size, asked.multiple)) for site, r in ranked.rankings.items()]
             seed = int(torch.randint(2**31, ()))  # of the run's own generator, which a checkpoint holds
-            return search(places, cost, limit, _reward(ranked, asked.samples), how, seed)
-        return allot(how, losses, cost, limit, asked.multiple)
+            return amc.allocate(places, cost, limit, _reward(ranked, asked.samples), how, seed)
+        return allocate(how, losses, cost, limit, asked.multiple)
 
     if what == "latency_ms":
         whole = {site: ranking.size for site, ranking in ranked.rankings.items()}
         least = {site: offered(size, asked.multiple)[0] for site, size in whole.items()}
-        return within(amount, ranked.stats.task.example_inputs, allotted, cost, ranked.copy, least, whole)
+        return within(amount, ranked.stats.task.example_inputs, allocated, cost, ranked.copy, least, whole)
     limit = amount * cost({})
-    sizes = allotted(limit)
+    sizes = allocated(limit)
     why = f"the stopping rule at {how.tolerance:g} keeps no more" if isinstance(how, Stopping) else ""
     why = "of all that the search tried this did best" if isinstance(how, Search) else why
     return sizes, counted(what, cost, sizes, limit, why)

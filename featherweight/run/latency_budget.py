@@ -1,6 +1,6 @@
 """A budget of milliseconds: a table measured on this machine, sizes read off it, and the network rebuilt and measured.
 
-The table is of networks that are really cut, along the very sizes that the allotment gives for a falling budget of
+The table is of networks that are really cut, along the very sizes that the allocation gives for a falling budget of
 multiply-accumulates, each timed in turns with the dense one. Between them the time is interpolated over their MACs. What is read
 off is built and timed as well; where the table was wrong there, it is read again, corrected by as much.
 """
@@ -61,17 +61,17 @@ class Table:
         return macs, [value for value, times in merged for _ in range(times)]
 
 
-def within(milliseconds: float, example: Example | Inputs, allotted: Callable[[float], Sizes], macs: Cost, built: Built,
+def within(milliseconds: float, example: Example | Inputs, allocated: Callable[[float], Sizes], macs: Cost, built: Built,
            least: Sizes, whole: Sizes) -> tuple[Sizes, Spent]:  # fmt: skip
     """Sizes at which one call of the network on `example` takes `milliseconds`, as nearly as single sizes and the noise allow.
 
-    allotted  MACs -> the sizes to keep; least, whole: the smallest and largest of them
+    allocated  MACs -> the sizes to keep; least, whole: the smallest and largest of them
 
     Eager mode, as many threads as torch has now. Raises Infeasible, with the nearest feasible budget, where the smallest network
     takes longer.
     """
     dense = built(whole)
-    path = {macs(sizes): sizes for sizes in (least, *(allotted(max(share * macs(whole), macs(least))) for share in SHARES))}
+    path = {macs(sizes): sizes for sizes in (least, *(allocated(max(share * macs(whole), macs(least))) for share in SHARES))}
     path.pop(macs(whole), None)
     times = timed({"dense": dense, **{str(cost): built(sizes) for cost, sizes in path.items()}}, example, ROUNDS)
     table = Table({macs(whole): 1.0} | {cost: judge(times[str(cost)], times["dense"])[0] for cost in path}, times["dense"])
@@ -88,7 +88,7 @@ def within(milliseconds: float, example: Example | Inputs, allotted: Callable[[f
     tried: dict[int, tuple[Sizes, Spent]] = {}
     wrong = 1.0  # what was measured over what the table said, at the last reading
     for _ in range(READINGS):
-        sizes = allotted(max(table.macs_at(milliseconds / pace / wrong), macs(least)))
+        sizes = allocated(max(table.macs_at(milliseconds / pace / wrong), macs(least)))
         cost = macs(sizes)
         if cost in tried:
             break

@@ -30,8 +30,10 @@ from featherweight.criteria.readers import find_readers, gated, producers, unit_
 from featherweight.errors import InputError
 from featherweight.network.calls import Example, Inputs
 from featherweight.recipe.schema import Adaptive, LearnUnits
-from featherweight.run.stage import Ground, begin
+from featherweight.run.ground import Ground
+from featherweight.run.stage import begin
 from featherweight.run.state import Result
+from featherweight.run.watch import Monitor
 from featherweight.structure import Edit, Graph, ParameterCount, branches, drop, droppable, expressible, prune, trace
 from featherweight.weights.optimizers import Scales, Steps
 from featherweight.weights.parametrized import coded, layouts_kept
@@ -278,9 +280,9 @@ def _padded(rows: list[Tensor]) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence([row.double() for row in rows], batch_first=True, padding_value=np.nan)
 
 
-def learn_units(stage: LearnUnits, start: Result, ground: Ground) -> Result:
+def learn_units(stage: LearnUnits, start: Result, ground: Ground, monitor: Monitor) -> Result:
     """Run a stage that learns which units and blocks go, cuts them, and trains what is left."""
-    running = begin(stage, start, ground)
+    running = begin(stage, start, ground, monitor)
     running.resume()
     running.prepare()
     left, loss = running.unfinished, float("inf")

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from featherweight.budget.units import Allotment
+from featherweight.budget.units import AllocateBy
 from featherweight.criteria import CRITERIA, NEEDS
 from featherweight.errors import InputError, RecipeError, did_you_mean
 from featherweight.files.edits import Snapshot, structure_edit
@@ -47,7 +47,7 @@ def prune(
     bytes: Share | None = None,
     latency_ms: float | None = None,
     criterion: Criterion = "l1",
-    allocate: Allotment = "uniform",
+    allocate: AllocateBy = "uniform",
     multiple: int = 1,
     ignore: Ignore = (),
     data: Batches | Callable[[int], Batches] | None = None,
@@ -77,7 +77,7 @@ def prune(
     try:
         macs = 0.5 if {macs, parameters, bytes, latency_ms} == {None} else macs
         budget = (_share(macs), _share(parameters), _share(bytes), latency_ms)
-        units = Units(criterion, *budget, allot=allocate, multiple=multiple, ignore=names)
+        units = Units(criterion, *budget, allocate=allocate, multiple=multiple, ignore=names)
     except InputError as error:
         problems.append(str(error))
     if criterion not in CRITERIA:

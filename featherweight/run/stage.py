@@ -18,8 +18,9 @@ from featherweight.lowrank.factor import materialise
 from featherweight.measurement import measure
 from featherweight.network import generators
 from featherweight.recipe.schema import Stage, Train
+from featherweight.run.ground import Ground
 from featherweight.run.report import Row
-from featherweight.run.state import Result, RunState, Unfinished
+from featherweight.run.state import Result, Unfinished
 from featherweight.run.watch import Guide, Monitor, Watch
 from featherweight.structure import Edit as StructureEdit
 from featherweight.task import Batch, Task, steps_of
@@ -30,16 +31,6 @@ from featherweight.weights import optimizers
 from featherweight.weights.parametrized import coded, decoded
 
 
-@dataclass(frozen=True)
-class Ground:
-    """What every stage of a run stands on. `original`: the network as it was given."""
-
-    original: nn.Module
-    task: Task
-    state: RunState
-    monitor: Monitor
-
-
 @dataclass
 class Running:
     """A stage while it runs: made by `begin`, told what it needs by `prepare`, ended by `finish`."""
@@ -47,6 +38,7 @@ class Running:
     stage: Stage
     start: Result
     ground: Ground
+    monitor: Monitor
     network: nn.Module
     structural: list[Edit]
     spent: Spent | None = None
@@ -95,7 +87,7 @@ class Running:
             self.teacher = state.baseline.build(self.ground.original).eval()
             self.distill, said = settled(stage.distill, self.ground.task, self.teacher, self.epoch)
             self.said.append(said)
-        self.watch = Watch(state, self.ground.monitor, stage, self.start, steps_of(self.ground.task, self.epoch))
+        self.watch = Watch(state, self.monitor, stage, self.start, steps_of(self.ground.task, self.epoch))
 
     def optimizer(self) -> Optimizer:
         """The task's, over the network and the heads."""
@@ -184,15 +176,15 @@ class Running:
         return loss
 
 
-def begin(stage: Stage, start: Result, ground: Ground) -> Running:
+def begin(stage: Stage, start: Result, ground: Ground, monitor: Monitor) -> Running:
     """A stage at its beginning: the network of its start, and the random generators where they stood there."""
     generators.restore(ground.state.random)
-    return Running(stage, start, ground, start.snapshot.build(ground.original), start.snapshot.structural())
+    return Running(stage, start, ground, monitor, start.snapshot.build(ground.original), start.snapshot.structural())
 
 
-def train(stage: Train, start: Result, ground: Ground) -> Result:
+def train(stage: Train, start: Result, ground: Ground, monitor: Monitor) -> Result:
     """Run a stage that only trains, or only measures."""
-    running = begin(stage, start, ground)
+    running = begin(stage, start, ground, monitor)
     running.resume()
     running.prepare(stage.auxiliary)
     loss = running.train(running.optimizer())

@@ -15,12 +15,12 @@ from typing import Any
 
 from featherweight.errors import ArtifactError, FeatherweightError, InputError, shortened
 from featherweight.files import checkpoint
+from featherweight.files.description import WRITER
 from featherweight.files.edits import Snapshot
 from featherweight.network import generators
 from featherweight.recipe.schema import Recipe, from_dict
 from featherweight.run import fingerprint, validate
 from featherweight.run.fingerprint import Fingerprint
-from featherweight.version import __version__
 
 CHECKPOINT = "checkpoint.pt"
 NETWORK = "network-{}.pt"
@@ -109,7 +109,7 @@ class RunState:
             return {"network": numbers[id(one.snapshot)], "rows": one.rows, "loss": one.loss}
 
         return {
-            "featherweight": __version__,
+            "featherweight": WRITER,
             "fingerprint": self.fingerprint,
             "recipe": self.recipe.to_dict(),
             "stage": self.stage,
@@ -236,12 +236,12 @@ def _recipe_of(saved: Any, path: Path) -> Recipe:
     """The recipe of a checkpoint whose every field is what it should be. Raises ArtifactError."""
     if isinstance(saved, dict) and saved.keys() == FIRST_KEYS:
         raise ArtifactError(
-            f"{path} is not a checkpoint of this version of featherweight ({__version__}), but of one before it told its version "
+            f"{path} is not a checkpoint of this version of featherweight ({WRITER}), but of one before it told its version "
             f"and the network that it is of; {ADVICE}, or end its run with that version"
         )
     if wrong := validate.shape_problem(saved):
         version = saved.get("featherweight") if isinstance(saved, dict) else None
-        by = f" (it was written by {version[:100]!r})" if isinstance(version, str) and version != __version__ else ""
+        by = f" (it was written by {version[:100]!r})" if isinstance(version, str) and version != WRITER else ""
         raise ArtifactError(f"{path} is not a checkpoint of this version of featherweight{by}: {wrong}; {ADVICE}")
     try:
         recipe = from_dict(saved["recipe"])  # fields that a newer version has brought take their defaults

@@ -23,10 +23,12 @@ def best_scale(magnitudes: Tensor, levels: Tensor) -> float:
     no breakpoint or could gain less than the rounding (1e-12 of |x|^2). Globally optimal in O(n log n) time, for the sort,
     and O(n) memory, where a plain sweep would sort all n * m breakpoints.
     """
+    levels = levels.double()
+    if _dense(magnitudes.numel(), levels):
+        return float(_of_rows(magnitudes[None], levels, False))
     x = magnitudes.double().sort().values
     if x.numel() == 0 or float(x[-1]) == 0.0:
         return 0.0
-    levels = levels.double()
     middles = (levels[1:] + levels[:-1]) / 2
     sums = torch.cat([x.new_zeros(1), x.cumsum(0)])
 
@@ -92,10 +94,19 @@ def best_scales(magnitudes: Tensor, levels: Tensor, skip_zeros: bool = False) ->
     return torch.cat([magnitudes.new_zeros(0, dtype=torch.float64), *parts])
 
 
+def _dense(entries: int, levels: Tensor) -> bool:
+    """Are breakpoints so many a scale, and so few in all, that they are looked at one by one?"""
+    return levels.numel() >= MANY and entries * levels.numel() <= SWEPT
+
+
 def _best_scales(magnitudes: Tensor, levels: Tensor, skip_zeros: bool) -> Tensor:
     if len(magnitudes) == 1:
         live = magnitudes[0][magnitudes[0] != 0] if skip_zeros else magnitudes[0]
         return torch.tensor([best_scale(live, levels)], dtype=torch.float64, device=magnitudes.device)
+    return _of_rows(magnitudes, levels, skip_zeros)
+
+
+def _of_rows(magnitudes: Tensor, levels: Tensor, skip_zeros: bool) -> Tensor:
     x = magnitudes.double().contiguous().sort(1).values
     best = x.new_zeros(len(x))
     if x.shape[1] == 0:
@@ -117,8 +128,10 @@ def _best_scales(magnitudes: Tensor, levels: Tensor, skip_zeros: bool) -> Tensor
     while rows.numel():
         waiting = waiting & (bound < (least - TOLERANCE * whole)[rows, None])
         number = waiting.sum(1)
-        if levels.numel() >= MANY and x.shape[1] * levels.numel() <= SWEPT:
-            cheaper = (number > 0) & ((number * GRID >= x.shape[1]) | (rounds == 2))  # than to open the intervals once more
+        if _dense(x.shape[1], levels):
+            cheaper = (number > 0) & (
+                (number * GRID >= x.shape[1] - start[rows]) | (rounds == 2)
+            )  # than to open the intervals once more
             for at in cheaper.nonzero().squeeze(1).tolist():
                 row, ends = int(rows[at]), (low[at][waiting[at]], high[at][waiting[at]])
                 swept = _swept(x[row], sums[row], int(start[row]), *ends, levels, middles)

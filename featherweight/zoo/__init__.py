@@ -1,5 +1,6 @@
 """Reference networks, the data sets they are trained on, and the built-in tasks."""
 
+from featherweight.zoo.deepmotif import deepmotif_cnn, deepmotif_cnn_rnn, deepmotif_rnn
 from featherweight.zoo.networks import (
     NETWORKS,
     CifarResNet,
@@ -26,6 +27,9 @@ __all__ = [
     "PadShortcut",
     "ProjectionShortcut",
     "UnknownStateKeys",
+    "deepmotif_cnn",
+    "deepmotif_cnn_rnn",
+    "deepmotif_rnn",
     "from_pytorchcv",
     "lenet5",
     "lenet_300_100",

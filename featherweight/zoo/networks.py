@@ -1,4 +1,4 @@
-"""Reference networks: LeNet-5, LeNet-300-100, the CIFAR-10 ResNets in two flavours, and VGG-16 for CIFAR-10.
+"""Reference networks: LeNet-5, LeNet-300-100, the CIFAR-10 ResNets in two flavours, VGG-16 for CIFAR-10, and Deep Motif's.
 
 Plain modules with readable names, since recipes address layers by name: `conv1`, `fc2`, `stage2.0.conv1`,
 `stage2.0.shortcut.conv`. Numbers of parameters include biases and batch-norm affines; MACs are of one image.
@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from featherweight.zoo.deepmotif import deepmotif_cnn, deepmotif_cnn_rnn, deepmotif_rnn
 
 # --- LeNets, input (batch, 1, 28, 28) ------------------------------------------------------------------------------------
 
@@ -203,6 +205,9 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "resnet32_projection": resnet32_projection,
     "resnet56_projection": resnet56_projection,
     "vgg16_cifar10": vgg16_cifar10,
+    "deepmotif_cnn": deepmotif_cnn,
+    "deepmotif_rnn": deepmotif_rnn,
+    "deepmotif_cnn_rnn": deepmotif_cnn_rnn,
 }
 
 

@@ -174,7 +174,7 @@ def digits(seed: int = 0, held_out: int = 0, *, device: torch.device | str = "cp
     With held_out > 0 the score is on that many training images, which are then not trained on, and the test set is not used.
     The first batch or score raises DataMissing where scikit-learn is not installed.
     """
-    pixels = _digits_in_unit_range(_pixels(1, 28))
+    pixels = digits_in_unit_range(_pixels(1, 28))
     return _task(datasets.digits, held_out, pixels, seed, 64, _as_is, _unchanged, cross_entropy, _adam, device)
 
 
@@ -202,23 +202,23 @@ def mnist(
         seed,
         batch_size,
         _moved_digits if augment else _plain_digits,
-        _digits_in_unit_range,
+        digits_in_unit_range,
         cross_entropy_autocast,
         _adam,
         device,
     )
 
 
-def _digits_in_unit_range(images: Tensor) -> Tensor:
+def digits_in_unit_range(images: Tensor) -> Tensor:
     return images.float().div(255)
 
 
 def _plain_digits(images: Tensor, generator: Generator) -> Tensor:
-    return _digits_in_unit_range(images)
+    return digits_in_unit_range(images)
 
 
 def _moved_digits(images: Tensor, generator: Generator) -> Tensor:
-    return datasets.affine(_digits_in_unit_range(images), generator, degrees=10, scale=0.1, shear=10, translate=2)
+    return datasets.affine(digits_in_unit_range(images), generator, degrees=10, scale=0.1, shear=10, translate=2)
 
 
 def cifar10(seed: int = 0, held_out: int = 0, augment: bool = True, *, device: torch.device | str = "cpu") -> Task:
@@ -237,14 +237,14 @@ def cifar10(seed: int = 0, held_out: int = 0, augment: bool = True, *, device: t
         seed,
         128,
         _moved_photographs if augment else _plain_photographs,
-        _normalised_photographs,
+        normalised_photographs,
         cross_entropy_autocast,
         _nesterov,
         device,
     )
 
 
-def _normalised_photographs(images: Tensor) -> Tensor:
+def normalised_photographs(images: Tensor) -> Tensor:
     # The layout that oneDNN's convolutions want: where the processor multiplies bfloat16, that is two to three times as fast with
     # it as float32, and float32 itself is faster with it than without.
     mean = 255 * torch.tensor(CIFAR10_MEAN).reshape(3, 1, 1)
@@ -253,11 +253,11 @@ def _normalised_photographs(images: Tensor) -> Tensor:
 
 
 def _plain_photographs(images: Tensor, generator: Generator) -> Tensor:
-    return _normalised_photographs(images)
+    return normalised_photographs(images)
 
 
 def _moved_photographs(images: Tensor, generator: Generator) -> Tensor:
-    return _normalised_photographs(datasets.crop_and_flip(images, generator))
+    return normalised_photographs(datasets.crop_and_flip(images, generator))
 
 
 class NamedTask(Protocol):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from featherweight.budget import amc
-from featherweight.budget.amc import Place, Search, search
+from featherweight.budget.amc import Place, Search, allocate
 from featherweight.budget.choices import Infeasible
 from featherweight.budget.units import offered
 from featherweight.errors import InputError
@@ -41,7 +41,7 @@ def test_every_episode_is_within_the_budget_and_keeps_the_least_of_every_site(li
         return worth(sizes)
 
     places = [Place(name, offered(size, multiple)) for name, size in WHOLE.items()]
-    search(places, cost, limit * cost({}), reward, Search(12, 8), 0)
+    allocate(places, cost, limit * cost({}), reward, Search(12, 8), 0)
     assert len(seen) > 3 or limit < 0.2  # where hardly more than the least fits
     assert len({sizes["a"] for sizes in seen}) > 1 or limit < 0.5, "the wall leaves a choice where there is one"
     for sizes in seen:
@@ -78,7 +78,7 @@ def test_the_agent_learns_to_beat_an_even_share_and_its_own_random_start() -> No
         rewards.append(worth(sizes))
         return rewards[-1]
 
-    found = worth(search(PLACES, cost, limit, reward, Search(90, 30), 0))
+    found = worth(allocate(PLACES, cost, limit, reward, Search(90, 30), 0))
     assert found == max(rewards) > worth(even) + 0.3 and found > 0.9 * best
     assert sum(rewards[-15:]) / 15 > sum(rewards[:30]) / 30 + 0.15, "it only guesses"
 
@@ -86,7 +86,7 @@ def test_the_agent_learns_to_beat_an_even_share_and_its_own_random_start() -> No
 def test_the_same_seed_gives_the_same_sizes_and_no_generator_is_drawn_from() -> None:
     torch.manual_seed(7)
     before = torch.get_rng_state()
-    one, two, other = (search(PLACES, cost, 0.4 * cost({}), lambda sizes: 0.0, Search(8, 4), seed) for seed in (0, 0, 1))
+    one, two, other = (allocate(PLACES, cost, 0.4 * cost({}), lambda sizes: 0.0, Search(8, 4), seed) for seed in (0, 0, 1))
     assert one == two != other
     assert torch.equal(before, torch.get_rng_state())
 
@@ -94,9 +94,9 @@ def test_the_same_seed_gives_the_same_sizes_and_no_generator_is_drawn_from() -> 
 def test_a_budget_below_the_least_names_the_nearest() -> None:
     least = cost({"a": 4, "b": 5, "c": 4, "d": 2})
     with pytest.raises(Infeasible, match=f"costs {least} of") as error:
-        search(PLACES, cost, least - 1, worth, Search(2, 1), 0)
+        allocate(PLACES, cost, least - 1, worth, Search(2, 1), 0)
     share = float(str(error.value).split("Ask for ")[1].split(" %")[0])
-    assert cost(search(PLACES, cost, share / 100 * cost({}), worth, Search(2, 1), 0)) <= share / 100 * cost({})
+    assert cost(allocate(PLACES, cost, share / 100 * cost({}), worth, Search(2, 1), 0)) <= share / 100 * cost({})
 
 
 def test_a_search_without_a_start_is_refused() -> None:

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from featherweight import CutUnits, Recipe, Task, compress
 from featherweight.budget.choices import Infeasible
 from featherweight.budget.costs import Spent, cost_of
-from featherweight.budget.units import Allotment, allot, offered
+from featherweight.budget.units import AllocateBy, allocate, offered
 from featherweight.recipe.schema import Units
 from featherweight.run import latency_budget
 from featherweight.run.report import Row, notes
 from featherweight.structure import prune, trace
 from featherweight.training.schedule import Training
 
-HOW: tuple[Allotment, ...] = ("uniform", "ranked", "weighed", "knapsack")
+HOW: tuple[AllocateBy, ...] = ("uniform", "ranked", "weighed", "knapsack")
 
 
 class Tied(nn.Module):
@@ -109,7 +109,7 @@ def test_what_was_made_of_the_budget_outlives_an_interruption(tmp_path: Any) -> 
 
 
 @pytest.mark.parametrize("how", HOW)
-def test_sizes_are_multiples_and_nothing_more_fits(how: Allotment) -> None:
+def test_sizes_are_multiples_and_nothing_more_fits(how: AllocateBy) -> None:
     source = random.Random(1)
     whole = {"a": 24, "b": 21, "c": 5}
     losses = {
@@ -123,22 +123,22 @@ def test_sizes_are_multiples_and_nothing_more_fits(how: Allotment) -> None:
     allowed = {"a": [8, 16, 24], "b": [8, 16, 21], "c": [1, 2, 3, 4, 5]}
     assert {name: list(offered(n, 8)) for name, n in whole.items()} == allowed
     for share in (0.3, 0.5, 0.8):
-        sizes = allot(how, losses, cost, share * cost({}), 8)
+        sizes = allocate(how, losses, cost, share * cost({}), 8)
         assert cost(sizes) <= share * cost({}) and all(size in allowed[name] for name, size in sizes.items())
         for name, size in sizes.items():
             larger = [k for k in allowed[name] if k > size]
             assert not larger or cost(sizes | {name: larger[0]}) > share * cost({})
-    assert allot(how, losses, cost, cost({}), 8) == whole
+    assert allocate(how, losses, cost, cost({}), 8) == whole
     with pytest.raises(Infeasible, match=f"8 units a site costs {cost({'a': 8, 'b': 8, 'c': 1})}"):
-        allot(how, losses, cost, cost({"a": 8, "b": 8, "c": 1}) - 1, 8)
+        allocate(how, losses, cost, cost({"a": 8, "b": 8, "c": 1}) - 1, 8)
 
 
 def test_the_share_that_a_message_tells_to_ask_for_is_enough() -> None:
     cost = lambda sizes: 1000 + 7 * sizes.get("a", 997)  # noqa: E731
     with pytest.raises(Infeasible) as error:
-        allot("uniform", {"a": [0.0] * 998}, cost, 10)
+        allocate("uniform", {"a": [0.0] * 998}, cost, 10)
     share = float(str(error.value).split("Ask for ")[1].split(" %")[0])
-    assert allot("uniform", {"a": [0.0] * 998}, cost, share / 100 * cost({}))["a"] >= 1
+    assert allocate("uniform", {"a": [0.0] * 998}, cost, share / 100 * cost({}))["a"] >= 1
 
 
 # --- milliseconds --------------------------------------------------------------------------------------------------------

@@ -124,7 +124,7 @@ def message(result: Result) -> str:
 def test_compress_writes_an_artifact_and_nothing_else(place: Path) -> None:
     result = compressed()
     assert sorted(path.name for path in place.iterdir() if path.name != "__pycache__") == ["mine.yaml", "out", "own.py"]
-    assert sorted(path.name for path in (place / "out").iterdir()) == ["compression.json", "model.safetensors"]
+    assert sorted(path.name for path in (place / "out").iterdir()) == ["compression.json", "model.safetensors", "report.html"]
     assert "half" in result.stdout and "2.0x" in result.stdout and "out/model.safetensors" in result.stdout
     assert f"{(place / 'out/model.safetensors').stat().st_size:,} bytes" in result.stdout
     assert [line.split(":")[0] for line in result.stderr.splitlines()] == ["stage dense done", "stage half done"]
@@ -231,9 +231,9 @@ def test_recipes_lists_all_and_shows_one_as_a_file(place: Path) -> None:
 
 
 def test_settings_are_typed_by_the_recipe() -> None:
-    set_ = ["ratios=3,1.5e1", "rho=1e-2", "rho_max=0.5", "dense_epochs=2", "targets=*.weight"]
+    set_ = ["keep=3x,15x", "rho=1e-2", "rho_max=0.5", "dense_epochs=2", "targets=*.weight"]
     built = given.recipe("progressive_admm", set_)
-    assert built == RECIPES["progressive_admm"](ratios=(3.0, 15.0), rho=0.01, rho_max=0.5, dense_epochs=2, targets="*.weight")
+    assert built == RECIPES["progressive_admm"](keep=("3x", "15x"), rho=0.01, rho_max=0.5, dense_epochs=2, targets="*.weight")
     assert [stage.name for stage in built.stages][-2:] == ["3x", "15x"]
 
 
@@ -307,8 +307,8 @@ def test_help_documents_every_exit_code() -> None:
         ((*OURS, "--set", "stages.1.keep=2"), "keep is a share in (0, 1]"),
         ((*OURS, "--set", "stages"), "give key=value"),
         ((*OURS, "--set", "stages.1.rules.0.targets=fc"), "matches no parameter"),
-        (("own.py:net", "--data", "own.py:task", "--recipe", "progressive_admm", "--set", "ratios=0"), "ratio"),
-        (("own.py:net", "--data", "own.py:task", "--recipe", "progressive_admm", "--set", "ratios=0.5"), "ratios are"),
+        (("own.py:net", "--data", "own.py:task", "--recipe", "progressive_admm", "--set", "keep=0"), "keep holds"),
+        (("own.py:net", "--data", "own.py:task", "--recipe", "progressive_admm", "--set", "keep=50"), "keep holds"),
     ],
 )  # fmt: skip
 def test_a_wrong_argument_is_named(place: Path, arguments: tuple[str, ...], told: str) -> None:
@@ -319,9 +319,9 @@ def test_a_wrong_argument_is_named(place: Path, arguments: tuple[str, ...], told
 
 def test_all_mistakes_of_a_recipe_at_once(place: Path) -> None:
     failed = call(
-        "plan", "lenet5", "--data", "digits", "--recipe", "progressive_admm", "--set", "ratio=3", "--set", "epochs=x", code=2
+        "plan", "lenet5", "--data", "digits", "--recipe", "progressive_admm", "--set", "kep=3x", "--set", "epochs=x", code=2
     )
-    assert "2 mistakes" in failed.stderr and "Did you mean 'ratios'" in message(failed) and "epochs='x'" in message(failed)
+    assert "2 mistakes" in failed.stderr and "Did you mean 'keep'" in message(failed) and "epochs='x'" in message(failed)
     wrong = json.loads(json.dumps(RECIPE))
     wrong["stages"][1] |= {"kep": 1, "train": {"epochs": "many"}}
     (place / "wrong.json").write_text(json.dumps(wrong))

@@ -59,7 +59,7 @@ def adam(parameters):
     return torch.optim.Adam(parameters, 1e-3)
 
 def task_of(**changed):
-    parts = dict(example=(torch.ones(1, 3, 10),), batches=batches, loss=loss, score=share, optimizer=adam)
+    parts = dict(example_inputs=(torch.ones(1, 3, 10),), train=batches, loss=loss, evaluate=share, optimizer=adam)
     return Task(**parts | changed)
 
 task = task_of()
@@ -74,10 +74,10 @@ def dumped(network, batch):
     raise RuntimeError("\\n".join(f"line {n}" for n in range(300)))
 
 in_loss = task_of(loss=failing_loss)
-in_score = task_of(score=failing_score)
+in_score = task_of(evaluate=failing_score)
 long_text = task_of(loss=dumped)
-another_name = task_of(example={"music": torch.ones(1, 3, 10)})
-other_shape = task_of(example=(torch.ones(1, 5, 10),))
+another_name = task_of(example_inputs={"music": torch.ones(1, 3, 10)})
+other_shape = task_of(example_inputs=(torch.ones(1, 5, 10),))
 """
 
 
@@ -219,10 +219,10 @@ def test_a_share_is_one_thing_everywhere(asked: str, kept: float) -> None:
     built = inputs.recipe("l1_filters", [f"macs={asked}"])
     assert built == RECIPES["l1_filters"](macs=kept)
     data = built.to_dict()
-    (cut,) = [stage for stage in data["stages"] if stage["units"]]
+    (cut,) = [stage for stage in data["stages"] if stage["kind"] == "cut_units"]
     cut["units"]["macs"] = asked if asked.endswith("%") else kept
     assert from_dict(data) == built
-    (low_rank,) = [stage for stage in inputs.recipe("decompose", [f"macs={asked}"]).stages if stage.macs]
+    (low_rank,) = [stage for stage in inputs.recipe("decompose", [f"macs={asked}"]).stages if stage.kind == "constrain"]
     assert low_rank.macs == kept
     with pytest.raises(InputError, match="did you mean macs=50%"):
         budget_of("macs=50")
@@ -329,7 +329,7 @@ def test_what_built_in_data_cannot_score_is_named(place: Path, output: str) -> N
     from featherweight.zoo import tasks
 
     made = usercode.imported(place / "odd.py").N()
-    for scored in (tasks.digits().score, lambda network: tasks.digits().loss(network, next(iter(tasks.digits().batches(0))))):
+    for scored in (tasks.digits().evaluate, lambda network: tasks.digits().loss(network, next(iter(tasks.digits().batches(0))))):
         with pytest.raises(InputError, match="class logits"):
             scored(made)
 

@@ -38,7 +38,7 @@ def task(
     return fw.Task((ROWS[:1],), lambda epoch: range(3), loss, lambda network: 0.0, optimizer)
 
 
-ZEROS = progressive_admm((4,), epochs=1, retrain_epochs=1)
+ZEROS = progressive_admm(("4x",), epochs=1, retrain_epochs=1)
 
 
 @pytest.mark.parametrize("recipe", [ZEROS, l1_filters(epochs=1)], ids=lambda recipe: recipe.name)

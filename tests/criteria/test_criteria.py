@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from toys import SAMPLES, data, task, trained
 
-from featherweight.budget.units import Stopping, allot, hull, stopping
+from featherweight.budget.units import Stopping, allocate, hull, stopping
 from featherweight.criteria import (
     CRITERIA,
     NEEDS,
@@ -359,8 +359,8 @@ def test_dcp_adapt_does_not_stop_where_the_damage_rises_for_a_while() -> None:
     convex, bumpy = (20.0, 12.0, 6.0, 2.0, 0.5, 0.0), (20.0, 12.0, 13.0, 2.0, 2.5, 0.0)
     assert hull(convex) == pytest.approx(convex)
     assert hull(bumpy) == pytest.approx((20.0, 12.0, 7.0, 2.0, 1.0, 0.0))
-    assert allot(Stopping(0.2), {"a": convex}, lambda sizes: sizes["a"], 5) == {"a": 3}
-    assert allot(Stopping(0.2), {"a": bumpy}, lambda sizes: sizes["a"], 5) == {"a": 3}
+    assert allocate(Stopping(0.2), {"a": convex}, lambda sizes: sizes["a"], 5) == {"a": 3}
+    assert allocate(Stopping(0.2), {"a": bumpy}, lambda sizes: sizes["a"], 5) == {"a": 3}
 
 
 def test_pivots_are_spread_over_blocks_or_layers() -> None:

@@ -196,7 +196,7 @@ def test_a_search_over_few_samples_is_judged_by_others_than_the_criterion_saw() 
             seen.append(number)
             yield batch
 
-    asked = Units("channel_lasso", macs=0.5, allot=Search(2, 1))
+    asked = Units("channel_lasso", macs=0.5, allocate=Search(2, 1))
     spent = cut(table_net(), dataclasses.replace(task, train=batches), asked, 0).spent
     assert spent.after <= 0.5 * spent.before
     assert "the criterion looked at half of the 12 samples, and the search was judged by the others" in spent.caveats

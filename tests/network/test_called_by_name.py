@@ -28,7 +28,7 @@ from featherweight.structure.count import count_macs
 
 NAMED = ORDINARY["inputs by name, dataclass"]
 ENCODER = ORDINARY["encoder, keyword, dict"]
-FEW = {"ratios": (2,), "bits": (4,), "candidates": 1}
+FEW = {"keep": ("2x",), "bits": (4,), "candidates": 1}
 
 
 def task_of(ordinary: Any, **changes: Any) -> fw.Task:
@@ -65,7 +65,7 @@ def test_every_recipe_takes_a_network_that_is_called_by_name(name: str) -> None:
 def test_an_example_is_given_in_any_way_and_counts_the_same(example: Any) -> None:
     ordinary = ORDINARY["tabular"]
     network = ordinary.make()
-    check_task(task_of(ordinary, example=example), network)
+    check_task(task_of(ordinary, example_inputs=example), network)
     assert count_macs(network, example) == (12 * 24 + 24 * 16 + 16 * 4, ())
     assert input_shapes(network, example)["3"] == [(4, 24)]
     assert len(latency_budget.timed({"dense": network}, example, 2)["dense"]) == 2
@@ -84,7 +84,7 @@ class ByName(nn.Module):
 
 def test_layers_that_the_network_calls_by_name_are_watched() -> None:
     network = seeded(ByName)()
-    task = task_of(ORDINARY["tabular"], example={"row": ROW})
+    task = task_of(ORDINARY["tabular"], example_inputs={"row": ROW})
     stats = collect(network, trace(network, task.example_inputs), task, ["gradients", "zeros", "gram"])
     assert stats.sites == ("first",) and float(stats.magnitudes["first"].max()) > 0
     assert input_shapes(network, task.example_inputs)["out"] == [(4, 8)]

@@ -140,10 +140,10 @@ def test_sweep_silence_drop_and_factor_where_the_network_is() -> None:
 
 # what makes each recipe a matter of steps: its arguments
 TINY: dict[str, dict[str, Any]] = {
-    "progressive_admm": {"ratios": (3.0,), "narrow": 0.7},
+    "progressive_admm": {"keep": ("3x",), "narrow": 0.7},
     "admm_quantization": {"bits": (3,)},
     "admm_clustering": {"counts": (2,)},
-    "admm_joint": {"ratios": (3.0,), "sizes": (1,), "freezing": 0.5},
+    "admm_joint": {"keep": ("3x",), "sizes": (1,), "freezing": 0.5},
     "soft_filters": {"targets": "*conv*.weight"},
     "amc": {"episodes": 3, "warm_up": 2},
     "adaptive": {"parameters": 0.7, "weight": 30.0, "gate_rate": 0.2},
@@ -252,9 +252,9 @@ def test_a_built_in_task_moves_what_is_the_same_on_any_device(monkeypatch: pytes
         there = tasks.cifar10(seed=1, device=GPU)
         assert all_there(there.example_inputs, list(there.batches(3)))
         assert agree(list(here.batches(3)), list(there.batches(3)))
-        expected = here.score(network)
+        expected = here.evaluate(network)
         network.to(GPU)
-        assert there.score(network) == expected and all_there(there.loss(network, next(iter(there.batches(0)))))
+        assert there.evaluate(network) == expected and all_there(there.loss(network, next(iter(there.batches(0)))))
     assert asked == [("cpu", False), ("cuda", False), ("cuda", True)]
 
 

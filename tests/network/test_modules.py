@@ -266,7 +266,7 @@ def test_compress_refuses_such_a_state_before_it_trains() -> None:
 
     task = fw.Task((ROW,), lambda epoch: [(ROW,)], never, lambda network: 0.0, lambda p: torch.optim.SGD(p, 0.1))
     with pytest.raises(UnsupportedNetwork, match="get_extra_state"):
-        fw.compress(Extra({}), fw.recipes.progressive_admm(ratios=(2,), epochs=1, retrain_epochs=1), task)
+        fw.compress(Extra({}), fw.recipes.progressive_admm(keep=("2x",), epochs=1, retrain_epochs=1), task)
 
 
 def test_a_tensor_as_extra_state_comes_back(tmp_path: Path) -> None:

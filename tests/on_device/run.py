@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from featherweight.budget.units import allot
+from featherweight.budget.units import allocate
 from featherweight.network.devices import chosen, multiplies_bfloat16, synchronise
 from featherweight.ship.bench import interleaved, judge
 from featherweight.structure import Graph, prune, trace
@@ -66,7 +66,7 @@ class ResNet50(nn.Module):
 
 def halved(network: nn.Module, graph: Graph) -> nn.Module:
     """A copy at half the MACs: the same share of units everywhere, the first of each site, since only time is looked at."""
-    sizes = allot(
+    sizes = allocate(
         "uniform", {name: [0.0] * (site.size + 1) for name, site in graph.sites.items()}, graph.macs, graph.macs() / 2, 8
     )
     mine = copy.deepcopy(network)

@@ -78,7 +78,7 @@ def test_a_built_in_task_is_learned_on_the_gpu_and_loaded_on_the_cpu(tmp_path: P
     done.save(tmp_path / "art")
     on_cpu = artifact.load(tmp_path / "art", network)
     assert not any(tensor.is_cuda for tensor in on_cpu.state_dict().values())
-    assert abs(digits().score(on_cpu) - done.rows[-1].measured.score) <= 0.5
+    assert abs(digits().evaluate(on_cpu) - done.rows[-1].measured.score) <= 0.5
 
 
 def test_the_loss_is_autocast_by_the_gpu() -> None:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from featherweight.budget.amc import Search
-from featherweight.budget.units import Allotment, Stopping
+from featherweight.budget.units import AllocateBy, Stopping
 from featherweight.errors import InputError, RecipeError
 from featherweight.recipe.patterns import matches
 from featherweight.recipe.plan import resolve
@@ -109,10 +109,10 @@ a_stage = st.builds(
     distill=st.none() | a_distillation,
 )
 units = st.builds(
-    lambda budget, amount, allot, criterion, certify, **others: Units(
+    lambda budget, amount, allocate, criterion, certify, **others: Units(
         criterion,
         **{budget: amount},
-        allot="ranked" if budget == "latency_ms" else allot,
+        allocate="ranked" if budget == "latency_ms" else allocate,
         certify=certify and criterion == "collaborative",
         **others,
     ),
@@ -120,7 +120,7 @@ units = st.builds(
     amount=share,
     multiple=st.integers(1, 32),
     criterion=st.sampled_from(get_args(Criterion)),
-    allot=st.sampled_from(get_args(Allotment)) | st.builds(Stopping, st.floats(0.001, 0.999)) | st.just(Search(9, 2)),
+    allocate=st.sampled_from(get_args(AllocateBy)) | st.builds(Stopping, st.floats(0.001, 0.999)) | st.just(Search(9, 2)),
     sites=word,
     samples=st.integers(1, 9999),
     refit=st.booleans(),
@@ -176,7 +176,7 @@ def test_every_field_survives() -> None:
         (Training, {"epochs", "rate", "shape", "floor", "warmup"}),
         (Distillation, {"weight", "temperature", "loss", "distance", "auto"}),
         (Rule, {"targets", "set", "view", "keep", "ignore"}),
-        (Units, {"criterion", *BUDGETS, "allot", "sites", "samples", "refit", "curvature", "multiple", "certify", "ignore"}),
+        (Units, {"criterion", *BUDGETS, "allocate", "sites", "samples", "refit", "curvature", "multiple", "certify", "ignore"}),
         (Adaptive, {"parameters", "weight", "rate"}),
         (Recipe, {"name", "stages", "source", "candidates"}),
     ):

@@ -124,7 +124,7 @@ def test_the_check_leaves_the_network_the_task_and_the_generator_as_they_were() 
 
 
 def test_a_stream_is_trained_on_when_its_batches_are_counted() -> None:
-    recipe = progressive_admm(ratios=(2,), epochs=2, retrain_epochs=1)
+    recipe = progressive_admm(keep=("2x",), epochs=2, retrain_epochs=1)
     results = []
     for batches in (lambda epoch: Steps(stream(epoch), 3), lambda epoch: BATCHES):
         torch.manual_seed(0)
@@ -153,6 +153,6 @@ def test_an_optimizer_over_a_part_may_train_that_part() -> None:
     model = network()
     model[0].requires_grad_(False)
     usual = task(optimizer=lambda parameters: torch.optim.Adam([p for p in parameters if p.requires_grad], 1e-2))
-    row = compress(model, progressive_admm(ratios=(2,), epochs=1, retrain_epochs=1), usual).rows[-1]
+    row = compress(model, progressive_admm(keep=("2x",), epochs=1, retrain_epochs=1), usual).rows[-1]
     assert set(row.targets) == {"4.weight"}
     assert any("0.weight: it is frozen" in sentence for sentence in row.said)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from featherweight import Constrain, CutUnits, Recipe, Rule, TopK, Train, compress, load
 from featherweight.budget.amc import Search
 from featherweight.budget.choices import Infeasible
-from featherweight.budget.units import Stopping, allot
+from featherweight.budget.units import Stopping, allocate
 from featherweight.criteria import CRITERIA, Ranking
 from featherweight.criteria.statistics import Stats, collect
 from featherweight.errors import FeatherweightError
@@ -203,7 +203,7 @@ def test_a_run_with_auxiliary_heads_that_stopped_ends_with_the_same_bits(tmp_pat
 
 @pytest.mark.parametrize("ceiling", [1.0, 0.3])
 def test_a_stopping_rule_gives_the_sizes_and_the_budget_is_a_ceiling(ceiling: float) -> None:
-    units = Units("l2", macs=ceiling, allot=Stopping(0.09))
+    units = Units("l2", macs=ceiling, allocate=Stopping(0.09))
     made = network()
     result = compress(made, Recipe("r", (CutUnits("cut", units=units),)), TASK)
     norms = made.conv1.weight.detach().square().sum((1, 2, 3)).sqrt().sort(descending=True).values.tolist()  # type: ignore[union-attr,operator]
@@ -227,7 +227,7 @@ def test_a_search_cuts_within_the_budget_never_asks_the_score_and_repeats() -> N
         return TASK.evaluate(model)
 
     task = dataclasses.replace(TASK, evaluate=counted)
-    units = Units("l1", macs=0.5, samples=64, refit=True, allot=Search(6, 3))
+    units = Units("l1", macs=0.5, samples=64, refit=True, allocate=Search(6, 3))
     results = []
     for seed in (1, 1, 2):
         made = network()
@@ -261,7 +261,7 @@ def test_a_search_is_rewarded_for_right_answers_on_batches_not_seen() -> None:
     [
         (Units("taylor", macs=0.5, samples=1000), 128),
         (Units("thinet", macs=0.5, samples=129, refit=True), 128),
-        (Units("l1", macs=0.5, samples=65, refit=True, allot=Search(2, 1)), None),  # the reward takes the batch that is left
+        (Units("l1", macs=0.5, samples=65, refit=True, allocate=Search(2, 1)), None),  # the reward takes the batch that is left
         (Units("taylor", macs=0.5, samples=128), None),
         (Units("l1", macs=0.5, samples=1000), None),
     ],
@@ -282,8 +282,8 @@ def test_a_criterion_takes_the_samples_there_are_and_says_so(units: Units, looke
         (lambda: Units("l1", macs=0.5, parameters=0.5), "one budget"),
         (lambda: Train("s", auxiliary=True), "auxiliary needs training"),
         (lambda: Stopping(0.0), "tolerance"),
-        (lambda: Units("l1", latency_ms=1.0, allot=Search()), "along a path"),
-        (lambda: run(Units("l1", macs=0.01, allot=Search(2, 1))), "keeps 20% of every site"),
+        (lambda: Units("l1", latency_ms=1.0, allocate=Search()), "along a path"),
+        (lambda: run(Units("l1", macs=0.01, allocate=Search(2, 1))), "keeps 20% of every site"),
         (lambda: Units("l1", macs=1.5), r"in \(0, 1\]"),
         (lambda: Units("l1", macs=0.5, samples=0), "samples"),
         (lambda: both(rules=[{"targets": "*", "set": {"kind": "top_k"}}], units={"criterion": "l1", "macs": 0.5}), "2 stages"),
@@ -326,7 +326,7 @@ def test_an_even_share_asks_a_costly_ranking_for_few_sizes() -> None:
             return float((500 - k) ** 2)
 
     losses = {"wide": _Damage(Costly())}
-    sizes = allot("uniform", losses, lambda sizes: sizes.get("wide", 500) * 10, 2505)
+    sizes = allocate("uniform", losses, lambda sizes: sizes.get("wide", 500) * 10, 2505)
     assert sizes == {"wide": 250} and len(set(asked)) <= 4
     assert len(losses["wide"]) == 501 and losses["wide"][500] == 0 and len({*map(float, losses["wide"])}) > 490
     assert len(set(asked)) <= 33 and all(abs(losses["wide"][k] - (500 - k) ** 2) < 100 for k in range(1, 501))

@@ -648,7 +648,10 @@ def test_what_is_open_is_refused_where_the_length_is_not_known(driver: Driver) -
     refused(network(), {"0.weight": Target(TopK(9))}, r"driver\.paced\(steps, epochs\)", driver=driver)
 
 
-@pytest.mark.parametrize("recipe", [progressive_admm((4,)), admm_quantization((3,)), admm_clustering((4,))], ids=lambda r: r.name)
+ONE_STAGE = [progressive_admm(("4x",)), admm_quantization((3,)), admm_clustering((4,))]
+
+
+@pytest.mark.parametrize("recipe", ONE_STAGE, ids=lambda r: r.name)
 def test_admm_closes_by_default_on_small_data(recipe: Recipe) -> None:
     row = compress(network(), recipe, small_task()).rows[-1]
     assert row.residuals.keys() == {"0.weight", "2.weight"}

@@ -82,7 +82,7 @@ def test_freezing_that_cannot_be_is_refused(wrong: dict[str, float]) -> None:
 def test_bits_are_spread_within_the_budget_and_near_the_best_choice(mean: float) -> None:
     weights = {"a": table.matrix(4, 9, seed=1), "b": table.matrix(3, 30, seed=2).exp(), "c": table.matrix(5, 8, seed=3) ** 3}
     weights["a"][0] = 0
-    chosen = bits.spread(weights, mean, most=4)
+    chosen = bits.allocate(weights, mean, most=4)
     counts = {name: int(weight.count_nonzero()) for name, weight in weights.items()}
     room = mean * sum(counts.values())
 
@@ -98,7 +98,7 @@ def test_bits_are_spread_within_the_budget_and_near_the_best_choice(mean: float)
 def test_gradients_draw_bits_to_where_they_matter() -> None:
     weights = {"a": table.matrix(6, 8, seed=1), "b": table.matrix(6, 8, seed=2)}
     squares = {"a": torch.full((6, 8), 100.0), "b": torch.full((6, 8), 0.01)}
-    chosen = bits.spread(weights, 3, squares=squares)
+    chosen = bits.allocate(weights, 3, squares=squares)
     assert chosen["a"] > chosen["b"]
     assert sum(chosen.values()) == 6
 
@@ -106,9 +106,9 @@ def test_gradients_draw_bits_to_where_they_matter() -> None:
 def test_a_budget_of_bits_that_no_choice_meets_is_refused() -> None:
     for mean, levels in ((0.5, "uniform"), (9, "uniform"), (6, "power_of_two")):
         with pytest.raises(InputError, match="bits a weight"):
-            bits.spread({"a": table.matrix()}, mean, levels)
+            bits.allocate({"a": table.matrix()}, mean, levels)
     with pytest.raises(InputError, match="no layer"):
-        bits.spread({}, 2)
+        bits.allocate({}, 2)
 
 
 # --- recipes -------------------------------------------------------------------------------------------------------------
@@ -173,7 +173,7 @@ def test_clustered_weights_share_their_values_and_the_values_were_trained() -> N
 @pytest.mark.parametrize("freezing", [None, 0.3])
 def test_joint_recipes_level_what_pruning_left(then: str, sizes: tuple[int, ...], distinct: int, freezing: float | None) -> None:
     short = SHORT | {"level_epochs": 2, "level_retrain_epochs": 1, "freezing_epochs": 2}
-    recipe = admm_joint((2, 4), then, sizes, freezing=freezing, **short)
+    recipe = admm_joint(("2x", "4x"), then, sizes, freezing=freezing, **short)
     result = compress(table.toy(), recipe, toy_task())
     kinds = {viewed.code.kind for viewed in coded(result.model).values()}
     assert kinds == {"sparse_shared" if then == "clustering" else "sparse_scaled"}

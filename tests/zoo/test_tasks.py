@@ -103,8 +103,8 @@ def test_held_out_scores_on_training_images() -> None:
 
     train = small_images(1, 28)
     knows_training_set = FirstPixel(train.train_inputs, train.train_labels)
-    assert tasks.mnist(held_out=50).score(knows_training_set) == 100.0
-    assert tasks.mnist().score(knows_training_set) < 50.0
+    assert tasks.mnist(held_out=50).evaluate(knows_training_set) == 100.0
+    assert tasks.mnist().evaluate(knows_training_set) < 50.0
     batches = tasks.mnist(held_out=50, augment=False).batches(0)
     assert sum(len(labels) for _, labels in batches) == 250
 
@@ -141,7 +141,7 @@ def test_score_is_accuracy_in_float32_and_leaves_the_modes_alone() -> None:
     probe = Probe().train()
     probe.norm.eval()  # a frozen batch norm in a network in training
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert tasks.mnist().score(probe) == 10.0  # 2 of 20 test labels are 3
+        assert tasks.mnist().evaluate(probe) == 10.0  # 2 of 20 test labels are 3
     assert probe.seen == [(False, True, False, torch.float32)]
     assert probe.training and probe.fc.training and not probe.norm.training
 

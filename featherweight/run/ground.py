@@ -1,0 +1,78 @@
+"""What every stage of a run stands on, made before the first and read out after the last."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from featherweight.files import storage
+from featherweight.files.edits import Snapshot
+from featherweight.lowrank.factor import materialise
+from featherweight.network import generators
+from featherweight.network.devices import chosen, placed
+from featherweight.recipe.schema import Recipe
+from featherweight.run.compressed import Compressed
+from featherweight.run.contract import check_run
+from featherweight.run.fingerprint import of_task
+from featherweight.run.report import Row
+from featherweight.run.state import RunState
+from featherweight.task import Task
+from featherweight.weights.parametrized import plain
+
+
+@dataclass(frozen=True)
+class Ground:
+    """`original`: the network as it was given, plain and on the device of the run."""
+
+    original: nn.Module
+    task: Task
+    state: RunState
+
+
+@contextlib.contextmanager
+def working(place: Path | None) -> Iterator[None]:
+    """One run at a time in a folder, and the caller's random generators where they stood. Raises InputError."""
+    with generators.kept(), storage.claimed(place) if place else contextlib.nullcontext():
+        yield
+
+
+def ground_of(
+    model: nn.Module,
+    recipe: Recipe,
+    task: Task,
+    place: Path | None,
+    seconds: float,
+    identity: Mapping[str, Any] | None,
+    device: torch.device | str | None,
+) -> Ground:
+    """A run that is checked whole and has not begun, or one that goes on. `seconds`: between checkpoints."""
+    original = plain(model)
+    if device is not None:
+        there = chosen(device)
+        original, task = original.to(there), replace(task, example_inputs=placed(task.example_inputs, there))
+    baseline = Snapshot.of(original, [])  # refuses what no file could hold
+    check_run(recipe, task, original)
+    about = of_task(task, original) | {"run": dict(identity or {})} if place else None
+    state = RunState.open(place, recipe, baseline, seconds, about)
+    if not state.proven:
+        with state.trusted():  # networks that a stage looks at late, or that no stage still to come looks at
+            for snapshot in state.written.values():
+                snapshot.build(original)
+    return Ground(original, task, state)
+
+
+def outcome(ground: Ground) -> Compressed:
+    """What came of the run: thin factors are two plain layers."""
+    final = ground.state.pool[ground.state.newest]
+    with ground.state.trusted():
+        network = final.snapshot.build(ground.original)
+        rows = [Row.from_dict(row) for row in final.rows]
+    thin = materialise(network, example=ground.task.example_inputs)
+    snapshot = Snapshot.of(network, final.snapshot.structural() + thin.edits)
+    return Compressed(network, snapshot, ground.state.recipe, rows, ground.original, ground.task.example_inputs)
