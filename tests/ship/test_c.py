@@ -32,7 +32,7 @@ try:
 except c.CompilerMissing:
     HAS_COMPILER = False
 needs_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="there is no C compiler (cc, gcc or clang)")
-QUICK = ("-O1", "-march=native")
+QUICK = ("-O0", "-march=native")
 STRICT = ("-Wall", "-Wextra", "-Wconversion", "-Werror")
 
 
@@ -105,7 +105,7 @@ def fuzzed(seed: int, kind: Callable[..., nn.Module], sizes: tuple[int, ...], co
 
 @needs_compiler
 @pytest.mark.parametrize(
-    ("height", "width", "options"), [(9, 11, QUICK), (17, 16, ("-O1",)), (8, 32, ("-O1", "-mavx2", "-mfma"))]
+    ("height", "width", "options"), [(9, 11, QUICK), (17, 16, ("-O0",)), (8, 32, ("-O0", "-mavx2", "-mfma"))]
 )
 def test_convolutions_of_all_shapes(height: int, width: int, options: tuple[str, ...]) -> None:
     if "-mavx2" in options and not re.search(
@@ -123,7 +123,7 @@ def test_small_files_compute_the_same_to_24_bits() -> None:
     layers = fuzzed(7, nn.Conv2d, (9, 11), 8) + fuzzed(8, nn.ConvTranspose2d, (9, 11), 2)
     few = nn.Conv2d(4, 8, 3)
     few.weight.data = (few.weight.data * 20).round() / 20  # a table of values
-    same(Branches(*layers, few), torch.zeros(1, 4, 9, 11), options=("-O1",), small=True, near=2e-4)
+    same(Branches(*layers, few), torch.zeros(1, 4, 9, 11), options=("-O0",), small=True, near=2e-4)
     same(settled(pruned(Words(), 0.2), torch.randn(16, 4, 12)), torch.zeros(1, 4, 12), small=True, near=2e-4)
 
 
@@ -300,7 +300,7 @@ def test_nothing_is_read_or_written_beside_the_arrays(tmp_path: Path) -> None:
         program += made.text
     program += f"int main(void) {{\n{calls}  return 0;\n}}\n"
     (tmp_path / "net.c").write_text(program)
-    checks = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", "-O1")
+    checks = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", "-O0")
     command = [*c.compiler(), *build.STANDARD, *checks, str(tmp_path / "net.c"), "-o", str(tmp_path / "net"), "-lm"]
     built = subprocess.run(command, capture_output=True, text=True, check=False)
     if built.returncode:
