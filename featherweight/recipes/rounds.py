@@ -86,7 +86,7 @@ def of_rounds(**defaults: Any) -> Callable[[Callable[..., Recipe]], Callable[...
             return make(*args, rounds=rounds or Round(**(defaults | fields)), **given)
 
         recipe.__signature__ = own.replace(parameters=[*taken, *added])  # type: ignore[attr-defined]
-        recipe.__annotations__ = {name: kind for name, kind in typing.get_type_hints(make).items() if name != "rounds"} | hints
+        recipe.__annotations__ = {name: kind for name, kind in make.__annotations__.items() if name != "rounds"} | hints
         recipe.__doc__ = f"{inspect.cleandoc(make.__doc__ or '')}\n{inspect.cleandoc(Round.__doc__ or '').partition(chr(10))[2]}"
         return recipe
 

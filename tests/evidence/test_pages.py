@@ -247,7 +247,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "own.py").write_text(OWN)
     network, task = network_of(f"{folder}/own.py:net"), sequences.task(str(folder / "own.fa"))
     for name, ratio in (("near", 1.2), ("far", 50)):
-        recipe = recipes.progressive_admm(keep=(1 / ratio,), epochs=0, retrain_epochs=0, fisher=0, sweep=False)
+        recipe = recipes.progressive_admm(keep=(f"{ratio}x",), epochs=0, retrain_epochs=0, fisher=0, sweep=False)
         compress(network, recipe, task).save(folder / name, model="own.py:net")
     return folder
 
