@@ -72,7 +72,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "own": (Own, "*", "conv_in.weight"),
 }
 GENERATOR = torch.Generator().manual_seed(0)
-IMAGES, LABELS = torch.randn(48, 3, 32, 32, generator=GENERATOR), torch.randint(0, 10, (48,), generator=GENERATOR)
+IMAGES, LABELS = torch.randn(32, 3, 32, 32, generator=GENERATOR), torch.randint(0, 10, (32,), generator=GENERATOR)
 
 
 def right(network: nn.Module) -> float:
@@ -102,7 +102,7 @@ def test_every_recipe_that_cuts_units_is_here() -> None:
     assert set(SHORT) == cutting - {"progressive_admm", "admm_joint"}  # which sweep dead units out, and are of single weights
 
 
-PLAIN = ("thinet", "nisp", "amc", "soft_filters")  # on VGG-16: a plain network is a residual one without its additions
+PLAIN = ("thinet", "nisp")  # on VGG-16: a plain network is a residual one without its additions
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_a_recipe_runs_on_every_kind_of_network(name: str, network: str, tmp_pat
     elif name == "adaptive":
         asked |= {"parameters": 0.9}
     else:
-        asked |= {"macs": 0.85, "sites": sites, "samples": 32}
+        asked |= {"macs": 0.85, "sites": sites, "samples": 16}
     torch.manual_seed(0)
     if (name, network) == ("nisp", "own"):
         with pytest.raises(Unsuited, match="has group_norm, mul, sigmoid: use taylor or collaborative"):

@@ -29,8 +29,9 @@ def stored(network: nn.Module) -> dict[str, Any]:
     return {name: value.clone() for name, value in network.state_dict().items() if isinstance(value, torch.Tensor)}
 
 
-@pytest.mark.parametrize("name", ORDINARY)
-@pytest.mark.parametrize("entry", ENTRIES)
+@pytest.mark.parametrize(
+    ("entry", "name"), [(entry, name) for entry in ENTRIES for i, name in enumerate(ORDINARY) if entry == "prune" or i < 8]
+)
 def test_it_works_on_a_copy_or_is_refused_by_name(entry: str, name: str, tmp_path: Path) -> None:
     ordinary = ORDINARY[name]
     network = ordinary.make()

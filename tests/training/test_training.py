@@ -129,7 +129,7 @@ def test_left_open_it_is_on_where_outputs_are_logits_and_the_network_is_trained(
 
 
 @pytest.mark.parametrize("recipe", [name for name, make in RECIPES.items() if any(stage.distill for stage in make().stages)])
-@pytest.mark.parametrize("name", ["tabular", "regression"])
+@pytest.mark.parametrize("name", ["regression"])
 def test_another_loss_gives_another_network_in_every_recipe_that_distils_by_default(recipe: str, name: str) -> None:
     few: dict[str, Any] = {"epochs": 1, "retrain_epochs": 1, "every": 2}
     few |= {"progressive_admm": {"keep": ("2x",)}, "admm_joint": {"keep": ("2x",), "sizes": (4,), "level_epochs": 1}}.get(
