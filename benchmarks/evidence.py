@@ -5,7 +5,7 @@
     featherweight reproduce evidence --table               only the table, from the rows there are
 
 Peaks are read from $FEATHERWEIGHT_DATA/tfbs, planted motifs need no file. A dense network is trained once a seed and kept in
-runs/evidence; a row of a small one needs the dense networks of its own seed and of the next, the yardstick. Motifs get names
+benchmarks/evidence-networks; a row of a small one needs the dense networks of its own seed and of the next, the yardstick. Motifs get names
 where memelite and $FEATHERWEIGHT_DATA/tfbs/jaspar2022_vertebrates.pfm are there. Figures are the last epoch's, on the test part.
 Settings were chosen on the parts for choosing: chr7, or of p73 and CTCF a seeded one.
 """
@@ -37,7 +37,7 @@ from featherweight.zoo.networks import NETWORKS
 
 sys.modules.setdefault("coverage", None)  # type: ignore[arg-type]  # numba looks for that package, and beside us is coverage.py
 ROWS = Rows(__file__)
-WORK = Path(__file__).parent.parent / "runs" / "evidence"
+WORK = Path(__file__).parent / "evidence-networks"  # shipped, so that any row can be looked at again
 SEEDS = (0, 1, 2)
 FLAT = 5  # of the last epochs, in which a dense network must not rise
 
