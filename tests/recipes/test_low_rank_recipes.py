@@ -47,8 +47,7 @@ def rank_by_numpy(weight: Tensor, view: str) -> int:
     return int((values > 1e-5 * values[0]).sum())
 
 
-@pytest.mark.parametrize("view", ["channel", "spatial"])
-@pytest.mark.parametrize("start", ["scratch", "trained"])
+@pytest.mark.parametrize(("start", "view"), [("scratch", "channel"), ("trained", "spatial")])
 def test_trained_rank_pruning_end_to_end(task: Task, trained: nn.Module, view: str, start: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = zoo.lenet5() if start == "scratch" else copy.deepcopy(trained)

@@ -262,7 +262,7 @@ def test_a_network_with_dropout_resumes_too(every: float, tmp_path: Path) -> Non
     """The generator's state must come back at the start of a stage as well as in its middle."""
     task = small_task()
     total, expected = count_steps(SMALL, task, small(0.5))
-    for steps in (3, 9, 17, 22, 30):
+    for steps in (3, 17, 30):
         resumed = killed_and_resumed(steps, tmp_path / str(steps), SMALL, task, small(0.5), every)
         assert same(resumed, expected), f"killed after step {steps} of {total}"
 
@@ -270,7 +270,7 @@ def test_a_network_with_dropout_resumes_too(every: float, tmp_path: Path) -> Non
 def test_a_data_loader_that_draws_from_the_global_generator_resumes_too(tmp_path: Path) -> None:
     task = small_task(loader)
     total, expected = count_steps(SMALL, task, small(0.5))
-    for steps in (3, 10, 15, 22):
+    for steps in (3, 15):
         resumed = killed_and_resumed(steps, tmp_path / str(steps), SMALL, task, small(0.5), every=0.0)
         assert same(resumed, expected), f"killed after step {steps} of {total}"
 

@@ -39,7 +39,7 @@ def bitwise(one: torch.Tensor, two: torch.Tensor) -> bool:
     return torch.equal(*(torch.cat([t.reshape(-1)]).view(torch.uint8) for t in (one, two)))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_any_network_comes_back_bitwise(seed: int) -> None:
     model, snapshot = networks.coded_small(seed)
