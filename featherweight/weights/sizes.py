@@ -113,7 +113,8 @@ def checked(owner: object, size: int | None, matrix: Tensor, most: int, name: st
 
 
 def finite(owner: object, matrix: Tensor) -> Tensor:
-    if matrix.numel() and not math.isfinite(float(torch.linalg.vector_norm(matrix.detach(), ord=math.inf))):  # one pass, NaN stays NaN
+    # one pass, in which NaN stays NaN
+    if matrix.numel() and not math.isfinite(float(torch.linalg.vector_norm(matrix.detach(), ord=math.inf))):
         raise SetError(
             f"{type(owner).__name__} was given a matrix with NaN or infinite entries: the training before has diverged"
         )
