@@ -202,7 +202,7 @@ def test_the_callers_generators_stand_where_they_stood(tmp_path: Path) -> None:
 # --- checkpoints from anywhere -------------------------------------------------------------------------------------------
 
 
-def taken_up(workdir: Path, seconds: float = 5.0) -> None:
+def check_not_taken_up(workdir: Path, seconds: float = 5.0) -> None:
     """It must be refused by name, soon."""
     began = time.monotonic()
     with pytest.raises(FeatherweightError, match="delete it to start over"):
@@ -345,7 +345,7 @@ def test_a_pickle_that_would_take_all_time_or_memory_is_refused_at_once(data: by
     interrupted(tmp_path)
     path = tmp_path / CHECKPOINT
     rezipped(path, {"checkpoint/data.pkl": data, "checkpoint/version": b"3\n"})
-    taken_up(tmp_path)
+    check_not_taken_up(tmp_path)
 
 
 def test_a_tensor_larger_than_its_storage_is_refused(tmp_path: Path) -> None:
@@ -354,7 +354,7 @@ def test_a_tensor_larger_than_its_storage_is_refused(tmp_path: Path) -> None:
     saved = torch.load(path, weights_only=True)
     saved["unfinished"]["optimizer"]["state"][0]["exp_avg"] = torch.zeros(1).expand(2**40)
     torch.save(saved, path)
-    taken_up(tmp_path)
+    check_not_taken_up(tmp_path)
 
 
 def test_bombs_of_zip_are_refused_before_they_are_unpacked(tmp_path: Path) -> None:
@@ -362,9 +362,9 @@ def test_bombs_of_zip_are_refused_before_they_are_unpacked(tmp_path: Path) -> No
     held = members(path)
     (key,) = (name for name in held if name.endswith("data.pkl"))
     rezipped(path, held | {key: b"N0" * 10_000_000}, zipfile.ZIP_DEFLATED)
-    taken_up(tmp_path)
+    check_not_taken_up(tmp_path)
     rezipped(path, held | {f"checkpoint/data/{number}x": b"" for number in range(20_000)})
-    taken_up(tmp_path)
+    check_not_taken_up(tmp_path)
     with open(path, "wb") as sparse:
         sparse.truncate(2**40)
-    taken_up(tmp_path)
+    check_not_taken_up(tmp_path)

@@ -53,7 +53,9 @@ def settled(network: nn.Module, *inputs: Tensor) -> nn.Module:
     return network.eval()
 
 
-def same(network: nn.Module, *examples: Tensor, options: tuple[str, ...] = QUICK, near: float = 1e-5, **how: bool) -> c.Source:
+def check_same(
+    network: nn.Module, *examples: Tensor, options: tuple[str, ...] = QUICK, near: float = 1e-5, **how: bool
+) -> c.Source:
     """Compile `network`, run it on several rows, and compare each row."""
     with torch.no_grad():
         made = c.written(network, examples, **how)[1]
@@ -114,7 +116,7 @@ def test_convolutions_of_all_shapes(height: int, width: int, options: tuple[str,
         pytest.skip("this processor has no AVX2")
     torch.manual_seed(height)
     layers = fuzzed(height, nn.Conv2d, (height, width), 14) + fuzzed(height, nn.ConvTranspose2d, (height, width), 4)
-    same(Branches(*layers), torch.zeros(1, 4, height, width), options=options)
+    check_same(Branches(*layers), torch.zeros(1, 4, height, width), options=options)
 
 
 @needs_compiler
@@ -123,8 +125,8 @@ def test_small_files_compute_the_same_to_24_bits() -> None:
     layers = fuzzed(7, nn.Conv2d, (9, 11), 8) + fuzzed(8, nn.ConvTranspose2d, (9, 11), 2)
     few = nn.Conv2d(4, 8, 3)
     few.weight.data = (few.weight.data * 20).round() / 20  # a table of values
-    same(Branches(*layers, few), torch.zeros(1, 4, 9, 11), options=("-O0",), small=True, near=2e-4)
-    same(settled(pruned(Words(), 0.2), torch.randn(16, 4, 12)), torch.zeros(1, 4, 12), small=True, near=2e-4)
+    check_same(Branches(*layers, few), torch.zeros(1, 4, 9, 11), options=("-O0",), small=True, near=2e-4)
+    check_same(settled(pruned(Words(), 0.2), torch.randn(16, 4, 12)), torch.zeros(1, 4, 12), small=True, near=2e-4)
 
 
 @needs_compiler
@@ -147,7 +149,7 @@ def test_small_files_are_small_and_get_the_bits_that_they_need(tmp_path: Path) -
 def test_convolutions_of_sequences() -> None:
     torch.manual_seed(0)
     layers = fuzzed(1, nn.Conv1d, (21,), 8) + fuzzed(2, nn.ConvTranspose1d, (21,), 4)
-    same(Branches(*layers, nn.Conv1d(4, 3, 4, padding="same")), torch.zeros(1, 4, 21))
+    check_same(Branches(*layers, nn.Conv1d(4, 3, 4, padding="same")), torch.zeros(1, 4, 21))
 
 
 @needs_compiler
@@ -185,7 +187,7 @@ def test_pools_activations_and_what_moves_entries() -> None:
                 torch.maximum(1 - x, x**2).sqrt()[..., 3],
             ]
 
-    same(Branches(*pools, *gates, Moved()).eval(), torch.zeros(1, 4, 9, 11))
+    check_same(Branches(*pools, *gates, Moved()).eval(), torch.zeros(1, 4, 9, 11))
 
 
 class Words(nn.Module):
@@ -212,7 +214,7 @@ def test_recurrent_networks() -> None:
     model = pruned(Words(), 0.15)
     for weight in model.lstm.parameters():  # type: ignore[union-attr]
         weight.data *= torch.arange(weight.numel()).reshape(weight.shape) % 41 == 0
-    made = same(settled(model, torch.randn(16, 4, 12)), torch.zeros(1, 4, 12))
+    made = check_same(settled(model, torch.randn(16, 4, 12)), torch.zeros(1, 4, 12))
     assert set(made.sparse) == {"conv", "lstm", "head"} and set(made.dense) == {"gru"}
 
 
@@ -237,7 +239,7 @@ class Residual(nn.Module):
 @pytest.mark.parametrize(("density", "dense"), [(0.1, False), (0.1, True)])
 def test_residual_networks_whose_norms_are_folded(density: float, dense: bool) -> None:
     torch.manual_seed(0)
-    made = same(settled(pruned(Residual(), density), torch.randn(8, 3, 16, 16)), torch.zeros(1, 3, 16, 16), dense=dense)
+    made = check_same(settled(pruned(Residual(), density), torch.randn(8, 3, 16, 16)), torch.zeros(1, 3, 16, 16), dense=dense)
     assert len(made.sparse) + len(made.dense) == 6
     if not dense:
         assert set(made.sparse) == {"one", "two", "short", "deep", "squeeze", "fc"}

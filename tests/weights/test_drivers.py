@@ -540,7 +540,7 @@ def test_sizes_that_were_spread_anew_come_back() -> None:
 # --- found before any training -------------------------------------------------------------------------------------------
 
 
-def refused(model: nn.Module, targets: dict[str, Target], match: str, **given: Any) -> None:
+def check_refused(model: nn.Module, targets: dict[str, Target], match: str, **given: Any) -> None:
     stepper = SGD(model.parameters(), lr=0.1)
     with pytest.raises(InputError, match=match):
         Imposed(given.pop("driver", ADMM(0.1, 3)), model, stepper, targets, **given)
@@ -550,26 +550,26 @@ def test_a_weight_that_no_set_can_be_imposed_on_is_named() -> None:
     one = {"0.weight": Target(TopK(9))}
     model = network()
     freeze(model, "0.weight", Target(LowRank(2), MATRIX))
-    refused(model, one, r"'0.weight' already carries a code \(factors\)")
-    refused(model, {"0.parametrizations.weight.original0": Target(TopK(3))}, "the free part of a parametrization")
+    check_refused(model, one, r"'0.weight' already carries a code \(factors\)")
+    check_refused(model, {"0.parametrizations.weight.original0": Target(TopK(3))}, "the free part of a parametrization")
     model = network()
     nn.utils.parametrizations.weight_norm(model[0])
-    refused(model, one, r"'0.weight' is computed by a parametrization \(_WeightNorm\)")
+    check_refused(model, one, r"'0.weight' is computed by a parametrization \(_WeightNorm\)")
     model = network()
     model[0].weight.requires_grad_(False)
-    refused(model, one, r"'0.weight' is frozen")
+    check_refused(model, one, r"'0.weight' is frozen")
     Imposed(None, model, SGD(model.parameters(), 0.1), one)  # a projection without training needs no gradient
     model = network()
     with torch.no_grad():
         model[0].weight[1, 2] = torch.nan
-    refused(model, one, r"parameter '0.weight': .*NaN")
-    refused(network(), {"0.weight": Target(TopK(49))}, r"parameter '0.weight': TopK count must be from 0 to 48")
-    refused(network().to(torch.complex64), one, r"'0.weight' holds torch.complex64")
+    check_refused(model, one, r"parameter '0.weight': .*NaN")
+    check_refused(network(), {"0.weight": Target(TopK(49))}, r"parameter '0.weight': TopK count must be from 0 to 48")
+    check_refused(network().to(torch.complex64), one, r"'0.weight' holds torch.complex64")
 
 
 @pytest.mark.parametrize("bad", [torch.full((6, 8), torch.nan), torch.ones(8, 6), torch.full((6, 8), torch.inf)], ids=str)
 def test_squared_gradients_that_are_none_are_named(bad: torch.Tensor) -> None:
-    refused(
+    check_refused(
         network(), {"0.weight": Target(TopK(9), fisher=0.5)}, r"squares\['0.weight'\] must be finite", squares={"0.weight": bad}
     )
 
@@ -577,7 +577,7 @@ def test_squared_gradients_that_are_none_are_named(bad: torch.Tensor) -> None:
 @EVERY_DRIVER
 @pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
 def test_sparse_gradients_are_refused_by_name(driver: Driver | None, kind: type[nn.Module]) -> None:
-    refused(
+    check_refused(
         nn.Sequential(kind(9, 4, sparse=True)), {"0.weight": Target(TopK(9))}, "'0.weight' gets sparse gradients", driver=driver
     )
     model = nn.Sequential(kind(9, 4))
@@ -645,7 +645,7 @@ def test_what_is_given_is_not_paced_away() -> None:
 
 @pytest.mark.parametrize("driver", [ADMM(0.1, None), ADMM(0.1, 5, None, 1.0), Periodic(None), Freezing(None)], ids=str)
 def test_what_is_open_is_refused_where_the_length_is_not_known(driver: Driver) -> None:
-    refused(network(), {"0.weight": Target(TopK(9))}, r"driver\.paced\(steps, epochs\)", driver=driver)
+    check_refused(network(), {"0.weight": Target(TopK(9))}, r"driver\.paced\(steps, epochs\)", driver=driver)
 
 
 ONE_STAGE = [progressive_admm(("4x",)), admm_quantization((3,)), admm_clustering((4,))]
