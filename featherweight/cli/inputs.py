@@ -22,7 +22,7 @@ from featherweight.files import storage, tensors
 from featherweight.network.calls import Inputs
 from featherweight.network.devices import CPU, placed
 from featherweight.network.evaluating import evaluating
-from featherweight.recipe import notation, schema
+from featherweight.recipe import notation, reading, schema
 from featherweight.recipe.schema import Recipe
 from featherweight.recipes import RECIPES
 from featherweight.task import Task
@@ -211,14 +211,14 @@ def recipe(text: str, settings: Sequence[str] = ()) -> Recipe:
     if Path(text).suffix not in (".json", ".yaml", ".yml"):
         allowed = f"There are: {', '.join(RECIPES)}. For your own give a .yaml or .json file."
         raise InputError(f"no recipe is named {text!r}.{did_you_mean(text, RECIPES)} {allowed}")
-    read = schema.read(text)
+    read = reading.read(text)
     if not changes:
         return read
     data = read.to_dict()
     mistakes = [mistake for key, value in changes if (mistake := _assign(data, key, value))]
     if mistakes:
         raise RecipeError(mistakes, "settings")
-    return schema.from_dict(data)
+    return reading.from_dict(data)
 
 
 def parameters(name: str) -> list[tuple[str, str, str]]:
@@ -236,7 +236,7 @@ def as_file(name: str, built: Recipe) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(2)]
     lines = [f"{name}, {built.source}", *(inspect.getdoc(RECIPES[name]) or "").splitlines(), "", "Parameters, for --set:"]
     lines += [f"  {key.ljust(widths[0])}  {kind.ljust(widths[1])}  {default}" for key, kind, default in rows]
-    return "".join(f"# {line}".rstrip() + "\n" for line in lines) + schema.to_yaml(built)
+    return "".join(f"# {line}".rstrip() + "\n" for line in lines) + reading.to_yaml(built)
 
 
 def first_line(text: str | None) -> str:

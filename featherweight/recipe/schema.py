@@ -7,17 +7,14 @@ import json
 import math
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-import yaml
-from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, TypeAdapter
 
 from featherweight.budget.amc import Search
 from featherweight.budget.costs import SHARES, What
 from featherweight.budget.units import AllocateBy, Stopping
-from featherweight.errors import InputError, RecipeError, did_you_mean, require, short
-from featherweight.recipe import notation
+from featherweight.errors import InputError, did_you_mean, require, short
 from featherweight.training.schedule import Distillation, Training
 from featherweight.weights.counts import ALLOCATORS
 from featherweight.weights.drivers import ADMM, Periodic
@@ -38,9 +35,7 @@ WEIGHTS = "weights"  # of a rule: all weights of linear, convolution, recurrent 
 
 
 MOST_STAGES = 1000
-MOST_MISTAKES = 50  # that are listed
 MOST_CANDIDATES = 1000
-LONGEST_SHOWN = 80  # characters of a name in a message
 
 
 def share(given: Any) -> Any:
@@ -330,22 +325,22 @@ def _with_kind(given: Any) -> Any:
     return {"kind": kind} | {
         name: value
         for name, value in given.items()
-        if name in _fields(kind) or not any(name in _fields(other) and not _is_set(other, name, value) for other in KINDS)
+        if name in fields_of(kind) or not any(name in fields_of(other) and not _is_set(other, name, value) for other in KINDS)
     }
 
 
-def _fields(kind: str) -> dict[str, Any]:
+def fields_of(kind: str) -> dict[str, Any]:
     """Field -> its default."""
     return {field.name: field.default for field in dataclasses.fields(KINDS[kind])}
 
 
 def _is_set(kind: str, name: str, value: Any) -> bool:
     unset = value in ([], {}, None) or (name == "retrain" and isinstance(value, dict) and not value.get("epochs"))
-    return not unset and value != _fields(kind)[name]
+    return not unset and value != fields_of(kind)[name]
 
 
 OWN = {  # field -> the one kind that has it
-    name: kind for kind in KINDS for name in _fields(kind) if sum(name in _fields(other) for other in KINDS) == 1
+    name: kind for kind in KINDS for name in fields_of(kind) if sum(name in fields_of(other) for other in KINDS) == 1
 }
 AnyStage = Annotated[
     Annotated[Stage, Field(discriminator="kind")],
@@ -378,52 +373,8 @@ class Recipe:
         return sum(stage.epochs for stage in self.stages)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, fit for JSON; `from_dict` is its inverse."""
-        return json.loads(_ADAPTER.dump_json(self))
+        """Plain data, fit for JSON; `reading.from_dict` is its inverse."""
+        return json.loads(ADAPTER.dump_json(self))
 
 
-_ADAPTER: TypeAdapter[Recipe] = TypeAdapter(Recipe)
-
-
-def from_dict(data: Any) -> Recipe:
-    """A recipe from plain data. Raises RecipeError with every mistake at once."""
-    try:
-        return _ADAPTER.validate_python(data)
-    except ValidationError as error:
-        found = error.errors(include_url=False)
-        more = [f"and {len(found) - MOST_MISTAKES} more"] if len(found) > MOST_MISTAKES else []
-        raise RecipeError([*map(_mistake, found[:MOST_MISTAKES]), *more]) from None
-
-
-def read(path: str | Path) -> Recipe:
-    """A recipe from a .json, .yaml or .yml file. Raises InputError."""
-    return from_dict(notation.read(Path(path)))
-
-
-def to_yaml(recipe: Recipe) -> str:
-    """The recipe as YAML text that `read` takes back."""
-    return yaml.safe_dump(recipe.to_dict(), sort_keys=False)
-
-
-def _vocabulary() -> set[str]:
-    weights: tuple[type, ...] = (View, TopK, TopRows, LowRank, Levels, Codebook, SparseCodebook, ADMM, Periodic, Freezing)
-    described = (Recipe, *KINDS.values(), Units, Adaptive, Rule, Training, Distillation, *weights)
-    return {field.name for kind in described for field in dataclasses.fields(kind)}
-
-
-def _mistake(item: Any) -> str:
-    """One pydantic error as `where: what was given, what is allowed`."""
-    loc = [part for i, part in enumerate(item["loc"]) if not (part in KINDS and i and isinstance(item["loc"][i - 1], int))]
-    where = ".".join(str(part)[:LONGEST_SHOWN] for part in loc) or "recipe"
-    given = item["input"]
-    if item["type"] == "unexpected_keyword_argument":
-        key = str(item["loc"][-1])
-        if kinds := [kind for kind in KINDS if key in _fields(kind)]:
-            return f"{where}: only a stage of kind {' or '.join(kinds)} has {key!r}"
-        return f"{where}: there is no key {short(key)}.{did_you_mean(key[:LONGEST_SHOWN], _vocabulary())}"
-    if item["type"] == "value_error":
-        return f"{where}: {str(item['ctx']['error'])[:1000]}"
-    if item["type"] in ("missing", "missing_argument"):
-        return f"{where}: is required"
-    shown = f" (given {short(given)})" if not isinstance(given, dict | list) else ""
-    return f"{where}: {item['msg'][:300]}{shown}"
+ADAPTER: TypeAdapter[Recipe] = TypeAdapter(Recipe)

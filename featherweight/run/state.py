@@ -18,7 +18,8 @@ from featherweight.files import checkpoint
 from featherweight.files.description import WRITER
 from featherweight.files.edits import Snapshot
 from featherweight.network import generators
-from featherweight.recipe.schema import Recipe, from_dict
+from featherweight.recipe.reading import from_dict
+from featherweight.recipe.schema import Recipe
 from featherweight.run import fingerprint, validate
 from featherweight.run.fingerprint import Fingerprint
 

@@ -24,7 +24,7 @@ from featherweight.cli import console
 from featherweight.cli import inputs as given
 from featherweight.cli.commands import app
 from featherweight.measurement import Measurement
-from featherweight.recipe.schema import from_dict
+from featherweight.recipe.reading import from_dict
 from featherweight.recipes import RECIPES
 from featherweight.run.watch import Progress
 from featherweight.zoo import datasets

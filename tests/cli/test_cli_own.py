@@ -21,7 +21,7 @@ from featherweight.cli.outline import budget_of
 from featherweight.errors import InputError
 from featherweight.files import artifact
 from featherweight.measurement import Measurement
-from featherweight.recipe.schema import from_dict
+from featherweight.recipe.reading import from_dict
 from featherweight.recipes import RECIPES
 from featherweight.run.report import Row, score, table
 from featherweight.zoo.networks import NETWORKS
@@ -182,7 +182,7 @@ def test_structure_of_built_in_networks_reads_no_data(name: str, monkeypatch: py
     for source in tasks.TASKS:
         assert inputs.task(source, 0).example_inputs[0].abs().max() > 0
     monkeypatch.setattr("featherweight.cli.outline.outline", lambda graph: {"macs": 1})
-    monkeypatch.setattr("featherweight.cli.commands.trace", lambda network, example: None)
+    monkeypatch.setattr("featherweight.cli.artifacts.trace", lambda network, example: None)
     assert json.loads(call("inspect", name, "--json").stdout) == {"macs": 1}
 
 

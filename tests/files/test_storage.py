@@ -19,7 +19,7 @@ from featherweight.cli import inputs
 from featherweight.errors import ArtifactError, FeatherweightError, InputError, StorageError, did_you_mean
 from featherweight.files import artifact, checkpoint, packed, storage
 from featherweight.files.edits import Snapshot
-from featherweight.recipe import schema as recipe
+from featherweight.recipe import reading as recipe
 from featherweight.zoo import datasets
 
 BLANK = artifact.Description(edits=[], recipe={}, report=[])

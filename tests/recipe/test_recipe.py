@@ -22,6 +22,7 @@ from featherweight.budget.units import AllocateBy, Stopping
 from featherweight.errors import InputError, RecipeError
 from featherweight.recipe.patterns import matches
 from featherweight.recipe.plan import resolve
+from featherweight.recipe.reading import from_dict, read, to_yaml
 from featherweight.recipe.schema import (
     Adaptive,
     Constrain,
@@ -33,9 +34,6 @@ from featherweight.recipe.schema import (
     Stage,
     Train,
     Units,
-    from_dict,
-    read,
-    to_yaml,
 )
 from featherweight.training.schedule import Distillation, Training
 from featherweight.weights.drivers import ADMM, Periodic

@@ -19,7 +19,8 @@ from featherweight.errors import FeatherweightError
 from featherweight.lowrank.layers import SPATIAL
 from featherweight.lowrank.ranks import allocate, convolutions
 from featherweight.recipe.plan import matches, resolve
-from featherweight.recipe.schema import Constrain, Recipe, Rule, Train, from_dict
+from featherweight.recipe.reading import from_dict
+from featherweight.recipe.schema import Constrain, Recipe, Rule, Train
 from featherweight.recipes.low_rank import decompose, low_rank_from_scratch
 from featherweight.recipes.trained_ranks import TARGETS, trained_rank_pruning
 from featherweight.task import Task

@@ -22,7 +22,8 @@ from featherweight.budget.units import Stopping, allocate
 from featherweight.criteria import CRITERIA, Ranking
 from featherweight.criteria.statistics import Stats, collect
 from featherweight.errors import FeatherweightError
-from featherweight.recipe.schema import Criterion, Stage, Units, from_dict
+from featherweight.recipe.reading import from_dict
+from featherweight.recipe.schema import Criterion, Stage, Units
 from featherweight.recipes import soft_filters
 from featherweight.recipes.soft_pruning import macs_by_formula
 from featherweight.run import cut_units

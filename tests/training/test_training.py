@@ -21,7 +21,7 @@ from featherweight.errors import InputError, TrainingError
 from featherweight.network.calls import tensors_of
 from featherweight.network.copies import is_expanded
 from featherweight.network.evaluating import evaluating, training
-from featherweight.recipe.schema import from_dict
+from featherweight.recipe.reading import from_dict
 from featherweight.recipes import RECIPES
 from featherweight.training.distillation import distilled, settled
 from featherweight.training.fit import Losses, fit, recalibrate, squared_gradients

@@ -1,0 +1,194 @@
+"""Commands on what has been made: measured anew, packed, exported, timed."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from featherweight.cli import console, inputs, outline, subjects
+from featherweight.cli.options import AsJson, Device, Inputs, Seed, Target, TargetData, TargetModel, Threads
+from featherweight.errors import InputError
+from featherweight.files import artifact, packed
+from featherweight.run.report import weights_left
+from featherweight.ship import activations, bench, c
+from featherweight.ship import export as exporting
+from featherweight.structure import trace
+
+DISAGREES = 4
+
+
+def inspect_command(
+    target: Target,
+    model: TargetModel = None,
+    data: TargetData = None,
+    seed: Annotated[int, typer.Option(min=0, help="For a task whose score depends on its seed.")] = 0,
+    threads: Threads = None,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+    shapes: Inputs = None,
+) -> None:
+    """Measure an artifact or packed file anew, from its files alone; or show a MODEL's structure: what can go, and why not.
+
+    Exits with 4 where an artifact's files disagree with its report.
+    """
+    if shapes and not subjects.is_model(target):
+        raise InputError("--input shows the structure of a MODEL; an artifact or packed file is scored: give --data")
+    held = subjects.load(target, model, data, seed, threads, shapes=shapes or (), device=device)
+    if subjects.is_model(target):
+        found = outline.outline(trace(held.network, held.task.example_inputs))
+        console.json_object(found) if as_json else console.outline(target, found)
+        return
+    measured, folder = subjects.measured(held, target), Path(target)
+    left = weights_left(held.network, held.original) if held.original is not None else {}
+    if held.description is None:
+        size = folder.stat().st_size
+        if as_json:
+            console.json_object({"path": target, "bytes": size, "measured": asdict(measured)})
+        else:
+            console.inspection(console.compared(measured, measured)[0], left, {folder.name: size})
+        return
+    claimed = subjects.claimed(held.description, folder)
+    table, differ = console.compared(measured, claimed)
+    files = artifact.file_sizes(folder)
+    if as_json:
+        reported = {"measured": asdict(measured), "claimed": asdict(claimed), "agrees": not differ, "differs": differ}
+        reported |= {"weights": left, "files": files, "exports": held.description.exports}
+        console.json_object({"folder": target, "model": held.model, "data": held.data, **reported})
+    else:
+        title = f"{folder}: {held.model} on {held.data}, written by featherweight {held.description.featherweight}"
+        console.output().print(console.written(title))
+        console.inspection(table, left, files)
+        for name, export in held.description.exports.items():
+            console.export_noted(name, export)
+        if not differ:
+            console.output().print("\nThe files agree with their report.")
+    if differ:
+        console.note(f"error: the files disagree with their report: {', '.join(differ)}")
+        raise typer.Exit(DISAGREES)
+
+
+def pack_command(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="An artifact.")],
+    out: Annotated[Path | None, typer.Option("-o", help="The file; default: DIR/model.fwz.")] = None,
+    model: TargetModel = None,
+    as_json: AsJson = False,
+) -> None:
+    """Pack an artifact's network into one entropy-coded file, every byte counted, bitwise the same when loaded."""
+    network = inputs.network(subjects.model_of(folder, model))
+    snapshot, path = artifact.snapshot(folder), out or folder / "model.fwz"
+    artifact.load(folder, network)  # a network of another class is refused with its first difference
+    packed.write(path, snapshot, network)
+    counted = packed.storage(snapshot, network)
+    if as_json:
+        console.json_object({"path": str(path), **asdict(counted)})
+    else:
+        console.storage(counted.table(), path)
+
+
+def export_command(
+    target: Target,
+    out: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="Default: model.FORMAT in DIR.")] = None,
+    format: Annotated[str, typer.Option(metavar="F", help=f"{', '.join(exporting.FORMATS)} or c.")] = "onnx",
+    model: TargetModel = None,
+    data: TargetData = None,
+    seed: Seed = 0,
+    opset: Annotated[int, typer.Option(help="Of ONNX.")] = exporting.LEAST_OPSET,
+    fixed_batch: Annotated[bool, typer.Option("--fixed-batch", help="The example's batch size only, not any.")] = False,
+    weights: Annotated[
+        str,
+        typer.Option(metavar="W", help="Coded weights in ONNX: packed (small, as fast), integers (DequantizeLinear) or float."),
+    ] = "packed",
+    integers: Annotated[
+        bool, typer.Option("--integers", help="Activations in 8 bits too, calibrated on the task's data.")
+    ] = False,
+    method: Annotated[str, typer.Option("--calibrate", metavar="M", help="minmax, percentile or entropy.")] = "minmax",
+    samples: Annotated[int, typer.Option(help="Training samples to calibrate on.")] = activations.SAMPLES,
+    in_float: Annotated[
+        list[str] | None, typer.Option("--float", metavar="LAYER", help="Left in float32; again for more.")
+    ] = None,
+    float_ends: Annotated[bool, typer.Option("--float-ends", help="The first and the last layer left in float32.")] = False,
+    small: Annotated[bool, typer.Option("--small", help="C: for little memory in place of speed.")] = False,
+    unchecked: Annotated[bool, typer.Option("--no-check", help="C: written without being compiled and compared.")] = False,
+    scored: Annotated[bool, typer.Option("--score", help="Score the file by the task.")] = False,
+    as_json: AsJson = False,
+    shapes: Inputs = None,
+) -> None:
+    """Write TARGET as an ONNX model, a torch.export program or C, run the file, and say how far it is from the network."""
+    held, folder = subjects.load(target, model, data, seed, shapes=shapes or ()), Path(target)
+    if out is None and held.description is None:
+        raise InputError(f"{target} is not an artifact's folder to write into: give -o FILE")
+    if (integers or scored) and shapes:
+        raise InputError(
+            "--integers calibrates on a task's training batches and --score asks it: give --data in place of --input"
+        )
+    path = out or folder / f"model.{format}"
+    if format == "c":
+        if integers or scored or weights != "packed":
+            raise InputError(
+                "--integers, --score and --weights are for ONNX; a C file runs the weights that are left, in float32"
+            )
+        wrote = c.export_c(held.network, held.task.example_inputs, path, small=small, check=not unchecked)
+        if out is None:
+            artifact.note_export(folder, path.name, wrote.to_dict())
+        console.json_object(wrote.to_dict()) if as_json else console.exported_c(wrote)
+        return
+    asked = None
+    if integers:
+        seen = activations.calibration(held.network, held.task, samples)
+        asked = activations.Integers(seen, method, tuple(in_float or ()), not float_ends)  # type: ignore[arg-type]
+    done = exporting.export(
+        held.network,
+        held.task.example_inputs,
+        path,
+        format,  # type: ignore[arg-type]
+        opset=opset,
+        dynamic_batch=not fixed_batch,
+        weights=weights,  # type: ignore[arg-type]
+        integers=asked,
+    )
+    if scored:
+        done = exporting.scored(done, held.network, held.task)
+    if out is None:
+        artifact.note_export(folder, path.name, done.to_dict())
+    console.json_object(done.to_dict()) if as_json else console.exported(done)
+
+
+def bench_command(
+    targets: Annotated[
+        list[str], typer.Argument(metavar="A [B ...]", help="Artifacts, packed files, MODELs; A is the baseline.")
+    ],
+    model: TargetModel = None,
+    data: TargetData = None,
+    runtime: Annotated[
+        list[str] | None, typer.Option(help="eager, onnx, integers or c; may be repeated. Default: eager and onnx.")
+    ] = None,
+    threads: Annotated[list[int] | None, typer.Option(help="Of the processor; may be repeated. Default: 1.")] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="Batch size; may be repeated. Default: 1.")] = None,
+    device: Annotated[list[str] | None, typer.Option(help="May be repeated. Default: cpu, and cuda if there is one.")] = None,
+    rounds: Annotated[int, typer.Option(help="Times that each is measured, in turns.")] = 30,
+    as_json: AsJson = False,
+    shapes: Inputs = None,
+) -> None:
+    """Time networks against A, in turns: faster, slower, or no difference seen where times spread more than they differ."""
+    held = {target: subjects.load(target, model, data, also=targets, shapes=shapes or ()) for target in targets}
+    if len(held) < len(targets):
+        raise InputError("the same network is given twice: its two times would go by one name")
+    seen = {}
+    if "integers" in (runtime or ()):
+        if shapes:
+            raise InputError("integers are calibrated on a task's batches: give --data in place of --input")
+        seen = {name: activations.calibration(one.network, one.task) for name, one in held.items()}
+    found = bench.bench(
+        {name: one.network for name, one in held.items()},
+        {name: one.task.example_inputs for name, one in held.items()},
+        runtimes=runtime or bench.USUAL,  # type: ignore[arg-type]
+        calibration=seen,
+        threads=threads or (1,),
+        batches=batch or (1,),
+        devices=device,
+        rounds=rounds,
+    )
+    console.json_object(found.to_dict()) if as_json else console.lines(bench.text(found))

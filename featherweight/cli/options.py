@@ -1,0 +1,56 @@
+"""What the options of several commands are called and mean, and the exit codes under every help."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from featherweight.cli import failures, inputs
+from featherweight.zoo.networks import NETWORKS
+
+DATA = ", ".join(inputs.BUILT_IN_DATA)
+EPILOG = (
+    "Exit codes: 0 done. 1 the demo missed its aim, evidence is less than required, or an error of no other kind. 2 a wrong "
+    "argument, name or recipe. 3 data missing or damaged. 4 an artifact or checkpoint damaged or foreign, or inspect disagrees "
+    "with the report. 5 training cannot go on, such as a loss that is NaN. 6 files cannot be written. 130 interrupted; the same "
+    "command goes on. "
+    f"{failures.DEBUG}=1 before a command shows the traceback of an error."
+)
+
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help=f"{', '.join(NETWORKS)}; or file.py:function, which returns a module.")
+]
+Data = Annotated[
+    str, typer.Option("--data", metavar="D", help=f"{DATA}, or tfbs:PATH; or file.py:task, a Task or a function seed -> Task.")
+]
+RecipeName = Annotated[
+    str, typer.Option("--recipe", metavar="R", help="A built-in recipe (see `recipes`), or a .yaml or .json file.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="A parameter of the recipe (keep=5x,10x), or a path in a file's data (stages.1.keep=0.1).",
+    ),
+]
+Weights = Annotated[Path | None, typer.Option(metavar="FILE", help="A .safetensors file with the trained weights.")]
+Workdir = Annotated[Path | None, typer.Option(metavar="W", help="Folder for checkpoints. Default: DIR.work, removed at the end.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seeds torch and the task.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads of torch. Default: torch's own choice.")]
+Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="Where networks run: cpu, cuda, cuda:1 ..")]
+Target = Annotated[str, typer.Argument(metavar="TARGET", help="An artifact, a packed file (.fwz), or a MODEL.")]
+TargetModel = Annotated[str | None, typer.Option("--model", help="The network; default: the one that the artifact names.")]
+TargetData = Annotated[str | None, typer.Option("--data", help="The task; default: the one that the artifact names.")]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        metavar="1x3x224x224",
+        help="Shape of an input, in place of --data; again for each further one. 1x16:int64 for other types than float32, "
+        "tokens=1x16:int64 by name.",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
