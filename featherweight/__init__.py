@@ -37,9 +37,11 @@ from featherweight.ship.export import export
 from featherweight.structure import trace
 from featherweight.task import Steps, Task
 from featherweight.version import __version__
-from featherweight.weights.drivers import ADMM, Periodic, Target, constrain
+from featherweight.weights.constrained import constrain
+from featherweight.weights.drivers import ADMM, Periodic
 from featherweight.weights.freezing import Freezing
 from featherweight.weights.sets import Codebook, Levels, LowRank, SparseCodebook, TopK, TopRows
+from featherweight.weights.targets import Target
 from featherweight.weights.views import View
 
 __all__ = [
@@ -211,7 +213,7 @@ sys.meta_path.append(_Moved())
 def __getattr__(name: str) -> Any:
     if name == "Imposed":
         warnings.warn("Imposed(driver, model, ...) is constrain(model, optimizer, targets, driver) now", stacklevel=2)
-        return importlib.import_module("featherweight.weights.drivers").Imposed
+        return importlib.import_module("featherweight.weights.constrained").Constrained
     if name in _MOVED:
         return importlib.import_module(f"featherweight.{name}")
     raise AttributeError(f"module 'featherweight' has no attribute {name!r}")

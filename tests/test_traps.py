@@ -24,9 +24,11 @@ from featherweight.run.report import notes
 from featherweight.structure.count import count_macs
 from featherweight.task import Task
 from featherweight.training.schedule import Training
-from featherweight.weights.drivers import ADMM, Imposed, Target, freeze
+from featherweight.weights.constrained import Constrained, freeze
+from featherweight.weights.drivers import ADMM
 from featherweight.weights.parametrized import decoded
 from featherweight.weights.sets import Codebook, Levels, LowRank, Set, TopK, TopRows
+from featherweight.weights.targets import Target
 from featherweight.weights.views import View
 
 MATRIX = View("o i -> o i")
@@ -40,7 +42,7 @@ def test_size_zero_keeps_nothing_in_training_too(one: Set) -> None:
     """A threshold at the k-th largest value, `x[|x| >= sorted(|x|)[-k]]`, is `>= sorted(|x|)[0]` at k = 0: all of it."""
     layer = nn.Linear(8, 6)
     stepper = SGD(layer.parameters(), lr=0.1)
-    with Imposed(ADMM(0.1, 1), layer, stepper, {"weight": Target(one, MATRIX)}):
+    with Constrained(ADMM(0.1, 1), layer, stepper, {"weight": Target(one, MATRIX)}):
         layer(torch.ones(1, 8)).sum().backward()
         stepper.step()
     assert int(layer.weight.count_nonzero()) == 0
@@ -63,7 +65,7 @@ def test_the_pull_does_not_grow_while_nothing_changes() -> None:
     weight = nn.Parameter(table.matrix())
     stepper = SGD([weight], lr=0.0)
     model = nn.ParameterDict({"weight": weight})
-    with Imposed(ADMM(0.3, 1), model, stepper, {"weight": Target(TopK(48))}) as imposed:
+    with Constrained(ADMM(0.3, 1), model, stepper, {"weight": Target(TopK(48))}) as imposed:
         for _ in range(100):
             weight.grad = torch.zeros_like(weight)
             stepper.step()
@@ -76,7 +78,7 @@ def test_a_graph_does_not_grow_from_round_to_round() -> None:
     weight = nn.Parameter(table.matrix())
     stepper = SGD([weight], lr=0.1)
     model = nn.ParameterDict({"weight": weight})
-    with Imposed(ADMM(0.3, 1), model, stepper, {"weight": Target(TopK(5))}) as imposed:
+    with Constrained(ADMM(0.3, 1), model, stepper, {"weight": Target(TopK(5))}) as imposed:
         for _ in range(3):
             stepper.zero_grad()
             (weight**2).sum().backward()
@@ -111,7 +113,7 @@ def test_the_trap_is_real_a_mask_on_the_gradient_lets_momentum_through() -> None
 def test_what_is_frozen_to_a_code_does_not_regrow(optimizer: str) -> None:
     layer = nn.Linear(8, 6)
     stepper = table.OPTIMIZERS[optimizer](list(layer.parameters()))
-    with Imposed(None, layer, stepper, {"weight": Target(TopK(13))}):
+    with Constrained(None, layer, stepper, {"weight": Target(TopK(13))}):
         regrown(layer, stepper, torch.zeros(6, 8, dtype=torch.bool))
     dead = layer.weight.detach() == 0
     assert int(dead.sum()) == 35
@@ -122,10 +124,10 @@ def test_a_target_that_is_frozen_already_is_not_imposed_on_by_its_old_optimizer(
     """Pruned models that keep the old optimizer train tensors that the network has dropped, or none, without a word."""
     layer = nn.Linear(8, 6)
     stepper = SGD(layer.parameters(), lr=0.1)
-    with Imposed(None, layer, stepper, {"weight": Target(LowRank(2), MATRIX)}):
+    with Constrained(None, layer, stepper, {"weight": Target(LowRank(2), MATRIX)}):
         pass
     with pytest.raises(InputError, match=r"parameter 'weight' already carries a code .factors."):
-        Imposed(None, layer, stepper, {"weight": Target(TopK(5))})
+        Constrained(None, layer, stepper, {"weight": Target(TopK(5))})
 
 
 # --- step, then project back ---------------------------------------------------------------------------------------------
@@ -183,7 +185,7 @@ def test_a_closure_is_pulled_too_or_refused() -> None:
             return loss
 
         try:
-            with Imposed(ADMM(0.3, 10), nn.ParameterDict({"weight": weight}), stepper, {"weight": Target(TopK(5))}):
+            with Constrained(ADMM(0.3, 10), nn.ParameterDict({"weight": weight}), stepper, {"weight": Target(TopK(5))}):
                 closure()
                 stepper.step(closure if with_closure else None)
                 weights.append(weight.detach().clone())
@@ -201,7 +203,7 @@ def test_tied_weights_stay_tied_or_are_refused() -> None:
     model[1].weight = model[0].weight
     stepper = SGD(model.parameters(), lr=0.1)
     try:
-        with Imposed(None, model, stepper, {"0.weight": Target(TopK(5))}):
+        with Constrained(None, model, stepper, {"0.weight": Target(TopK(5))}):
             pass
     except InputError:
         return

@@ -1,4 +1,4 @@
-"""The benchmarks of a checkout: they are not part of the installed package."""
+"""The benchmarks of a checkout, `benchmarks/NAME/run.py`: they are not part of the installed package."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 def benchmarks() -> dict[str, Path]:
     """Name -> file of each benchmark of the checkout that this package is in, else of the current folder."""
     for home in (Path(__file__).resolve().parent.parent.parent, Path.cwd()):
-        files = sorted((home / "benchmarks").glob("*.py"))
-        found = {path.stem.replace("_", "-"): path for path in files if _has_main(path)}
+        files = sorted((home / "benchmarks").glob("*/run.py"))
+        found = {path.parent.name.replace("_", "-"): path for path in files if _has_main(path)}
         if found:
             return found
     return {}
@@ -27,7 +27,7 @@ def purpose(path: Path) -> str:
 def run(path: Path, arguments: Sequence[str]) -> None:
     """Run a benchmark as a script."""
     sys.argv = [str(path), *arguments]  # the benchmark's own argument parser reads them
-    sys.path.insert(0, str(path.parent))  # benchmarks import what they share
+    sys.path.insert(0, str(path.parents[2]))  # benchmarks import what they share, as benchmarks.lib
     runpy.run_path(str(path), run_name="__main__")
 
 

@@ -15,10 +15,10 @@ from featherweight.recipe.patterns import matches as matches  # also for those w
 from featherweight.recipe.schema import WEIGHTS, Constrain, Rule
 from featherweight.recipe.selection import Chosen, listed, view_of
 from featherweight.weights.counts import ALLOCATORS
-from featherweight.weights.drivers import Spread, Target
 from featherweight.weights.parametrized import decoded
 from featherweight.weights.sets import LowRank, TopRows
 from featherweight.weights.sizes import Menu
+from featherweight.weights.targets import Spread, Target
 
 
 @dataclass(frozen=True)

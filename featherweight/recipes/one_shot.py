@@ -22,7 +22,7 @@ macs      share of the multiply-accumulates to keep, a half without a budget; or
 sites     name pattern of what may be cut
 samples   training samples that the criterion looks at, where it looks at any
 epochs    of fine-tuning, at `rate` times the task's base rate. The default is the whole rate, as in
-          learning-rate rewinding (Renda et al., ICLR 2020): up to 23 points ahead of a tenth in benchmarks/ordinary.py, held out
+          learning-rate rewinding (Renda et al., ICLR 2020): up to 23 points ahead of a tenth in benchmarks/ordinary, held out
 distill   weight of the distillation from the dense network, which is added to the loss; 0 for none
 """
 

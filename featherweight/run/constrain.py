@@ -19,9 +19,11 @@ from featherweight.run.watch import Monitor
 from featherweight.structure.errors import StructureError
 from featherweight.task import Task
 from featherweight.training.fit import squared_gradients
-from featherweight.weights.drivers import Driver, Imposed, Target, freeze
+from featherweight.weights.constrained import Constrained, freeze
+from featherweight.weights.drivers import Driver
 from featherweight.weights.parametrized import coded, decoded, detach, layouts_kept
 from featherweight.weights.sets import TopRows
+from featherweight.weights.targets import Target
 
 
 def constrain(stage: Constrain, start: Result, ground: Ground, monitor: Monitor) -> Result:
@@ -39,7 +41,7 @@ def constrain(stage: Constrain, start: Result, ground: Ground, monitor: Monitor)
     left, loss = running.unfinished, float("inf")
     if left is None or left.phase == "train":
         optimizer = running.optimizer()
-        imposed = Imposed(driver, running.network, optimizer, plan.targets, squares=squares, spread=plan.spread)
+        imposed = Constrained(driver, running.network, optimizer, plan.targets, squares=squares, spread=plan.spread)
         if left is not None and left.guide is not None:
             imposed.load_state_dict(left.guide)
         with imposed:

@@ -86,7 +86,7 @@ def _held_by_optimizer(task: Task, model: nn.Module) -> frozenset[str]:
     if (closure := inspect.signature(optimizer.step).parameters.get("closure")) and closure.default is inspect.Parameter.empty:
         raise InputError(
             f"{type(optimizer).__name__} of the task's `optimizer` steps only with a closure, called as often as it likes: "
-            "give one that steps without, such as torch.optim.AdamW, or train in your own loop inside featherweight.Imposed"
+            "give one that steps without, such as torch.optim.AdamW, or train in your own loop inside featherweight.constrain"
         )
     held = {id(parameter) for group in groups for parameter in group["params"]}
     found = frozenset(name for name, parameter in parameters.items() if id(parameter) in held)

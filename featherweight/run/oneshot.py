@@ -27,7 +27,7 @@ from featherweight.run.cut_units import cut
 from featherweight.run.report import Row
 from featherweight.run.stage import left
 from featherweight.task import Batch, Batches, Task
-from featherweight.weights.drivers import freeze
+from featherweight.weights.constrained import freeze
 from featherweight.weights.parametrized import plain
 from featherweight.weights.sets import Codebook, Levels, LowRank
 from featherweight.weights.views import WHOLE, View

@@ -43,7 +43,7 @@ def silent(progress: Progress) -> None:
 
 
 class Guide(Protocol):
-    """What guides a stage's training and has a state of its own: `drivers.Imposed`, `learn_units.Proportions`."""
+    """What guides a stage's training and has a state of its own: `constrained.Constrained`, `learn_units.Proportions`."""
 
     def residuals(self) -> dict[str, float]: ...
     def state_dict(self) -> dict[str, Any]: ...

@@ -252,14 +252,15 @@ def test_reproduce_lists_runs_and_corrects(place: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(sys, "argv", sys.argv)
     monkeypatch.setattr(sys, "path", [*sys.path])
     assert "checkout" in message(call("reproduce", code=2))
-    (place / "benchmarks").mkdir()
+    for name in ("one_two", "lib", "broken"):
+        (place / "benchmarks" / name).mkdir(parents=True)
     runs = (
-        'import sys, helper\ndef main():\n    open("ran", "w").write(" ".join(sys.argv[helper.x:]))\n'
+        'import sys\nfrom benchmarks.lib import helper\ndef main():\n    open("ran", "w").write(" ".join(sys.argv[helper.x:]))\n'
         'if __name__ == "__main__":\n    main()\n'
     )
-    (place / "benchmarks/one_two.py").write_text(f'"""Counts."""\n{runs}')
-    (place / "benchmarks/helper.py").write_text("x = 1\n")
-    (place / "benchmarks/broken.py").write_text("def main(:\n")
+    (place / "benchmarks/one_two/run.py").write_text(f'"""Counts."""\n{runs}')
+    (place / "benchmarks/lib/helper.py").write_text("x = 1\n")
+    (place / "benchmarks/broken/run.py").write_text("def main(:\n")
     listed = call("reproduce").stdout
     assert "one-two" in listed and "Counts." in listed and "helper" not in listed
     assert "Did you mean 'one-two'" in message(call("reproduce", "one-tow", code=2))

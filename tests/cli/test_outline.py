@@ -18,8 +18,9 @@ from featherweight.errors import InputError
 from featherweight.files.edits import Snapshot
 from featherweight.structure import trace
 from featherweight.task import Task
-from featherweight.weights.drivers import Target, freeze
+from featherweight.weights.constrained import freeze
 from featherweight.weights.sets import TopK
+from featherweight.weights.targets import Target
 from featherweight.zoo.networks import NETWORKS, lenet5
 
 

@@ -1,6 +1,6 @@
 """Hostile files, grown from the grammar of what is read, and the judge of what opening one may do.
 
-A generator draws one file and says how to open it; `judged` opens it. `benchmarks/fuzz.py` runs many, `test_hostile.py` a few.
+A generator draws one file and says how to open it; `judged` opens it. `benchmarks/fuzz` runs many, `test_hostile.py` a few.
 The files are drawn in `hostile_packed`, `hostile_artifacts`, `hostile_edits` and `hostile_graphs`.
 """
 

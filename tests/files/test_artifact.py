@@ -27,8 +27,9 @@ from featherweight.errors import ArtifactError, InputError, StorageError
 from featherweight.files import artifact, edits, storage
 from featherweight.files.artifact import DESCRIPTION, WEIGHTS, Description, describe, load, save
 from featherweight.files.edits import Snapshot
-from featherweight.weights.drivers import Target, freeze
+from featherweight.weights.constrained import freeze
 from featherweight.weights.sets import Levels, LowRank, TopK
+from featherweight.weights.targets import Target
 from featherweight.weights.views import View
 from featherweight.zoo.networks import lenet_300_100
 

@@ -1,4 +1,4 @@
-"""A sample of the hostile files that `benchmarks/fuzz.py` opens by the hundred thousand, and the judge itself."""
+"""A sample of the hostile files that `benchmarks/fuzz` opens by the hundred thousand, and the judge itself."""
 
 from __future__ import annotations
 

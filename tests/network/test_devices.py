@@ -26,10 +26,12 @@ from featherweight.criteria import CRITERIA, NEEDS, bound, refit
 from featherweight.criteria.pairwise import Quadratic
 from featherweight.criteria.statistics import STATISTICS, collect
 from featherweight.structure import trace
+from featherweight.weights.constrained import Constrained, freeze
 from featherweight.weights.counts import ALLOCATORS
-from featherweight.weights.drivers import Driver, Imposed, Target, freeze
+from featherweight.weights.drivers import Driver
 from featherweight.weights.parametrized import attach, coded, plain
 from featherweight.weights.sets import Codebook, Levels, LowRank, Set, SparseCodebook, TopK, TopRows
+from featherweight.weights.targets import Target
 from featherweight.weights.views import View
 
 # --- the law itself ------------------------------------------------------------------------------------------------------
@@ -175,7 +177,7 @@ def test_a_driver_imposes_every_set_where_the_network_is(driver: Driver | None) 
             optimizer = SGD(network.parameters(), 0.05, momentum=0.9, weight_decay=0.01)
             squares = {"out.weight": torch.ones_like(network.out.weight)}
             target = Target(chosen, View("o i -> o i"), masked=True, fisher=0.5 if chosen.selects else 0.0)
-            with Imposed(driver, network, optimizer, {"out.weight": target}, squares=squares) as imposed:
+            with Constrained(driver, network, optimizer, {"out.weight": target}, squares=squares) as imposed:
                 for _ in range(3):
                     optimizer.zero_grad()
                     network(images).square().mean().backward()

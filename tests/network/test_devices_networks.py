@@ -32,8 +32,9 @@ from featherweight.run import latency_budget
 from featherweight.ship import bench
 from featherweight.structure import drop, prune, replay, silence, sweep, trace
 from featherweight.training.schedule import Training
-from featherweight.weights.drivers import Target, freeze
+from featherweight.weights.constrained import freeze
 from featherweight.weights.sets import LowRank
+from featherweight.weights.targets import Target
 from featherweight.weights.views import View
 from featherweight.zoo import datasets, tasks
 from featherweight.zoo.datasets import Dataset

@@ -18,10 +18,12 @@ from featherweight import Recipe, Task, compress
 from featherweight.errors import InputError
 from featherweight.recipe.schema import Constrain
 from featherweight.recipes import RECIPES, admm_clustering, admm_quantization, progressive_admm, soft_filters
-from featherweight.weights.drivers import ADMM, Driver, Imposed, Periodic, Spread, Target, freeze
+from featherweight.weights.constrained import Constrained, freeze
+from featherweight.weights.drivers import ADMM, Driver, Periodic
 from featherweight.weights.freezing import Freezing
 from featherweight.weights.parametrized import coded
 from featherweight.weights.sets import Codebook, Levels, LowRank, Set, SparseCodebook, TopK, TopRows
+from featherweight.weights.targets import Spread, Target
 from featherweight.weights.views import View
 
 MATRIX = View("o i -> o i")
@@ -64,7 +66,7 @@ def test_training_ends_inside_and_stays_inside(one: Set, driver: Driver | None, 
     model = network()
     build = table.OPTIMIZERS[optimizer]
     stepper = build(list(model.parameters()))
-    with Imposed(driver, model, stepper, {"0.weight": Target(one, MATRIX)}) as imposed:
+    with Constrained(driver, model, stepper, {"0.weight": Target(one, MATRIX)}) as imposed:
         train(model, stepper, 7)
     code = coded(model)["0.weight"].code
     inside = LowRank(code.rank) if isinstance(one, LowRank) else one
@@ -80,7 +82,7 @@ def test_training_ends_inside_and_stays_inside(one: Set, driver: Driver | None, 
 def test_what_is_frozen_is_the_projection_of_the_last_weight(driver: Driver | None) -> None:
     model = network()
     stepper = table.OPTIMIZERS["sgd"](list(model.parameters()))
-    with Imposed(driver, model, stepper, {"0.weight": Target(TopK(9))}):
+    with Constrained(driver, model, stepper, {"0.weight": Target(TopK(9))}):
         train(model, stepper, 4)
         last = model[0].weight.detach().clone()
     expected = oracles.keep_largest(last.flatten().double().numpy(), 9).reshape(6, 8)
@@ -97,7 +99,7 @@ def test_freezing_without_training_is_the_projection() -> None:
 def test_the_parameters_that_are_not_targets_train_as_ever() -> None:
     model, reference = network(), network()
     stepper, other = (SGD(m.parameters(), lr=0.1) for m in (model, reference))
-    with Imposed(ADMM(1.0, 3), model, stepper, {"0.weight": Target(TopK(9))}):
+    with Constrained(ADMM(1.0, 3), model, stepper, {"0.weight": Target(TopK(9))}):
         train(model, stepper, 1)
         train(reference, other, 1)
         for name in ("0.bias", "2.weight", "2.bias"):
@@ -112,7 +114,7 @@ def test_periodic_projects_at_every_third_step_and_not_between() -> None:
     model = network()
     stepper = SGD(model.parameters(), lr=0.01)
     inside = []
-    with Imposed(Periodic(3), model, stepper, {"0.weight": Target(TopK(9))}):
+    with Constrained(Periodic(3), model, stepper, {"0.weight": Target(TopK(9))}):
         for _ in range(7):
             train(model, stepper, 1)
             inside.append(int(model[0].weight.count_nonzero()) <= 9)
@@ -123,7 +125,7 @@ def test_periodic_adds_the_pull_of_the_last_projection() -> None:
     model = nn.Linear(8, 6, bias=False)
     start = model.weight.detach().clone()
     stepper = SGD(model.parameters(), lr=0.5)
-    with Imposed(Periodic(2, shrink=0.1), model, stepper, {"weight": Target(TopK(9))}):
+    with Constrained(Periodic(2, shrink=0.1), model, stepper, {"weight": Target(TopK(9))}):
         model.weight.grad = torch.zeros_like(model.weight)
         stepper.step()
         torch.testing.assert_close(model.weight.detach(), start - 0.5 * 0.1 * start.sign())
@@ -161,7 +163,7 @@ def test_admm_is_the_recursion_of_the_paper(rate: float, rho: float, every: int,
     stepper = SGD(model.parameters(), lr=rate)
     most = float("inf") if rho_max is None else rho_max
     recursion = oracles.admm(start.flatten().numpy(), wanted.flatten().numpy(), 11, rate, rho, every, growth, most, 40)
-    with Imposed(ADMM(rho, every, growth, rho_max), model, stepper, {"weight": Target(TopK(11))}) as imposed:
+    with Constrained(ADMM(rho, every, growth, rho_max), model, stepper, {"weight": Target(TopK(11))}) as imposed:
         for W, Z, U, penalty in recursion:
             stepper.zero_grad()
             model().backward()
@@ -179,7 +181,7 @@ def test_a_step_of_one_over_one_plus_rho_is_the_closed_form_of_the_first_subprob
     start, wanted, rho = table.matrix(seed=92), table.matrix(seed=93), 0.7
     model = Bowl(start, wanted)
     stepper = SGD(model.parameters(), lr=1 / (1 + rho))
-    with Imposed(ADMM(rho, 1), model, stepper, {"weight": Target(TopK(11))}) as imposed:
+    with Constrained(ADMM(rho, 1), model, stepper, {"weight": Target(TopK(11))}) as imposed:
         for _ in range(10):
             Z, U = (imposed.states["weight"][name].clone() for name in "ZU")
             stepper.zero_grad()
@@ -194,7 +196,7 @@ def test_admm_finds_the_known_optimum_and_closes(coupling: str) -> None:
     wanted = torch.linspace(-3, 3.1, 48, dtype=torch.float64).reshape(6, 8)
     model = Bowl(table.matrix(seed=94) / 10, wanted)
     stepper = SGD(model.parameters(), lr=0.2)
-    with Imposed(ADMM(0.05, 5, 1.3, 50.0, coupling=coupling), model, stepper, {"weight": Target(TopK(11))}) as imposed:
+    with Constrained(ADMM(0.05, 5, 1.3, 50.0, coupling=coupling), model, stepper, {"weight": Target(TopK(11))}) as imposed:
         for step in range(400):
             stepper.param_groups[0]["lr"] = min(0.2, 1 / (1 + imposed.states["weight"]["rho"]))
             stepper.zero_grad()
@@ -213,7 +215,7 @@ def test_the_proximal_pull_goes_its_share_of_the_way_between_two_projections() -
     start = model.weight.detach().clone()
     stepper = SGD(model.parameters(), lr=0.1)
     goal = TopK(11).project(start)
-    with Imposed(ADMM(rho, every, coupling="proximal"), model, stepper, {"weight": Target(TopK(11))}) as imposed:
+    with Constrained(ADMM(rho, every, coupling="proximal"), model, stepper, {"weight": Target(TopK(11))}) as imposed:
         for _ in range(every):
             model.weight.grad = torch.zeros_like(model.weight)
             stepper.step()
@@ -228,7 +230,7 @@ def test_the_unscaled_dual_is_the_same_before_and_after_rho_changes() -> None:
     for growth in (1.0, 2.0):
         model = Bowl(start, wanted)
         stepper = SGD(model.parameters(), lr=0.1)
-        with Imposed(ADMM(0.3, 5, growth), model, stepper, {"weight": Target(TopK(11))}) as imposed:
+        with Constrained(ADMM(0.3, 5, growth), model, stepper, {"weight": Target(TopK(11))}) as imposed:
             for _ in range(5):
                 stepper.zero_grad()
                 model().backward()
@@ -244,7 +246,7 @@ def test_the_unscaled_dual_is_the_same_before_and_after_rho_changes() -> None:
 def test_states_are_plain_tensors_without_a_graph(driver: Driver | None, one: Set) -> None:
     model = network()
     stepper = table.OPTIMIZERS["sgd"](list(model.parameters()))
-    with Imposed(driver, model, stepper, {"0.weight": Target(one, MATRIX)}) as imposed:
+    with Constrained(driver, model, stepper, {"0.weight": Target(one, MATRIX)}) as imposed:
         train(model, stepper, 4)
         tensors = [value for state in imposed.states.values() for value in state.values() if isinstance(value, torch.Tensor)]
         assert all(not tensor.requires_grad and tensor.grad_fn is None for tensor in tensors)
@@ -260,7 +262,7 @@ def one_admm_step(clip: float | None, scale: float = 1.0) -> tuple[torch.Tensor,
     model = network()
     start = model[0].weight.detach().clone()
     stepper = SGD(model.parameters(), lr=1.0)
-    with Imposed(ADMM(0.5, 10), model, stepper, {"0.weight": Target(TopK(9))}) as imposed:
+    with Constrained(ADMM(0.5, 10), model, stepper, {"0.weight": Target(TopK(9))}) as imposed:
         (scale * (model(INPUTS) - ANSWERS).square().mean()).backward()
         for parameter in model.parameters():
             parameter.grad.div_(scale)
@@ -287,7 +289,7 @@ def test_a_gradient_scaler_changes_nothing() -> None:
     for scaler in (torch.amp.GradScaler("cpu", init_scale=256.0), None):
         model = network()
         stepper = SGD(model.parameters(), lr=0.1)
-        with Imposed(ADMM(0.5, 2), model, stepper, {"0.weight": Target(TopK(9))}):
+        with Constrained(ADMM(0.5, 2), model, stepper, {"0.weight": Target(TopK(9))}):
             for _ in range(4):
                 stepper.zero_grad()
                 loss = (model(INPUTS) - ANSWERS).square().mean()
@@ -306,7 +308,7 @@ def test_a_target_without_a_gradient_is_left_alone_before_the_step() -> None:
     model = network()
     start = model[0].weight.detach().clone()
     stepper = SGD(model.parameters(), lr=0.1)
-    with Imposed(ADMM(0.5, 10), model, stepper, {"0.weight": Target(TopK(9))}):
+    with Constrained(ADMM(0.5, 10), model, stepper, {"0.weight": Target(TopK(9))}):
         stepper.step()
         assert torch.equal(model[0].weight, start)
 
@@ -319,7 +321,7 @@ class Boom(Exception):
 def test_after_an_error_the_hooks_are_gone_and_nothing_is_frozen(driver: Driver | None) -> None:
     model, reference = network(), network()
     stepper = SGD(model.parameters(), lr=0.1)
-    with pytest.raises(Boom), Imposed(driver, model, stepper, {"0.weight": Target(TopK(9), masked=True)}):
+    with pytest.raises(Boom), Constrained(driver, model, stepper, {"0.weight": Target(TopK(9), masked=True)}):
         train(model, stepper, 4)
         raise Boom
     assert coded(model) == {}
@@ -336,7 +338,7 @@ def test_after_an_error_the_hooks_are_gone_and_nothing_is_frozen(driver: Driver 
 def test_after_the_block_the_hooks_are_gone(driver: Driver | None) -> None:
     model = network()
     stepper = SGD(model.parameters(), lr=0.1)
-    with Imposed(driver, model, stepper, {"0.weight": Target(TopK(9))}) as imposed:
+    with Constrained(driver, model, stepper, {"0.weight": Target(TopK(9))}) as imposed:
         train(model, stepper, 2)
     steps = imposed.step
     train(model, stepper, 3)
@@ -348,7 +350,7 @@ def test_an_error_with_weights_that_are_not_finite_stays_that_error(driver: Driv
     """A diverged run must end with the error that says so, not with one from looking at the residuals."""
     model = network()
     stepper = SGD(model.parameters(), lr=0.1)
-    with pytest.raises(Boom), Imposed(driver, model, stepper, {"0.weight": Target(TopK(9))}):
+    with pytest.raises(Boom), Constrained(driver, model, stepper, {"0.weight": Target(TopK(9))}):
         with torch.no_grad():
             model[0].weight.fill_(torch.nan)
         raise Boom
@@ -358,9 +360,9 @@ def test_what_cannot_be_imposed_is_refused() -> None:
     model = network()
     stepper = SGD(model[0].parameters(), lr=0.1)
     with pytest.raises(InputError, match=r"no parameter is named '0.weigth'. Did you mean '0.weight'\?"):
-        Imposed(None, model, stepper, {"0.weigth": Target(TopK(1))})
+        Constrained(None, model, stepper, {"0.weigth": Target(TopK(1))})
     with pytest.raises(InputError, match=r"optimizer does not hold parameter '2.weight'"):
-        Imposed(None, model, stepper, {"2.weight": Target(TopK(1))})
+        Constrained(None, model, stepper, {"2.weight": Target(TopK(1))})
     for attempt in (
         lambda: ADMM(0.0, 1), lambda: ADMM(-1.0, 1), lambda: ADMM(1.0, 0), lambda: ADMM(1.0, 1, 0.9),
         lambda: ADMM(1.0, 1, 1.0, 0.5), lambda: ADMM(float("nan"), 1), lambda: Periodic(0), lambda: Periodic(1, -0.1),
@@ -381,7 +383,7 @@ def test_masked_zeros_stay_zero_under_momentum_and_decay(driver: Driver | None, 
     train(model, stepper, 3)  # momentum is on before anything is masked
     with torch.no_grad():
         model[0].weight[:, ::2] = 0
-    with Imposed(driver, model, stepper, {"0.weight": Target(TopK(9), masked=True)}):
+    with Constrained(driver, model, stepper, {"0.weight": Target(TopK(9), masked=True)}):
         for _ in range(7):
             train(model, stepper, 1)
             assert int(model[0].weight[:, ::2].count_nonzero()) == 0
@@ -397,7 +399,7 @@ def test_masked_zeros_stay_zero_in_the_code_even_where_the_set_has_room_for_them
     with torch.no_grad():
         model[0].weight.flatten()[3:] = 0
     stepper = SGD(model.parameters(), lr=0.1)
-    with Imposed(None, model, stepper, {"0.weight": Target(one, masked=True)}):
+    with Constrained(None, model, stepper, {"0.weight": Target(one, masked=True)}):
         train(model, stepper, 1)
     assert int(model[0].weight.flatten()[:3].count_nonzero()) == 3
     train(model, SGD(model.parameters(), lr=0.1), 2)
@@ -412,7 +414,7 @@ def test_under_a_mask_only_what_is_left_is_quantised(driver: Driver | None, one:
         model[0].weight[:, ::2] = 0
     left = int(model[0].weight.count_nonzero())
     stepper = SGD(model.parameters(), lr=0.1, momentum=0.9)
-    imposed = Imposed(driver, model, stepper, {"0.weight": Target(one, masked=True)})
+    imposed = Constrained(driver, model, stepper, {"0.weight": Target(one, masked=True)})
     with imposed:
         train(model, stepper, 7)
     train(model, SGD(model.parameters(), lr=0.1), 2)
@@ -429,7 +431,7 @@ def test_zeros_that_are_not_masked_may_grow() -> None:
     with torch.no_grad():
         model[0].weight[:, ::2] = 0
     stepper = SGD(model.parameters(), lr=0.1)
-    with Imposed(ADMM(0.1, 3), model, stepper, {"0.weight": Target(TopK(9))}):
+    with Constrained(ADMM(0.1, 3), model, stepper, {"0.weight": Target(TopK(9))}):
         train(model, stepper, 2)
         assert int(model[0].weight[:, ::2].count_nonzero()) > 0
 
@@ -463,7 +465,7 @@ def test_a_total_that_is_spread_anew_stays_the_total() -> None:
     targets = {"0.weight": Target(TopK(19)), "2.weight": Target(TopK(1))}
     spread = Spread(("0.weight", "2.weight"), 20, table.ALLOCATORS["magnitude"])
     sizes = set()
-    with Imposed(ADMM(0.1, 2), model, stepper, targets, spread=spread) as imposed:
+    with Constrained(ADMM(0.1, 2), model, stepper, targets, spread=spread) as imposed:
         for _ in range(6):
             train(model, stepper, 2)
             now = tuple(imposed.targets[name].set.count for name in spread.names)
@@ -489,11 +491,11 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(one: Set, driver: Driver
     targets = {"0.weight": Target(one, MATRIX, masked=True, fisher=0.25 if one.selects else 0.0)}
     squares = {"0.weight": table.matrix(seed=130, dtype=torch.float32).square()}
 
-    def start() -> tuple[nn.Sequential, Optimizer, Imposed]:
+    def start() -> tuple[nn.Sequential, Optimizer, Constrained]:
         model = network()
         model[0].weight.data[0] = 0
         stepper = build(list(model.parameters()))
-        return model, stepper, Imposed(driver, model, stepper, targets, squares=squares)
+        return model, stepper, Constrained(driver, model, stepper, targets, squares=squares)
 
     whole, stepper, imposed = start()
     with imposed:
@@ -521,11 +523,11 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(one: Set, driver: Driver
 def test_sizes_that_were_spread_anew_come_back() -> None:
     spread = Spread(("0.weight", "2.weight"), 20, table.ALLOCATORS["magnitude"])
 
-    def imposed() -> tuple[nn.Sequential, Optimizer, Imposed]:
+    def imposed() -> tuple[nn.Sequential, Optimizer, Constrained]:
         model = network()
         stepper = SGD(model.parameters(), lr=0.5)
         targets = {"0.weight": Target(TopK(19)), "2.weight": Target(TopK(1))}
-        return model, stepper, Imposed(ADMM(0.1, 2), model, stepper, targets, spread=spread)
+        return model, stepper, Constrained(ADMM(0.1, 2), model, stepper, targets, spread=spread)
 
     model, stepper, first = imposed()
     with first:
@@ -543,7 +545,7 @@ def test_sizes_that_were_spread_anew_come_back() -> None:
 def check_refused(model: nn.Module, targets: dict[str, Target], match: str, **given: Any) -> None:
     stepper = SGD(model.parameters(), lr=0.1)
     with pytest.raises(InputError, match=match):
-        Imposed(given.pop("driver", ADMM(0.1, 3)), model, stepper, targets, **given)
+        Constrained(given.pop("driver", ADMM(0.1, 3)), model, stepper, targets, **given)
 
 
 def test_a_weight_that_no_set_can_be_imposed_on_is_named() -> None:
@@ -558,7 +560,7 @@ def test_a_weight_that_no_set_can_be_imposed_on_is_named() -> None:
     model = network()
     model[0].weight.requires_grad_(False)
     check_refused(model, one, r"'0.weight' is frozen")
-    Imposed(None, model, SGD(model.parameters(), 0.1), one)  # a projection without training needs no gradient
+    Constrained(None, model, SGD(model.parameters(), 0.1), one)  # a projection without training needs no gradient
     model = network()
     with torch.no_grad():
         model[0].weight[1, 2] = torch.nan
@@ -584,7 +586,7 @@ def test_sparse_gradients_are_refused_by_name(driver: Driver | None, kind: type[
     stepper = SGD(model.parameters(), lr=0.1)
     with (
         pytest.raises(InputError, match=r"'0.weight' gets sparse gradients"),
-        Imposed(driver, model, stepper, {"0.weight": Target(TopK(9))}),
+        Constrained(driver, model, stepper, {"0.weight": Target(TopK(9))}),
     ):
         nn.functional.embedding(torch.tensor([1, 2]), model[0].weight, sparse=True).sum().backward()
         stepper.step()
@@ -593,15 +595,15 @@ def test_sparse_gradients_are_refused_by_name(driver: Driver | None, kind: type[
 def test_two_constraints_on_one_weight_are_refused_and_on_two_they_stand() -> None:
     model = network()
     stepper = SGD(model.parameters(), lr=0.1)
-    with Imposed(ADMM(0.1, 3), model, stepper, {"0.weight": Target(TopK(9))}):
-        with pytest.raises(InputError, match=r"'0.weight' is the target of another Imposed"):
-            Imposed(None, model, stepper, {"0.weight": Target(LowRank(2), MATRIX)}).__enter__()
-        with Imposed(Periodic(2), model, stepper, {"2.weight": Target(TopK(5))}):
+    with Constrained(ADMM(0.1, 3), model, stepper, {"0.weight": Target(TopK(9))}):
+        with pytest.raises(InputError, match=r"'0.weight' is the target of another constrain"):
+            Constrained(None, model, stepper, {"0.weight": Target(LowRank(2), MATRIX)}).__enter__()
+        with Constrained(Periodic(2), model, stepper, {"2.weight": Target(TopK(5))}):
             train(model, stepper, 4)
     assert int(model[0].weight.count_nonzero()) == 9
     assert int(model[2].weight.count_nonzero()) == 5
     other = network()  # what has been left is in nobody's way
-    with Imposed(None, other, SGD(other.parameters(), lr=0.1), {"0.weight": Target(TopK(9))}):
+    with Constrained(None, other, SGD(other.parameters(), lr=0.1), {"0.weight": Target(TopK(9))}):
         pass
     assert coded(other).keys() == {"0.weight"}
 

@@ -16,10 +16,11 @@ from featherweight.errors import InputError
 from featherweight.recipe.schema import Recipe
 from featherweight.recipes import admm_binarization, admm_clustering, admm_joint, admm_quantization
 from featherweight.task import Task
-from featherweight.weights.drivers import Imposed, Target
+from featherweight.weights.constrained import Constrained
 from featherweight.weights.freezing import Freezing
 from featherweight.weights.parametrized import coded, decoded
 from featherweight.weights.sets import Codebook, Levels
+from featherweight.weights.targets import Target
 from featherweight.weights.views import View
 
 # --- freezing ------------------------------------------------------------------------------------------------------------
@@ -59,7 +60,7 @@ def test_each_round_freezes_of_each_level_the_share_that_is_nearest(target: Targ
 def test_frozen_weights_do_not_move_between_rounds_and_free_ones_do() -> None:
     layer = nn.Linear(8, 6, bias=False)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
-    with Imposed(Freezing(every=3, share=0.5), layer, optimizer, {"weight": Target(Levels("uniform", 2))}) as imposed:
+    with Constrained(Freezing(every=3, share=0.5), layer, optimizer, {"weight": Target(Levels("uniform", 2))}) as imposed:
         for _ in range(3):
             pulled(layer, optimizer)
         frozen, held = imposed.states["weight"]["frozen"].clone(), layer.weight.detach().clone()

@@ -17,9 +17,10 @@ from featherweight import Constrain, Rule, Task, TopK, Train, compress
 from featherweight.errors import InputError
 from featherweight.recipe.schema import Recipe
 from featherweight.training.schedule import Training
-from featherweight.weights.drivers import Target, freeze
+from featherweight.weights.constrained import freeze
 from featherweight.weights.optimizers import build, chain, held_by
 from featherweight.weights.sets import Set
+from featherweight.weights.targets import Target
 from featherweight.weights.views import View
 
 

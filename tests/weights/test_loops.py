@@ -16,10 +16,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import LBFGS, SGD, Adafactor, Adam, AdamW, Optimizer
 
 from featherweight.errors import InputError, TrainingError
-from featherweight.weights.drivers import ADMM, Driver, Imposed, Periodic, Target
+from featherweight.weights.constrained import Constrained
+from featherweight.weights.drivers import ADMM, Driver, Periodic
 from featherweight.weights.freezing import Freezing
 from featherweight.weights.parametrized import coded
 from featherweight.weights.sets import TopK
+from featherweight.weights.targets import Target
 
 INPUTS, ANSWERS = table.matrix(10, 8, seed=70, dtype=torch.float32), table.matrix(10, 2, seed=71, dtype=torch.float32)
 NAME, STEPS = "0.weight", 7
@@ -131,7 +133,7 @@ def train(loop: str, model: nn.Module, optimizer: Any, steps: int = STEPS) -> No
 
 
 def by_hand(name: str, driver: Driver | None, target: Target) -> Tensor:
-    """The weight after STEPS steps of a plain loop that calls the driver itself; no Imposed, no hooks, no fused kernel."""
+    """The weight after STEPS steps of a plain loop that calls the driver itself; no Constrained, no hooks, no fused kernel."""
     model = network()
     optimizer = BY_HAND[name](list(model.parameters()))
     weight = model[0].weight
@@ -176,7 +178,7 @@ def by_hand(name: str, driver: Driver | None, target: Target) -> Tensor:
 def test_a_driver_in_any_loop_is_the_driver_by_hand_in_a_plain_one(loop: str, name: str, driver: Driver | None) -> None:
     target, model = Target(TopK(13)), network()
     optimizer = OPTIMIZERS[name](list(model.parameters()))
-    with Imposed(driver, model, optimizer, {NAME: target}) as imposed:
+    with Constrained(driver, model, optimizer, {NAME: target}) as imposed:
         train(loop, model, optimizer)
         last = model[0].weight.detach().clone()
     assert imposed.step == STEPS
@@ -193,7 +195,7 @@ def test_the_pull_goes_down_its_penalty_where_the_loss_is_maximised(driver: Driv
     for maximize in (False, True):
         model = network()
         optimizer = SGD(model.parameters(), 0.05, maximize=maximize)
-        with Imposed(driver, model, optimizer, {NAME: Target(TopK(13))}):
+        with Constrained(driver, model, optimizer, {NAME: Target(TopK(13))}):
             for _ in range(STEPS):
                 optimizer.zero_grad()
                 (-loss_of(model) if maximize else loss_of(model)).backward()
@@ -228,7 +230,7 @@ def test_what_a_closure_returns_is_the_function_whose_gradient_it_leaves(driver:
         loss.backward()
         return loss
 
-    with Imposed(driver, layer, optimizer, {"weight": Target(TopK(13))}):
+    with Constrained(driver, layer, optimizer, {"weight": Target(TopK(13))}):
         optimizer.step(closure)
     assert optimizer.rise == pytest.approx(optimizer.told, rel=1e-4)
 
@@ -238,7 +240,7 @@ def test_what_a_closure_returns_is_the_function_whose_gradient_it_leaves(driver:
 def test_a_step_that_the_scaler_skips_moves_nothing_and_is_not_counted(driver: Driver, fused: bool) -> None:
     model = network()
     optimizer, scaler = AdamW(model.parameters(), 0.01, fused=fused), torch.amp.GradScaler("cpu", init_scale=2.0**8)
-    with Imposed(driver, model, optimizer, {NAME: Target(TopK(13), fisher=0.5)}, squares={NAME: torch.ones(6, 8)}) as imposed:
+    with Constrained(driver, model, optimizer, {NAME: Target(TopK(13), fisher=0.5)}, squares={NAME: torch.ones(6, 8)}) as imposed:
         train("scaled", model, optimizer, 1)
         before = {key: value.clone() for key, value in imposed.states[NAME].items() if isinstance(value, Tensor)}
         weight, squares = model[0].weight.detach().clone(), imposed.state_dict()["squares"][NAME].clone()
@@ -261,7 +263,7 @@ def test_squared_gradients_are_those_of_the_loss_whatever_the_scale() -> None:
         model = network()
         optimizer = OPTIMIZERS[name](list(model.parameters()))
         squares = {NAME: torch.zeros(6, 8)}
-        with Imposed(None, model, optimizer, {NAME: Target(TopK(13), fisher=0.5)}, squares=squares) as imposed:
+        with Constrained(None, model, optimizer, {NAME: Target(TopK(13), fisher=0.5)}, squares=squares) as imposed:
             train(loop, model, optimizer, 1)
             found.append(imposed.state_dict()["squares"][NAME].clone())
     torch.testing.assert_close(found[0], found[1])
@@ -295,7 +297,7 @@ def test_a_wrapper_stands_for_the_optimizer_inside(loop: str, depth: int) -> Non
     optimizer: Any = OPTIMIZERS["sgd"](list(model.parameters()))
     for _ in range(depth):
         optimizer = Wrapper(optimizer)
-    with Imposed(ADMM(0.1, 3), model, optimizer, {NAME: Target(TopK(13))}) as imposed:
+    with Constrained(ADMM(0.1, 3), model, optimizer, {NAME: Target(TopK(13))}) as imposed:
         train(loop, model, optimizer)
         last = model[0].weight.detach().clone()
     assert imposed.step == STEPS
@@ -325,7 +327,7 @@ def test_where_no_step_is_seen_nothing_is_cut() -> None:
     optimizer = Alone(list(model.parameters()), hooks=True)
     with (
         pytest.raises(TrainingError, match="no step of Alone was seen"),
-        Imposed(ADMM(0.1, 2), model, optimizer, {NAME: Target(TopK(13))}),
+        Constrained(ADMM(0.1, 2), model, optimizer, {NAME: Target(TopK(13))}),
     ):
         for _ in range(4):
             loss_of(model).backward()
@@ -337,9 +339,9 @@ def test_where_no_step_is_seen_nothing_is_cut() -> None:
 def test_an_optimizer_without_hooks_is_refused_before_training() -> None:
     model = network()
     with pytest.raises(InputError, match="Alone has no step hooks"):
-        Imposed(None, model, Alone(list(model.parameters()), hooks=False), {NAME: Target(TopK(13))})
+        Constrained(None, model, Alone(list(model.parameters()), hooks=False), {NAME: Target(TopK(13))})
     with pytest.raises(InputError, match="object has no step"):
-        Imposed(None, model, object(), {NAME: Target(TopK(13))})  # type: ignore[arg-type]
+        Constrained(None, model, object(), {NAME: Target(TopK(13))})  # type: ignore[arg-type]
 
 
 def test_another_optimizer_that_moves_a_target_is_named_and_one_that_does_not_is_let_be() -> None:
@@ -347,7 +349,7 @@ def test_another_optimizer_that_moves_a_target_is_named_and_one_that_does_not_is
     given, other, elsewhere = SGD(model.parameters(), 0.1), Adam(model.parameters(), 0.1), SGD([torch.zeros(3)], 0.1)
     with (
         pytest.raises(InputError, match=r"Adam moves '0.weight'"),
-        Imposed(ADMM(0.1, 2), model, given, {NAME: Target(TopK(13))}) as imposed,
+        Constrained(ADMM(0.1, 2), model, given, {NAME: Target(TopK(13))}) as imposed,
     ):
         train("plain", model, given, 2)
         elsewhere.step()
@@ -361,7 +363,7 @@ def test_a_parameter_that_is_replaced_inside_is_named() -> None:
     optimizer = SGD(model.parameters(), 0.1)
     with (
         pytest.raises(TrainingError, match=r"'0.weight' was replaced inside"),
-        Imposed(ADMM(0.1, 2), model, optimizer, {NAME: Target(TopK(13))}),
+        Constrained(ADMM(0.1, 2), model, optimizer, {NAME: Target(TopK(13))}),
     ):
         train("plain", model, optimizer, 1)
         model[0].weight = nn.Parameter(model[0].weight.detach().clone())
@@ -391,7 +393,7 @@ def one_rank(rank: int, folder: str) -> None:
                 loss_of(ddp, half).backward()
                 optimizer.step()
 
-        with Imposed(driver, model if inner else ddp, optimizer, target):
+        with Constrained(driver, model if inner else ddp, optimizer, target):
             train_on(ddp, optimizer, STEPS)
             last = model[0].weight.detach().clone()
         with torch.no_grad():

@@ -7,9 +7,10 @@ import table
 import torch
 
 from featherweight.weights import scales, sets, sizes
-from featherweight.weights.drivers import ADMM, Target
+from featherweight.weights.drivers import ADMM
 from featherweight.weights.sets import Levels, TopK
 from featherweight.weights.sizes import largest
+from featherweight.weights.targets import Target
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 

@@ -1,4 +1,4 @@
-"""The .fwz files under benchmarks/artifacts: a later version reads them as the rows of the benchmark say they are."""
+"""The .fwz files of benchmarks/lenet5_storage: a later version reads them as the rows of the benchmark say they are."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from featherweight import zoo
 from featherweight.files import packed
 from featherweight.weights.parametrized import plain
 
-BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
-ROWS = [json.loads(line) for line in (BENCHMARKS / "lenet5-storage.jsonl").read_text().splitlines()]
+BENCHMARKS = Path(__file__).parents[3] / "benchmarks" / "lenet5_storage"
+ROWS = [json.loads(line) for line in (BENCHMARKS / "rows.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row["row"])

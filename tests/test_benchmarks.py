@@ -1,0 +1,37 @@
+"""Benchmarks are code that runs for hours and is run seldom: that it still reads its own rows is tried here.
+
+The tables are what their scripts make of the committed rows, to the character: a name that moved in the package, a row that was
+edited by hand or a table that was is found at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = sorted(path.parent.name for path in (ROOT / "benchmarks").glob("*/run.py"))
+WITH_ROWS = [name for name in SCRIPTS if (ROOT / "benchmarks" / name / "rows.jsonl").exists()]
+
+
+@pytest.fixture(autouse=True)
+def from_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "benchmarks"]:
+        monkeypatch.delitem(sys.modules, name)  # another test's folder of that name
+
+
+@pytest.mark.parametrize("name", WITH_ROWS)
+def test_a_table_is_what_its_script_makes_of_the_rows(name: str) -> None:
+    module = importlib.import_module(f"benchmarks.{name}.run")
+    done = module.ROWS.done()
+    assert done, "rows that nothing reads"
+    assert module.table(done) == (ROOT / "benchmarks" / name / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", [name for name in SCRIPTS if name not in WITH_ROWS])
+def test_a_script_without_rows_finds_what_it_imports(name: str) -> None:
+    assert callable(importlib.import_module(f"benchmarks.{name}.run").main)
