@@ -23,7 +23,7 @@ from featherweight.evidence.page import Markup, Page
 from featherweight.evidence.prefixes import is_recurrent, prefixes, suffixes
 from featherweight.evidence.study import Network, Study, swap
 from featherweight.task import itself
-from featherweight.zoo.sequences import decoded
+from featherweight.zoo.dna import decoded
 
 SHOWN = 120  # examples in the browser
 LARGEST = 2_000_000  # bytes of a page

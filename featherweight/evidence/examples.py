@@ -10,7 +10,7 @@ from torch import Tensor
 
 from featherweight.errors import InputError
 from featherweight.task import Task
-from featherweight.zoo import datasets, sequences, tasks
+from featherweight.zoo import datasets, dna, tasks
 from featherweight.zoo.sequences import Part, Sequences
 
 IMAGES = {  # data set -> its classes, and what makes a network's input of its pixels
@@ -59,14 +59,14 @@ def of_sequences(held: Sequences, count: int | None = None) -> Examples:
         part = _shortened(part, count)
     return Examples(
         "sequences",
-        sequences.one_hot(part.codes),
+        dna.one_hot(part.codes),
         part.labels,
         ("background", "site"),
         part.names,
         f"{held.how}; {len(part)} sequences of the test part, its central {held.window} bases",
         codes=part.codes,
         planted=part.planted,
-        choosing=(sequences.one_hot(other.codes), other.labels),
+        choosing=(dna.one_hot(other.codes), other.labels),
     )
 
 

@@ -86,9 +86,9 @@ class Constrained:
             for name, weight in self._weights.items():
                 if any(weight is one for one in other._weights.values()):
                     raise InputError(
-                        f"parameter {name!r} is the target of another constrain that is still open: one weight takes one set. "
-                        "Give a set that holds both (SparseCodebook, or a Target with masked=True for levels under a mask), or leave "
-                        "the first before the second"
+                        f"parameter {name!r} is the target of another constrain that is still open: one weight takes one "
+                        "set. Give a set that holds both (SparseCodebook, or a Target with masked=True for levels under a mask), "
+                        "or leave the first before the second"
                     )
         with torch.no_grad():
             for name, target in self.targets.items():

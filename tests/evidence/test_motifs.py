@@ -9,7 +9,7 @@ import pytest
 
 from featherweight.errors import InputError
 from featherweight.evidence import motifs
-from featherweight.zoo import sequences
+from featherweight.zoo import dna, sequences
 
 MAFK = np.asarray(sequences.MAFK, dtype=float) / np.asarray(sequences.MAFK, dtype=float).sum(1, keepdims=True)
 ROWS = ">M1_Abc\n8 0 0 0\n0 8 0 0\n2 2 2 2\n>M2\n1 0 0 3\n"
@@ -57,12 +57,12 @@ def test_information_consensus_and_trimming() -> None:
 def test_hits_on_both_strands_and_across_unknown_bases() -> None:
     matrix = np.eye(4)[[3, 2, 1]] * 0.97 + 0.0075  # TGC
     ahead, back, none = "AATGCAAA", "AAAAGCAA", "NNNNNNNN"
-    hits = motifs.scan(matrix, sequences.encoded([ahead, back, none]).numpy())
+    hits = motifs.scan(matrix, dna.encoded([ahead, back, none]).numpy())
     assert (hits[0].start, hits[0].strand) == (2, "+") and (hits[1].start, hits[1].strand) == (4, "-")
     best = 3 * np.log2(4 * 0.9775)
     assert hits[0].score == pytest.approx(best) == hits[1].score and hits[2].score == 0
     with pytest.raises(InputError, match="does not fit"):
-        motifs.scan(matrix, sequences.encoded(["AC"]).numpy())
+        motifs.scan(matrix, dna.encoded(["AC"]).numpy())
 
 
 def test_seqlets_find_the_planted_site() -> None:

@@ -27,7 +27,7 @@ from featherweight.errors import ArtifactError, InputError
 from featherweight.evidence import evidence_page, optimise, report_page, study, svg
 from featherweight.evidence.examples import Examples, of_sequences
 from featherweight.evidence.page import Page
-from featherweight.zoo import datasets, sequences, tasks
+from featherweight.zoo import datasets, dna, sequences, tasks
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 
@@ -136,7 +136,7 @@ def test_the_data_is_that_of_the_networks(page: Path, examples: Examples) -> Non
     number = examples.names.index(one["name"])
     assert examples.planted is not None and examples.codes is not None
     assert [one["marks"][0]["start"], one["marks"][0]["end"]] == examples.planted[number].tolist()
-    assert one["letters"] == sequences.decoded(examples.codes)[number]
+    assert one["letters"] == dna.decoded(examples.codes)[number]
     dense, _ = two(0.3)
     leaf = examples.inputs[number : number + 1].clone().requires_grad_()
     logits = dense(leaf)
@@ -242,7 +242,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     held = sequences.planted((40, 20, 20))
     rows = []
     for part in (held.train, held.validation, held.test):
-        rows += list(zip(sequences.decoded(part.codes), part.labels.tolist(), strict=True))
+        rows += list(zip(dna.decoded(part.codes), part.labels.tolist(), strict=True))
     (folder / "own.fa").write_text("".join(f">{label}\n{letters}\n" for letters, label in rows))
     (folder / "own.py").write_text(OWN)
     network, task = network_of(f"{folder}/own.py:net"), sequences.task(str(folder / "own.fa"))

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from featherweight.cli import inputs
 from featherweight.errors import InputError
-from featherweight.zoo import sequences
+from featherweight.zoo import dna, sequences
 from featherweight.zoo.datasets import DataDamaged, DataMissing
 
 
-def dna(count: int, length: int, seed: int = 0) -> list[str]:
+def drawn(count: int, length: int, seed: int = 0) -> list[str]:
     dice = random.Random(seed)
     return ["".join(dice.choice("ACGT") for _ in range(length)) for _ in range(count)]
 
@@ -36,10 +36,10 @@ def fasta(path: Path, names: list[str], letters: list[str]) -> Path:
 
 
 def test_one_hot_of_each_letter_in_either_case_and_of_unknown_ones() -> None:
-    codes = sequences.encoded(["ACGTacgtNn"])
+    codes = dna.encoded(["ACGTacgtNn"])
     assert codes.tolist() == [[0, 1, 2, 3, 0, 1, 2, 3, 4, 4]]
-    assert sequences.decoded(codes) == ["ACGTACGTNN"]
-    bases = sequences.one_hot(codes)
+    assert dna.decoded(codes) == ["ACGTACGTNN"]
+    bases = dna.one_hot(codes)
     assert bases.shape == (1, 4, 10) and bases.dtype == torch.float32
     assert torch.equal(bases[0, :, :8], torch.eye(4).repeat(1, 2)) and bases[0, :, 8:].abs().sum() == 0
 
@@ -48,8 +48,8 @@ def test_the_other_strand() -> None:
     partner = {"A": "T", "C": "G", "G": "C", "T": "A", "N": "N"}
     letters = "AACGTTGCNA"
     turned = "".join(partner[letter] for letter in reversed(letters))
-    ours = sequences.reverse_complement(sequences.one_hot(sequences.encoded([letters])))
-    assert torch.equal(ours, sequences.one_hot(sequences.encoded([turned])))
+    ours = dna.reverse_complement(dna.one_hot(dna.encoded([letters])))
+    assert torch.equal(ours, dna.one_hot(dna.encoded([turned])))
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_the_other_strand() -> None:
 )
 def test_what_is_no_dna_of_one_length(letters: list[str], says: str) -> None:
     with pytest.raises(InputError, match=says):
-        sequences.encoded(letters)
+        dna.encoded(letters)
 
 
 # --- shuffles ------------------------------------------------------------------------------------------------------------
@@ -72,8 +72,19 @@ def test_what_is_no_dna_of_one_length(letters: list[str], says: str) -> None:
 
 def test_a_shuffle_has_exactly_the_same_pairs() -> None:
     dice = random.Random(3)
-    for letters in [*dna(200, 101), "A" * 50, "ACACACACAC", "AC", "A", "", "NNACGTNNACG", "AAAT", "TAAA", *dna(200, 7, seed=1)]:
-        other = sequences.shuffled(letters, dice)
+    for letters in [
+        *drawn(200, 101),
+        "A" * 50,
+        "ACACACACAC",
+        "AC",
+        "A",
+        "",
+        "NNACGTNNACG",
+        "AAAT",
+        "TAAA",
+        *drawn(200, 7, seed=1),
+    ]:
+        other = dna.shuffled(letters, dice)
         assert pairs(other) == pairs(letters) and Counter(other) == Counter(letters)
         assert other[:1] == letters[:1] and other[-1:] == letters[-1:]
 
@@ -84,15 +95,15 @@ def test_a_shuffle_reaches_every_sequence_of_the_same_pairs_alike() -> None:
     orders = {letters[0] + "".join(order) for order in itertools.permutations(letters[1:])}
     all_of_them = {order for order in orders if pairs(order) == pairs(letters)}
     dice = random.Random(0)
-    found = Counter(sequences.shuffled(letters, dice) for _ in range(200 * len(all_of_them)))
+    found = Counter(dna.shuffled(letters, dice) for _ in range(200 * len(all_of_them)))
     assert set(found) == all_of_them and len(all_of_them) == 6
     assert max(abs(count - 200) for count in found.values()) < 5 * 200**0.5
 
 
 def test_a_shuffle_is_seeded_and_a_shuffle() -> None:
-    (letters,) = dna(1, 101)
-    once = sequences.shuffled(letters, random.Random(1))
-    assert once == sequences.shuffled(letters, random.Random(1)) != sequences.shuffled(letters, random.Random(2))
+    (letters,) = drawn(1, 101)
+    once = dna.shuffled(letters, random.Random(1))
+    assert once == dna.shuffled(letters, random.Random(1)) != dna.shuffled(letters, random.Random(2))
     assert sum(a != b for a, b in zip(letters, once, strict=True)) > 40
 
 
@@ -124,7 +135,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
 
 def test_peaks_are_split_by_chromosome_with_their_shuffles(tmp_path: Path) -> None:
     names = [f"chr{1 + number % 10}:{number}-{number + 120}" for number in range(800)]
-    held = sequences.from_records(sequences.read(fasta(tmp_path / "a.fa", names, dna(800, 120))), "a")
+    held = sequences.from_records(sequences.read(fasta(tmp_path / "a.fa", names, drawn(800, 120))), "a")
     for part, chromosomes in (
         (held.test, {"8", "9"}),
         (held.validation, {"7"}),
@@ -133,7 +144,7 @@ def test_peaks_are_split_by_chromosome_with_their_shuffles(tmp_path: Path) -> No
         count = len(part) // 2
         assert {name.partition("chr")[2].partition(":")[0] for name in part.names} == chromosomes
         assert part.labels.tolist() == [1] * count + [0] * count
-        letters = sequences.decoded(part.codes)
+        letters = dna.decoded(part.codes)
         assert all(pairs(letters[number]) == pairs(letters[number + count]) for number in range(count))
         assert [f"shuffle of {name}" for name in part.names[:count]] == list(part.names[count:])
     assert "chr8 and chr9 for testing" in held.how and held.window == 101
@@ -141,7 +152,7 @@ def test_peaks_are_split_by_chromosome_with_their_shuffles(tmp_path: Path) -> No
 
 def test_few_peaks_there_are_split_by_a_seed(tmp_path: Path) -> None:
     names = [f"chr{1 + number % 22}:{number}" for number in range(400)]
-    records = sequences.read(fasta(tmp_path / "a.fa", names, dna(400, 101)))
+    records = sequences.read(fasta(tmp_path / "a.fa", names, drawn(400, 101)))
     held = sequences.from_records(records, "a")
     assert [int(part.labels.sum()) for part in (held.train, held.validation, held.test)] == [260, 60, 80]
     every = [name for part in (held.train, held.validation, held.test) for name in part.names if not name.startswith("shuffle")]
@@ -153,16 +164,16 @@ def test_few_peaks_there_are_split_by_a_seed(tmp_path: Path) -> None:
 def test_labels_of_one_kind_are_refused(tmp_path: Path) -> None:
     for label, says in (("0", "no positive sequence"), ("1", "no negative sequence")):
         with pytest.raises(InputError, match=says):
-            sequences.from_records(sequences.read(fasta(tmp_path / "a.fa", [label] * 40, dna(40, 50))), "a")
+            sequences.from_records(sequences.read(fasta(tmp_path / "a.fa", [label] * 40, drawn(40, 50))), "a")
 
 
 def test_a_folder_of_the_authors_layout(tmp_path: Path) -> None:
-    fasta(tmp_path / "train.fa", ["1", "0"] * 100, dna(200, 60))
-    fasta(tmp_path / "test.fa", ["1", "0"] * 10, dna(20, 60, seed=1))
+    fasta(tmp_path / "train.fa", ["1", "0"] * 100, drawn(200, 60))
+    fasta(tmp_path / "test.fa", ["1", "0"] * 10, drawn(20, 60, seed=1))
     held = sequences.sequences(str(tmp_path))
     assert (len(held.train), len(held.validation), len(held.test), held.window) == (170, 30, 20, 60)
-    assert sequences.decoded(held.test.codes) == dna(20, 60, seed=1)
-    fasta(tmp_path / "test.fa", ["chr1"], dna(1, 60))
+    assert dna.decoded(held.test.codes) == drawn(20, 60, seed=1)
+    fasta(tmp_path / "test.fa", ["chr1"], drawn(1, 60))
     with pytest.raises(InputError, match=r"test\.fa: headers must be >1 or >0"):
         sequences.sequences(str(tmp_path))
 
@@ -173,7 +184,7 @@ def test_a_folder_of_the_authors_layout(tmp_path: Path) -> None:
 def test_planted_sites_are_where_they_are_said_to_be_on_both_strands() -> None:
     certain = [[0, 0, 0, 1], [0, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 1], [1, 0, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0]]  # TGCTAAG
     held = sequences.planted((300, 20, 20), matrix=certain)
-    letters, found = sequences.decoded(held.train.codes), Counter[str]()
+    letters, found = dna.decoded(held.train.codes), Counter[str]()
     assert held.train.planted is not None
     for one, (start, end), label in zip(letters, held.train.planted.tolist(), held.train.labels.tolist(), strict=True):
         if label:
@@ -247,7 +258,7 @@ def test_the_score_is_of_the_central_window_of_the_test_part(tmp_path: Path) -> 
 
 
 def test_batches_are_windows_near_the_centre_on_either_strand() -> None:
-    codes = sequences.encoded(["A" * 60 + "C" * 140])
+    codes = dna.encoded(["A" * 60 + "C" * 140])
     held = sequences.Part(("x",) * 400, codes.repeat(400, 1), torch.arange(400) % 2)
     task = sequences.task_of(sequences.Sequences("x", held, held, held, 101, ""), seed=1)
     batch = torch.cat([bases for bases, _ in task.batches(0)])
