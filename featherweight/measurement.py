@@ -13,7 +13,8 @@ from featherweight.network.calls import Example, Inputs
 from featherweight.network.copies import UnsupportedNetwork, unwrapped
 from featherweight.structure.count import count_macs
 from featherweight.weights.codes import FLOAT_BITS
-from featherweight.weights.parametrized import coded, computed, decoded, owner, prefix
+from featherweight.weights.parameters import Parameters, parameters_of
+from featherweight.weights.parametrized import prefix
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class Measurement:
 def measure(model: nn.Module, example: Example | Inputs, score: Callable[[nn.Module], float] | None = None) -> Measurement:
     """Score, sizes and MACs of `model`. Raises UnsupportedNetwork for one that is sharded or lazy."""
     network = unwrapped(model)
-    weights = decoded(network)
+    held = parameters_of(network)
+    weights = held.values
     if empty := [name for name, weight in weights.items() if weight.is_meta]:
         raise UnsupportedNetwork(f"{empty[0]!r} is on the meta device and has no values to measure: load weights first")
     macs, uncounted = count_macs(network, example)
@@ -50,18 +52,18 @@ def measure(model: nn.Module, example: Example | Inputs, score: Callable[[nn.Mod
         score=None if score is None else float(score(model)),
         parameters=sum(weight.numel() for weight in weights.values()),
         nonzeros=sum(_nonzeros(weight) for weight in weights.values()),
-        bits=sum(bits_of(network).values()),
+        bits=sum(bits_of(held).values()),
         macs=macs,
         uncounted=uncounted,
-        notes=size_notes(network),
+        notes=size_notes(held),
     )
 
 
-def bits_of(model: nn.Module) -> dict[str, int]:
+def bits_of(held: Parameters) -> dict[str, int]:
     """Parameter name -> bits: what its code holds, its free numbers at their own precision; else the entries at theirs."""
-    bits = {name: 8 * weight.element_size() * weight.numel() for name, weight in decoded(model).items()}
-    for name, viewed in coded(model).items():
-        width = 8 * getattr(owner(model, name)[0], owner(model, name)[1]).element_size()
+    bits = {name: 8 * weight.element_size() * weight.numel() for name, weight in held.values.items()}
+    for name, viewed in held.codes.items():
+        width = 8 * held.values[name].element_size()
         bits[name] = viewed.code.bits() + (width - FLOAT_BITS) * sum(prod(shape) for shape in viewed.code.free())
     return bits
 
@@ -76,15 +78,15 @@ def _nonzeros(weight: Tensor) -> int:
 LARGE = 0.01  # buffers are spoken of where they hold more than this share of the parameters' bytes
 
 
-def size_notes(model: nn.Module) -> tuple[str, ...]:
+def size_notes(held: Parameters) -> tuple[str, ...]:
     """What the sizes of a measurement leave out, and how they count what is no ordinary parameter."""
-    notes = []
+    model, notes = held.model, []
     kinds: dict[str, list[str]] = {}
-    for name, how in computed(model).items():
+    for name, how in held.computed.items():
         kinds.setdefault(how.by, []).append(name)
     for by, names in sorted(kinds.items()):
         notes.append(f"{', '.join(names)}: computed by {by}, and counted as the parameters that are stored")
-    inside = tuple(prefix(name) for name in coded(model))
+    inside = tuple(prefix(name) for name in held.codes)
     buffers = {id(b): b.numel() * b.element_size() for name, b in model.named_buffers() if not f".{name}".startswith(inside)}
     parameters = sum(p.numel() * p.element_size() for p in model.parameters())
     if sum(buffers.values()) > LARGE * parameters:

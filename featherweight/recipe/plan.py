@@ -15,7 +15,7 @@ from featherweight.recipe.patterns import matches as matches  # also for those w
 from featherweight.recipe.schema import WEIGHTS, Constrain, Rule
 from featherweight.recipe.selection import Chosen, listed, view_of
 from featherweight.weights.counts import ALLOCATORS
-from featherweight.weights.parametrized import decoded
+from featherweight.weights.parameters import Parameters, parameters_of
 from featherweight.weights.sets import LowRank, TopRows
 from featherweight.weights.sizes import Menu
 from featherweight.weights.targets import Spread, Target
@@ -58,7 +58,8 @@ def resolve(
     `squares`: E[g^2] of each parameter, for a stage with `fisher`. `example`: the network's inputs, for a stage with `macs`.
     Raises RecipeError with every mistake.
     """
-    weights = decoded(model)
+    held = parameters_of(model)
+    weights = held.values
     original = weights if original is None else original
     mistakes: list[str] = []
     found: dict[str, Target] = {}
@@ -71,7 +72,7 @@ def resolve(
     for number, rule in enumerate(stage.rules):
         where = f"stage {stage.name!r}, rule {number} ({short(rule.targets)})"
         try:
-            meant = chosen(rule, model, example)
+            meant = chosen(rule, held, example)
         except InputError as error:
             mistakes.append(f"{where}: {error}")
             continue
@@ -81,7 +82,7 @@ def resolve(
                 mistakes.append(f"{where}: parameter {name!r} is already the target of an earlier rule")
                 continue
             try:
-                view = view_of(rule.view, model, name, weights[name])
+                view = view_of(rule.view, held, name)
                 matrix = view.to_matrix(weights[name])
                 found[name], rules[name] = Target(rule.set, view, stage.masked, stage.fisher), rule
                 if rule.set.complete():
@@ -160,36 +161,36 @@ def _in(pattern: str, name: str) -> bool:
     return any(matches(pattern, ".".join(parts[:count])) for count in range(1, len(parts) + 1))
 
 
-def chosen(rule: Rule, model: nn.Module, example: Example | Inputs | None = None) -> Chosen:
+def chosen(rule: Rule, held: Parameters, example: Example | Inputs | None = None) -> Chosen:
     """The parameters that `rule` means. `example`: for a rule of rows, which by default takes only rows that can go.
 
     Raises InputError where there is none, with the reasons.
     """
     if rule.ignore:
-        found = chosen(replace(rule, ignore=()), model, example)
+        found = chosen(replace(rule, ignore=()), held, example)
         ignored = {name for name in found.names for pattern in rule.ignore if _in(pattern, name)}
         for pattern in rule.ignore:
-            if not any(_in(pattern, name) for name in decoded(model)):
+            if not any(_in(pattern, name) for name in held.values):
                 raise InputError(f"ignore: {pattern!r} matches no parameter and no module that holds one")
         if ignored >= set(found.names):
             raise InputError("ignore leaves no target")
         left_out = found.left_out | dict.fromkeys(ignored, "it is to be ignored")
         return Chosen([name for name in found.names if name not in ignored], left_out)
-    weights = decoded(model)
+    weights = held.values
     if rule.targets == WEIGHTS:
-        found = selection.weights_of(model, weights)
+        found = selection.weights_of(held)
         if hidden := {name: why for name, why in found.left_out.items() if name in found.computed}:
             raise InputError(f"these weights would stay as they are: {listed(hidden)}. Or name the targets that you mean")
         if isinstance(rule.set, LowRank):
-            found = selection.of_two_layers(rule.view, model, found, example)
+            found = selection.of_two_layers(rule.view, held, found, example)
         elif isinstance(rule.set, TopRows) and example is not None:
-            found = selection.of_rows_that_go(model, found, example)
+            found = selection.of_rows_that_go(held, found, example)
         if not found.names:
             reasons = listed(found.left_out) or f"there are {', '.join(weights) or 'no parameters'}"
             raise InputError(f"no weight of a linear, convolution, recurrent or attention layer can be a target: {reasons}")
         return found
     names = [name for name in weights if matches(rule.targets, name)]
-    untouchable = selection.untouchable(model)
+    untouchable = selection.untouchable(held)
     if not names:
         hidden = {name: why for name, why in untouchable.items() if matches(rule.targets, name)}
         why = f" It is {listed(hidden)}." if hidden else did_you_mean(rule.targets[:80], weights)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from featherweight.errors import InputError
@@ -19,7 +19,7 @@ from featherweight.lowrank.layers import CHANNEL, SPATIAL, input_shapes, kind_of
 from featherweight.network.calls import Example, Inputs
 from featherweight.structure import trace
 from featherweight.structure.errors import StructureError
-from featherweight.weights.parametrized import coded, computed, decoded, owner
+from featherweight.weights.parameters import Parameters
 from featherweight.weights.views import View
 
 ROWS = View("o ... -> o (...)")
@@ -38,11 +38,11 @@ class Chosen:
     computed: set[str] = field(default_factory=set)
 
 
-def weights_of(model: nn.Module, weights: Mapping[str, Tensor] | None = None) -> Chosen:
+def weights_of(held: Parameters) -> Chosen:
     """The weights of layers, by the modules' types."""
-    weights = decoded(model) if weights is None else weights
-    found, seen = Chosen(left_out=untouchable(model)), set[str]()
-    for path, layer in model.named_modules():
+    weights = held.values
+    found, seen = Chosen(left_out=untouchable(held)), set[str]()
+    for path, layer in held.model.named_modules():
         if "parametrizations" in path.split("."):
             continue
         for attribute in attributes_of(layer):
@@ -54,11 +54,11 @@ def weights_of(model: nn.Module, weights: Mapping[str, Tensor] | None = None) ->
                 found.names.append(name)
     for name, weight in weights.items():
         if weight.ndim > 1 and name not in seen and name not in found.left_out:
-            kind = kind_of(owner(model, name)[0]).__name__
+            kind = kind_of(held.layer(name)[0]).__name__
             found.left_out[name] = f"it is of a {kind}, no linear, convolution, recurrent or attention layer: name it to take it"
     found.left_out = {name: why for name, why in found.left_out.items() if name in seen or weights[name].ndim > 1}
     found.names.sort()
-    found.computed = seen & computed(model).keys()
+    found.computed = seen & held.computed.keys()
     return found
 
 
@@ -73,34 +73,35 @@ def attributes_of(layer: nn.Module) -> tuple[str, ...]:
     return ATTENTION if isinstance(layer, nn.MultiheadAttention) else ()
 
 
-def view_of(view: View | str, model: nn.Module, name: str, weight: Tensor) -> View:
+def view_of(view: View | str, held: Parameters, name: str) -> View:
     """The view of a parameter that a rule's word means: a layer's kind says where its outputs are, and how long its kernel is."""
     if isinstance(view, View):
         return view
-    layer, attribute = owner(model, name)
+    layer, attribute = held.layer(name)
     if view == "rows":
         if isinstance(layer, _ConvNd) and layer.transposed:
             return OF_TRANSPOSED
         gates = next((count for kind, count in GATES.items() if isinstance(layer, kind)), 1)
         return View("(g h) i -> h (g i)", (("g", gates),)) if gates > 1 and not attribute.startswith("weight_hr") else ROWS
-    if weight.ndim == 4:
+    ndim = held.values[name].ndim
+    if ndim == 4:
         return CHANNEL if view == "channel" else SPATIAL
-    return {2: View("o i -> o i"), 3: View("o i w -> o (i w)")}.get(weight.ndim, ROWS)
+    return {2: View("o i -> o i"), 3: View("o i w -> o (i w)")}.get(ndim, ROWS)
 
 
-def untouchable(model: nn.Module) -> dict[str, str]:
+def untouchable(held: Parameters) -> dict[str, str]:
     """Parameter -> why it cannot be a target: it is frozen, tied, computed from others, or what another is computed from."""
     owners: dict[int, list[str]] = {}
     trained: dict[str, bool] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
+    for name, parameter in held.model.named_parameters(remove_duplicate=False):
         if ".parametrizations." not in f".{name}":
             owners.setdefault(id(parameter), []).append(name)
             trained[name] = parameter.requires_grad
-    for name in coded(model):
-        layer, attribute = owner(model, name)
+    for name in held.codes:
+        layer, attribute = held.layer(name)
         trained[name] = any(free.requires_grad for free in layer.get_submodule(f"parametrizations.{attribute}").parameters())
     reasons = {name: "it is frozen (requires_grad=False)" for name, on in trained.items() if not on}
-    for name, how in computed(model).items():
+    for name, how in held.computed.items():
         reasons[name] = f"{how.by} computes it; to take it, make it an ordinary parameter first: {how.remove}"
         reasons |= dict.fromkeys(how.stored, f"{name} is computed from it by {how.by}")
     for tied in owners.values():
@@ -111,12 +112,12 @@ def untouchable(model: nn.Module) -> dict[str, str]:
     return reasons
 
 
-def of_two_layers(view: View | str, model: nn.Module, found: Chosen, example: Example | Inputs | None) -> Chosen:
+def of_two_layers(view: View | str, held: Parameters, found: Chosen, example: Example | Inputs | None) -> Chosen:
     """Without the weights that cannot be two thin layers: a low rank would be stored, and make nothing faster."""
-    met = input_shapes(model, example) if example is not None else None
+    met = input_shapes(held.model, example) if example is not None else None
     left, reasons = [], {}
     for name in found.names:
-        why = why_not(model, name, view_of(view, model, name, _weight(model, name)))
+        why = why_not(held.model, name, view_of(view, held, name))
         if why is None and met is not None and name.rpartition(".")[0] not in met:
             why = "its layer is not called with a tensor on the example"
         if why is None:
@@ -126,27 +127,21 @@ def of_two_layers(view: View | str, model: nn.Module, found: Chosen, example: Ex
     return Chosen(left, found.left_out | reasons)
 
 
-def of_rows_that_go(model: nn.Module, found: Chosen, example: Example | Inputs) -> Chosen:
+def of_rows_that_go(held: Parameters, found: Chosen, example: Example | Inputs) -> Chosen:
     """Without the weights whose rows must stay, such as those that make the network's outputs."""
     try:
-        graph = trace(model, example)
+        graph = trace(held.model, example)
     except StructureError as error:
         raise InputError(f"which rows may go is found on the network's graph: {error}. Or name the layers in `targets`") from None
     going = {parameter for site in graph.sites.values() for parameter in site.parameters}
     left, reasons = [], {}
     for name in found.names:
-        layer, _ = owner(model, name)
+        layer, _ = held.layer(name)
         if (name, int(isinstance(layer, _ConvNd) and layer.transposed)) in going:
             left.append(name)
         else:
             reasons[name] = "its rows are outputs of the network, or cannot go for another reason"
     return Chosen(left, found.left_out | reasons)
-
-
-def _weight(model: nn.Module, name: str) -> Tensor:
-    layer, attribute = owner(model, name)
-    weight: Tensor = getattr(layer, attribute)
-    return weight.detach()
 
 
 def said(left_out: Mapping[str, str]) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from featherweight.task import Task
 from featherweight.training.fit import squared_gradients
 from featherweight.weights.constrained import Constrained, freeze
 from featherweight.weights.drivers import Driver
+from featherweight.weights.parameters import parameters_of
 from featherweight.weights.parametrized import coded, decoded, detach, layouts_kept
 from featherweight.weights.sets import TopRows
 from featherweight.weights.targets import Target
@@ -75,7 +76,8 @@ def _late(stage: Constrain, driver: Driver | None, running: Running) -> str:
 
 def _meant(stage: Constrain, network: nn.Module, task: Task) -> set[str]:
     """The parameters that the stage's rules name."""
-    return {name for rule in stage.rules for name in chosen(rule, network, task.example_inputs).names}
+    held = parameters_of(network)
+    return {name for rule in stage.rules for name in chosen(rule, held, task.example_inputs).names}
 
 
 def _sweep(network: nn.Module, task: Task, targets: Mapping[str, Target]) -> tuple[list[structure.Edit], str]:

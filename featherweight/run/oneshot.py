@@ -24,8 +24,7 @@ from featherweight.recipe.schema import WEIGHTS, Constrain, Criterion, CutUnits,
 from featherweight.recipe.selection import said
 from featherweight.run.compressed import Compressed
 from featherweight.run.cut_units import cut
-from featherweight.run.report import Row
-from featherweight.run.stage import left
+from featherweight.run.report import Row, left
 from featherweight.task import Batch, Batches, Task
 from featherweight.weights.constrained import freeze
 from featherweight.weights.parametrized import plain

@@ -12,6 +12,7 @@ from torch import nn
 
 from featherweight.budget.costs import Spent
 from featherweight.measurement import Measurement
+from featherweight.weights.parameters import parameters_of
 from featherweight.weights.parametrized import coded, decoded
 
 
@@ -128,10 +129,16 @@ def notes(rows: Sequence[Row], health: float = 0.1) -> list[str]:
     return found
 
 
+def left(network: nn.Module, original: nn.Module) -> dict[str, tuple[int, int]]:
+    """Coded parameter -> (its non-zero weights, its weights in the original network)."""
+    now, before = parameters_of(network), decoded(original)
+    return {name: (int(now.values[name].count_nonzero()), before[name].numel()) for name in sorted(now.codes)}
+
+
 def weights_left(network: nn.Module, original: nn.Module) -> dict[str, dict[str, Any]]:
     """Coded parameter -> its code, its non-zero weights, and its weights in the original network."""
-    now, before = decoded(network), decoded(original)
+    codes = coded(network)
     return {
-        name: {"code": viewed.code.kind, "nonzeros": int(now[name].count_nonzero()), "of": before[name].numel()}
-        for name, viewed in sorted(coded(network).items())
+        name: {"code": codes[name].code.kind, "nonzeros": nonzeros, "of": of}
+        for name, (nonzeros, of) in left(network, original).items()
     }

@@ -19,7 +19,7 @@ from featherweight.measurement import measure
 from featherweight.network import generators
 from featherweight.recipe.schema import Stage, Train
 from featherweight.run.ground import Ground
-from featherweight.run.report import Row
+from featherweight.run.report import Row, left
 from featherweight.run.state import Result, Unfinished
 from featherweight.run.watch import Guide, Monitor, Watch
 from featherweight.structure import Edit as StructureEdit
@@ -28,7 +28,7 @@ from featherweight.training.distillation import settled
 from featherweight.training.fit import fit, recalibrate
 from featherweight.training.schedule import Distillation, Training
 from featherweight.weights import optimizers
-from featherweight.weights.parametrized import coded, decoded
+from featherweight.weights.parametrized import coded
 
 
 @dataclass
@@ -189,9 +189,3 @@ def train(stage: Train, start: Result, ground: Ground, monitor: Monitor) -> Resu
     running.prepare(stage.auxiliary)
     loss = running.train(running.optimizer())
     return running.finish(loss, None)
-
-
-def left(network: nn.Module, original: nn.Module) -> dict[str, tuple[int, int]]:
-    """Coded parameter -> (its non-zero weights, its weights in the original network)."""
-    now, before = decoded(network), decoded(original)
-    return {name: (int(now[name].count_nonzero()), before[name].numel()) for name in sorted(coded(network))}

@@ -25,6 +25,7 @@ from featherweight.structure import prune as prune_units
 from featherweight.structure import trace
 from featherweight.structure.errors import StructureError
 from featherweight.weights.codes import Scaled, Sparse
+from featherweight.weights.parameters import parameters_of
 from featherweight.weights.parametrized import attach, computed, decoded, detach, plain
 from featherweight.weights.views import WHOLE
 
@@ -364,9 +365,9 @@ def test_masked_entries_are_no_nonzeros_and_a_code_is_told_from_a_stranger() -> 
 def test_bits_are_those_of_the_types_that_are_held() -> None:
     network = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).to(torch.bfloat16)
     network.register_parameter("table", nn.Parameter(torch.ones(3, dtype=torch.int8), requires_grad=False))
-    assert bits_of(network) == {"0.bias": 64, "0.weight": 256, "1.bias": 64, "1.weight": 256, "table": 24}
+    assert bits_of(parameters_of(network)) == {"0.bias": 64, "0.weight": 256, "1.bias": 64, "1.weight": 256, "table": 24}
     attach(network, "0.weight", WHOLE, Sparse(1, 16, torch.tensor([1, 5])))
-    assert bits_of(network)["0.weight"] == 2 * 16 + 7  # two values, and log2(16 choose 2) for where they are
+    assert bits_of(parameters_of(network))["0.weight"] == 2 * 16 + 7  # two values, and log2(16 choose 2) for where they are
 
 
 def test_a_cut_keeps_marks_and_what_is_trained() -> None:

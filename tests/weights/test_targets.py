@@ -15,6 +15,7 @@ from featherweight.errors import InputError, RecipeError
 from featherweight.lowrank.layers import CHANNEL, SPATIAL
 from featherweight.recipe.plan import Plan, chosen, resolve
 from featherweight.recipes import RECIPES
+from featherweight.weights.parameters import parameters_of
 from featherweight.weights.parametrized import decoded
 from featherweight.weights.views import View
 
@@ -47,7 +48,7 @@ WANTED = {
 
 
 def test_weights_are_those_of_layers_by_kind_and_the_rest_is_said() -> None:
-    found = chosen(Rule("weights", TopK()), Everything())
+    found = chosen(Rule("weights", TopK()), parameters_of(Everything()))
     assert set(found.names) == WANTED and found.names == sorted(found.names)
     assert found.left_out.keys() == {"layer.weight", "layer.bias", "embed.weight", "table"}
     assert all("name it to take it" in why for why in found.left_out.values())
@@ -83,7 +84,7 @@ def test_a_frozen_and_a_tied_parameter_are_left_out_of_every_pattern() -> None:
     network[3].weight = network[0].weight
     network[1].requires_grad_(False)
     for pattern in ("weights", "*.weight", "re:.*weight", "*"):
-        found = chosen(Rule(pattern, TopK()), network)
+        found = chosen(Rule(pattern, TopK()), parameters_of(network))
         assert "2.weight" in found.names and not {"0.weight", "1.weight", "3.weight"} & set(found.names)
         assert "frozen" in found.left_out["1.weight"] and "tied: one tensor with 3.weight" in found.left_out["0.weight"]
     for pattern, why in (("0.weight", "tied"), ("3.weight", "tied"), ("1.*", "frozen")):
@@ -110,8 +111,8 @@ def test_a_weight_that_something_else_computes_is_named() -> None:
         parametrizations.weight_norm(nn.Linear(4, 4)), torch.nn.utils.weight_norm(nn.Linear(4, 4)), nn.Linear(4, 4)
     )
     with pytest.raises(InputError, match=r"0\.weight: .*WeightNorm computes it; .*remove_parametrizations.*1\.weight: "):
-        chosen(Rule("weights", TopK()), network)
-    found = chosen(Rule("2.weight", TopK()), network)
+        chosen(Rule("weights", TopK()), parameters_of(network))
+    found = chosen(Rule("2.weight", TopK()), parameters_of(network))
     assert found.names == ["2.weight"]
     with pytest.raises(RecipeError, match="WeightNorm computes it"):
         resolve(Constrain("s", (Rule("weights", TopK(3)),)), nn.Sequential(network[0]))
