@@ -35,3 +35,10 @@ def test_a_table_is_what_its_script_makes_of_the_rows(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in SCRIPTS if name not in WITH_ROWS])
 def test_a_script_without_rows_finds_what_it_imports(name: str) -> None:
     assert callable(importlib.import_module(f"benchmarks.{name}.run").main)
+
+
+def test_the_figures_of_the_readme_are_those_of_the_rows() -> None:
+    """Written by `featherweight reproduce readme`, and by nobody else."""
+    module = importlib.import_module("benchmarks.readme.run")
+    assert module.README.read_text() == module.written(module.README.read_text())
+    assert module.PICTURE.read_text() == module.picture()

@@ -1,0 +1,232 @@
+"""The results table and the picture of the project's README, from committed rows alone: no figure there is typed by hand.
+
+    featherweight reproduce readme      writes both anew
+
+Only rows whose network ships are quoted, so that `featherweight reproduce artifacts` or `inspect` can confirm them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Iterable
+from html import escape
+from typing import Any
+
+from benchmarks.lib.rows import ROOT, Line
+
+README, PICTURE = ROOT / "README.md", ROOT / "docs" / "measured.svg"
+BEGIN, END = "<!-- measured: written by `featherweight reproduce readme` -->\n", "<!-- end of measured -->"
+PUBLISHED = ((167, 99.0, "arXiv 1810.07378"), (246, 99.2, "arXiv 1903.09769"))  # weights left on LeNet-5, times fewer
+SEEDS = (0, 1, 2)
+
+
+def rows(name: str) -> dict[str, Line]:
+    """Name -> row of a benchmark."""
+    lines = (ROOT / "benchmarks" / name / "rows.jsonl").read_text().splitlines()
+    return {line["row"]: line for line in map(json.loads, lines)}
+
+
+def stage(line: Line, name: str) -> dict[str, Any] | None:
+    """What was measured at the end of a stage of a run."""
+    return next((one["measured"] for one in line["rows"] if one["stage"] == name), None)
+
+
+def lenet5(at: str) -> list[tuple[float, float]]:
+    """(times fewer weights, accuracy) of the three seeds at one stage."""
+    found = []
+    for seed in SEEDS:
+        for one in rows("lenet5_pruning")[f"seed {seed}"]["rows"]:
+            if one["stage"] == at and one["targets"]:
+                left = sum(nonzeros for nonzeros, _ in one["targets"].values())
+                found.append((430_500 / left, one["measured"]["score"]))
+    return found
+
+
+def weights() -> tuple[str, str]:
+    found = lenet5("301x")
+    ratio, score = (statistics.median(part) for part in zip(*found, strict=True))
+    worst = min(score for _, score in found)
+    dense = statistics.median(stage(rows("lenet5_pruning")[f"seed {seed}"], "dense")["score"] for seed in SEEDS)  # type: ignore[index]
+    return "LeNet-5 on MNIST, weights", (
+        f"{ratio:.0f} times fewer at {score:.2f} %, the worst of three seeds {worst:.2f} % (dense {dense:.2f} %)"
+    )
+
+
+def files() -> tuple[str, str]:
+    lines = [line for line in rows("lenet5_storage").values() if line["score"] >= 99.0 and "binary" not in line["row"]]
+    best: list[Line] = []
+    for line in sorted(lines, key=lambda line: line["storage"]["file"]):
+        if not best or line["score"] > best[-1]["score"]:
+            best.append(line)
+    told = ", ".join(f"{line['storage']['file']:,} bytes at {line['score']:.2f} %" for line in best)
+    return "LeNet-5 as one file", f"{told} (dense {best[0]['storage']['dense']:,} bytes)"
+
+
+def in_c() -> tuple[str, str]:
+    times = rows("ship")["LeNet-5"]["times"]
+    by_cut = times["ONNX, 301x cut"]["us"] / times["C, 301x"]["us"]
+    return "the same at 301 times fewer, as C", (
+        f"{times['C, 301x']['ratio']:.1f} times as fast as the dense network in ONNX Runtime, {by_cut:.1f} times as the cut one "
+        "there, one thread"
+    )
+
+
+def integers() -> tuple[str, str]:
+    told = []
+    for name in ("ResNet-20", "ResNet-56"):
+        line = rows("ship")[f"{name}, integers"]
+        (before, was), (after, now) = (line["notes"][f"ONNX, {kind}"].split(", ", 1) for kind in ("float32", "integers"))
+        smaller = int(was.split()[0].replace(",", "")) / int(now.split()[0].replace(",", ""))
+        told.append(
+            f"{name} {line['times']['ONNX, integers']['ratio']:.1f} times, {smaller:.1f} times smaller, {after} ({before})"
+        )
+    return "8-bit integers in ONNX Runtime, faster by", "; ".join(told)
+
+
+def evidence() -> tuple[str, str]:
+    line = rows("evidence")["mafk cnn 10x 0"]
+    found = line["numbers"]
+    return "Deep Motif's CNN, Mafk sites, 10 times fewer weights", (
+        f"AUC {line['auc']:.4f} (dense {line['dense_auc']:.4f}); its maps agree with the dense one's to {found['pearson']:.3f}, "
+        f"those of two dense seeds to {found['yardstick_pearson']:.3f} (Pearson)"
+    )
+
+
+def ordinary() -> tuple[str, str]:
+    from benchmarks.ordinary.run import NOISE, behind
+
+    done = rows("ordinary").values()
+    rival = [line for line in done if "magnitude" in line]
+    ahead = sum(line["score"] > line["magnitude"] + NOISE for line in rival)
+    lost = sum(map(behind, rival))
+    return "six ordinary networks, every recipe by default", (
+        f"beside magnitude pruning of a size: {ahead} ahead, {len(rival) - ahead - lost} within {NOISE:g} points, {lost} behind, "
+        f"{sum('refused' in line for line in done)} refused by name"
+    )
+
+
+def coverage() -> tuple[str, str]:
+    found = [line for line in rows("coverage").values() if line["part"] == "one" and ("traced" in line or "crash" in line)]
+    exact = [line for line in found if line.get("graph") == "graph" and (line.get("graph_error") or 0) <= 1e-9]
+    wrong = sum(line.get("graph") == "graph" and (line.get("graph_error") or 0) > 1e-9 for line in found)
+    whole = sum(line.get("class") == "class" and line["class_sites"][0] == line["class_sites"][1] for line in found)
+    part = sum(line.get("class") == "class" and line["class_sites"][0] < line["class_sites"][1] for line in found)
+    return "networks of others, half of every site cut", (
+        f"{len(exact)} of {len(found)} exactly as a graph, {wrong} wrongly; in their own class {whole} wholly, {part} in part"
+    )
+
+
+def hostile() -> tuple[str, str]:
+    return (
+        "damaged and hostile files, opened",
+        f"{sum(line['files'] for line in rows('fuzz').values()):,}; each ends in a named error or a network",
+    )
+
+
+QUOTED: dict[str, Callable[[], tuple[str, str]]] = {
+    "lenet5_pruning": weights,
+    "lenet5_storage": files,
+    "ship": in_c,
+    "ship ": integers,
+    "evidence": evidence,
+    "ordinary": ordinary,
+    "coverage": coverage,
+    "fuzz": hostile,
+}
+
+
+def table() -> str:
+    """Markdown: what was measured, and the command that measures it again."""
+    text = ["| what | measured | again by |", "|---|---|---|"]
+    for name, quoted in QUOTED.items():
+        what, told = quoted()
+        folder = name.strip()
+        command = f"`featherweight reproduce {folder.replace('_', '-')}`"
+        text.append(f"| {what} | {told} | {command}, [rows](benchmarks/{folder}/README.md) |")
+    return "\n".join([*text, ""])
+
+
+# --- the picture ---------------------------------------------------------------------------------------------------------
+
+WIDTH, HEIGHT = 760, 300
+OURS, OTHERS, GREY = "#0072b2", "#d55e00", "#777"  # two colours that a colour-blind reader tells apart
+
+
+def picture() -> str:
+    """SVG: LeNet-5's accuracy against times fewer weights, beside the papers; and what 301 times fewer are worth at run time."""
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
+        'font-family="sans-serif" font-size="12" role="img">',
+        "<title>LeNet-5 on MNIST: accuracy against weights left, and the time of one image</title>",
+        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>',
+        *_accuracy(50, 40, 360, 210),
+        *_times(500, 40, 230, 210),
+        "</svg>",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _text(x: float, y: float, words: str, anchor: str = "start", fill: str = "#222") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{fill}">{escape(words)}</text>'
+
+
+def _accuracy(left: float, top: float, width: float, height: float) -> Iterable[str]:
+    low, high, least, most = 98.5, 99.7, 30, 900
+
+    def at(ratio: float, score: float) -> tuple[float, float]:
+        x = left + width * math.log(ratio / least) / math.log(most / least)
+        return x, top + height * (high - score) / (high - low)
+
+    yield _text(left, top - 18, "accuracy, %, against times fewer weights")
+    for score in (98.5, 99.0, 99.5):
+        _, y = at(least, score)
+        yield f'<line x1="{left}" x2="{left + width}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>'
+        yield _text(left - 6, y + 4, f"{score:g}", "end", GREY)
+    for ratio in (40, 80, 160, 320, 640):
+        x, _ = at(ratio, low)
+        yield _text(x, top + height + 18, f"{ratio}x", "middle", GREY)
+    for name in ("40x", "80x", "247x", "301x", "702x"):
+        for ratio, score in lenet5(name):
+            x, y = at(ratio, score)
+            yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{OURS}" fill-opacity=".8"/>'
+    for ratio, score, _ in PUBLISHED:
+        x, y = at(ratio, score)
+        yield f'<rect x="{x - 4:.1f}" y="{y - 4:.1f}" width="8" height="8" fill="{OTHERS}"/>'
+    yield f'<circle cx="{left + 12}" cy="{top + height - 34}" r="4" fill="{OURS}"/>' + _text(
+        left + 22, top + height - 30, "here, three seeds (702x: one)"
+    )
+    yield f'<rect x="{left + 8}" y="{top + height - 18}" width="8" height="8" fill="{OTHERS}"/>' + _text(
+        left + 22, top + height - 10, "published: " + ", ".join(source for *_, source in PUBLISHED)
+    )
+
+
+def _times(left: float, top: float, width: float, height: float) -> Iterable[str]:
+    times = rows("ship")["LeNet-5"]["times"]
+    shown = {"ONNX Runtime, dense": "ONNX, dense", "ONNX Runtime, cut": "ONNX, 301x cut", "C, 301x": "C, 301x"}
+    slowest = times["ONNX, dense"]["us"]
+    yield _text(left, top - 18, "time of one image, dense = 100 %")
+    for number, (words, key) in enumerate(shown.items()):
+        y, share = top + 60 * number, times[key]["us"] / slowest
+        colour = OURS if key.startswith("C") else OTHERS
+        yield _text(left, y + 12, words)
+        yield f'<rect x="{left}" y="{y + 18}" width="{max(2.0, width * 0.8 * share):.1f}" height="18" fill="{colour}"/>'
+        yield _text(left + width * 0.8 * share + 6, y + 32, f"{100 * share:.0f} %")
+
+
+def written(text: str) -> str:
+    """A README with the table of today between its two marks."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}{table()}{END}{after}"
+
+
+def main() -> None:
+    README.write_text(written(README.read_text()))
+    PICTURE.write_text(picture())
+    print(table())
+
+
+if __name__ == "__main__":
+    main()
