@@ -158,21 +158,26 @@ def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def _course(page: Page, run: Run) -> None:
-    """Losses and residuals over the stages: what an artifact holds of the training."""
+    """Losses and residuals over the epochs of all stages; of an artifact that holds none of an epoch, over the stages."""
     charts = []
-    epochs = [row.epochs for row in run.rows]
-    losses = [(row.epochs, row.loss) for row in run.rows if row.loss is not None]
-    residuals = [(row.epochs, max(row.residuals.values())) for row in run.rows if row.residuals]
-    series = {"training loss, last epoch": losses, "largest primal residual": residuals}
+    course = [(row.epochs - len(row.course) + n, *ended) for row in run.rows for n, ended in enumerate(row.course, 1)]
+    losses = [(epoch, loss) for epoch, loss, _ in course]
+    residuals = [(epoch, residual) for epoch, _, residual in course if residual is not None]
+    if not course:
+        losses = [(row.epochs, row.loss) for row in run.rows if row.loss is not None]
+        residuals = [(row.epochs, max(row.residuals.values())) for row in run.rows if row.residuals]
+    ends = ", ".join(f"{row.stage} to {row.epochs}" for row in run.rows if row.epochs)
+    series = {"mean training loss of an epoch": losses, "largest primal residual": residuals}
     for name, points in series.items():
         finite = [(float(x), float(y)) for x, y in points if math.isfinite(y)]
         if len(finite) > 1:
             values = [y for _, y in finite]
-            plane = svg.Plane((min(epochs), max(epochs)), (min(0.0, *values), max(values)), "epochs of training so far", name)
+            ages = [x for x, _ in finite]
+            plane = svg.Plane((min(ages), max(ages)), (min(0.0, *values), max(values)), "epochs of training so far", name)
             plane.line(finite, "dense")
             for x, y in finite:
                 plane.point(x, y, "dense", "circle", f"{y:.4g} after {x:g} epochs")
-            charts.append((plane.drawn(f"{name} over the stages"), f"{name}, a point a stage"))
+            charts.append((plane.drawn(f"{name} over the training"), f"{name}; stages end: {ends}"))
     if charts:
         page.figures(charts)
 

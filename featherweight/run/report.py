@@ -30,6 +30,7 @@ class Row:
     residuals: dict[str, float]  # primal residual of each target when it was frozen
     spent: Spent | None = None  # of a stage that cut units: its budget, and what was made of it
     said: tuple[str, ...] = ()  # what was left out of the stage, and what was decided in it, in sentences
+    course: tuple[tuple[float, float | None], ...] = ()  # of each epoch: mean training loss, largest primal residual at its end
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

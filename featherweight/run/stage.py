@@ -124,6 +124,7 @@ class Running:
             self.watch.residuals,
             self.spent,
             tuple(filter(None, self.said)),
+            tuple(self.watch.course),
         )
         return Result(snapshot, [*rows, row.to_dict()], loss)
 

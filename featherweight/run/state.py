@@ -54,6 +54,7 @@ class Unfinished:
     losses: list[float]  # of that epoch
     spent: dict[str, Any] | None = None  # what was made of the budget of the stage's units
     heads: dict[str, dict[str, Any]] = field(default_factory=dict)  # the states of auxiliary heads
+    course: list[tuple[float, float | None]] = field(default_factory=list)  # of the stage's finished epochs, see `report.Row`
 
 
 @dataclass

@@ -75,6 +75,7 @@ class SavedUnfinished(_Plain):
     losses: Annotated[list[Finite], FailFast()]
     spent: Named | None
     heads: Annotated[dict[Any, Any], _all(dict)]
+    course: Annotated[list[tuple[Finite, Finite | None]], FailFast()] = []
 
 
 class Saved(_Plain):

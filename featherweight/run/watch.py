@@ -55,6 +55,7 @@ class Watch:
     def __init__(self, state: RunState, monitor: Monitor, stage: Stage, start: Result, steps_an_epoch: int):
         self.state, self.monitor, self.stage, self.start, self.steps_an_epoch = state, monitor, stage, start, steps_an_epoch
         self.residuals: dict[str, float] = state.unfinished.residuals if state.unfinished else {}
+        self.course = list(state.unfinished.course) if state.unfinished else []
         self.earlier = state.unfinished.seconds if state.unfinished else 0.0
         self.began = self.saved = time.monotonic()
         self.looked = -math.inf
@@ -77,6 +78,7 @@ class Watch:
                 phase, step.done, Snapshot.of(model, structural), optimizer.state_dict(), guide.state_dict() if guide else None,
                 self.residuals, self.seconds(), generators.states(), step.began, list(step.losses),
                 asdict(spent) if spent else None, {pivot: head.state_dict() for pivot, head in heads.items()},
+                list(self.course),
             )  # fmt: skip
             self.state.save()
             self.saved = time.monotonic()
@@ -85,6 +87,8 @@ class Watch:
             now = time.monotonic()
             self.steps += 1
             self.state.proven = True
+            if step.done % self.steps_an_epoch == 0:
+                self._epoch_ended(step, guide)
             if guide and now - self.looked >= SECONDS_BETWEEN_LOOKS:
                 self.residuals, self.looked = guide.residuals(), now
             if self.state.place and now - self.saved >= self.state.every:
@@ -103,6 +107,10 @@ class Watch:
                 raise
 
         return after
+
+    def _epoch_ended(self, step: Step, guide: Guide | None) -> None:
+        residuals = guide.residuals().values() if guide else ()
+        self.course.append((sum(step.losses) / len(step.losses), max(residuals, default=None)))
 
     def seconds(self) -> float:
         """Wall time of the stage so far, interrupted runs included."""

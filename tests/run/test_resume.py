@@ -291,6 +291,15 @@ def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
     assert rows_but_seconds(first) == rows_but_seconds(second)
 
 
+def test_the_report_has_each_epoch_of_training() -> None:
+    _, done = count_steps(SMALL, small_task(), small())
+    for stage, row in zip(SMALL.stages, done.rows, strict=True):
+        assert len(row.course) == stage.epochs
+        assert not row.course or row.course[-1][0] == row.loss
+    constrained = [row for stage, row in zip(SMALL.stages, done.rows, strict=True) if isinstance(stage, Constrain)]
+    assert any(residual is not None for row in constrained for _, residual in row.course)
+
+
 def test_the_given_network_is_not_changed() -> None:
     network = small()
     before = {name: value.clone() for name, value in network.state_dict().items()}
