@@ -68,8 +68,8 @@ def in_c() -> tuple[str, str]:
     times = rows("ship")["LeNet-5"]["times"]
     by_cut = times["ONNX, 301x cut"]["us"] / times["C, 301x"]["us"]
     return "the same at 301 times fewer, as C", (
-        f"{times['C, 301x']['ratio']:.1f} times as fast as the dense network and {by_cut:.1f} times as fast as the cut one, both in "
-        "ONNX Runtime on one thread"
+        f"{times['C, 301x']['ratio']:.1f} times as fast as the dense network and {by_cut:.1f} times as fast as the cut one, "
+        "both in ONNX Runtime on one thread"
     )
 
 
@@ -102,8 +102,8 @@ def ordinary() -> tuple[str, str]:
     ahead = sum(line["score"] > line["magnitude"] + NOISE for line in rival)
     lost = sum(map(behind, rival))
     return "six ordinary networks, every recipe by default", (
-        f"{len(done)} runs beside magnitude pruning to the same size: {ahead} better, {len(rival) - ahead - lost} within {NOISE:g} "
-        f"points, {lost} worse, {sum('refused' in line for line in done)} refused with a named error"
+        f"{len(done)} runs beside magnitude pruning to the same size: {ahead} better, {len(rival) - ahead - lost} within "
+        f"{NOISE:g} points, {lost} worse, {sum('refused' in line for line in done)} refused with a named error"
     )
 
 

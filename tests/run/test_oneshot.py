@@ -86,6 +86,17 @@ def test_sizes_that_the_class_cannot_express_are_allotted_anew() -> None:
     assert done.model(torch.randn(2, 3, 16, 16)).shape == (2, 10)
 
 
+@pytest.mark.parametrize("entry", [fw.prune, fw.factorize, fw.quantize, fw.cluster], ids=lambda entry: entry.__name__)
+def test_the_caller_s_random_numbers_go_on_as_if_nothing_had_been_called(entry: Any) -> None:
+    network = nn.Sequential(nn.Linear(64, 64), nn.Dropout(0.5), nn.ReLU(), nn.Linear(64, 8))
+    example = (torch.randn(1, 64),)
+    torch.manual_seed(3)
+    wanted = torch.rand(4)
+    torch.manual_seed(3)
+    entry(network, example)
+    assert torch.equal(torch.rand(4), wanted)
+
+
 def test_what_is_ignored_keeps_all_of_its_units_and_values() -> None:
     torch.manual_seed(0)
     network = zoo.CifarResNet(1, zoo.ProjectionShortcut)
