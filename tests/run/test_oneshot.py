@@ -10,6 +10,7 @@ import pytest
 import torch
 from ordinary import ORDINARY
 from torch import nn
+from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 import featherweight as fw
@@ -86,7 +87,13 @@ def test_sizes_that_the_class_cannot_express_are_allotted_anew() -> None:
     assert done.model(torch.randn(2, 3, 16, 16)).shape == (2, 10)
 
 
-@pytest.mark.parametrize("entry", [fw.prune, fw.factorize, fw.quantize, fw.cluster], ids=lambda entry: entry.__name__)
+def by_samples(network: nn.Module, example: tuple[torch.Tensor]) -> None:
+    """A loader that shuffles draws from the caller's generator."""
+    data = DataLoader([(torch.ones(64), 0), (torch.zeros(64), 1)], 2, shuffle=True)
+    fw.prune(network, example, criterion="taylor", data=data, loss=lambda n, b: nn.functional.cross_entropy(n(b[0]), b[1]))
+
+
+@pytest.mark.parametrize("entry", [fw.prune, fw.factorize, fw.quantize, fw.cluster, by_samples], ids=lambda entry: entry.__name__)
 def test_the_caller_s_random_numbers_go_on_as_if_nothing_had_been_called(entry: Any) -> None:
     network = nn.Sequential(nn.Linear(64, 64), nn.Dropout(0.5), nn.ReLU(), nn.Linear(64, 8))
     example = (torch.randn(1, 64),)
