@@ -10,39 +10,39 @@ import importlib.machinery
 import sys
 import types
 import warnings
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from featherweight import recipes, structure
-from featherweight.compression import compress
-from featherweight.errors import FeatherweightError
-from featherweight.files.artifact import load, save_cut
-from featherweight.measurement import measure
-from featherweight.recipe.schema import (
-    Adaptive,
-    Constrain,
-    CutUnits,
-    Distillation,
-    LearnUnits,
-    Recipe,
-    Rule,
-    Train,
-    Training,
-    Units,
-)
-from featherweight.run.compressed import Compressed, pack
-from featherweight.run.oneshot import cluster, factorize, prune, quantize
-from featherweight.ship.bench import bench
-from featherweight.ship.export import export
-from featherweight.structure import trace
-from featherweight.task import Steps, Task
-from featherweight.version import __version__
-from featherweight.weights.constrained import constrain
-from featherweight.weights.drivers import ADMM, Periodic
-from featherweight.weights.freezing import Freezing
-from featherweight.weights.sets import Codebook, Levels, LowRank, SparseCodebook, TopK, TopRows
-from featherweight.weights.targets import Target
-from featherweight.weights.views import View
+if TYPE_CHECKING:  # at run time each is imported when it is first asked for: `featherweight --help` needs no torch
+    from featherweight import recipes, structure
+    from featherweight.compression import compress
+    from featherweight.errors import FeatherweightError
+    from featherweight.files.artifact import load, save_cut
+    from featherweight.measurement import measure
+    from featherweight.recipe.schema import (
+        Adaptive,
+        Constrain,
+        CutUnits,
+        Distillation,
+        LearnUnits,
+        Recipe,
+        Rule,
+        Train,
+        Training,
+        Units,
+    )
+    from featherweight.run.compressed import Compressed, pack
+    from featherweight.run.oneshot import cluster, factorize, prune, quantize
+    from featherweight.ship.bench import bench
+    from featherweight.ship.export import export
+    from featherweight.structure import trace
+    from featherweight.task import Steps, Task
+    from featherweight.version import __version__
+    from featherweight.weights.constrained import constrain
+    from featherweight.weights.drivers import ADMM, Periodic
+    from featherweight.weights.freezing import Freezing
+    from featherweight.weights.sets import Codebook, Levels, LowRank, SparseCodebook, TopK, TopRows
+    from featherweight.weights.targets import Target
+    from featherweight.weights.views import View
 
 __all__ = [
     "ADMM",
@@ -87,6 +87,29 @@ __all__ = [
     "structure",
     "trace",
 ]
+
+
+_HOMES = {  # module -> what is asked of it
+    "compression": "compress",
+    "errors": "FeatherweightError",
+    "files.artifact": "load save_cut",
+    "measurement": "measure",
+    "recipe.schema": "Adaptive Constrain CutUnits Distillation LearnUnits Recipe Rule Train Training Units",
+    "run.compressed": "Compressed pack",
+    "run.oneshot": "cluster factorize prune quantize",
+    "ship.bench": "bench",
+    "ship.export": "export",
+    "structure": "trace",
+    "task": "Steps Task",
+    "version": "__version__",
+    "weights.constrained": "constrain",
+    "weights.drivers": "ADMM Periodic",
+    "weights.freezing": "Freezing",
+    "weights.sets": "Codebook Levels LowRank SparseCodebook TopK TopRows",
+    "weights.targets": "Target",
+    "weights.views": "View",
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
 
 
 def __dir__() -> list[str]:
@@ -177,10 +200,7 @@ class _Module(types.ModuleType):
     """A module under its old name; called, it is the function that has that name now."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return _FUNCTIONS[self.__name__.rpartition(".")[2]](*args, **kwargs)
-
-
-_FUNCTIONS: dict[str, Callable[..., Any]] = {"compress": compress, "measure": measure, "export": export}
+        return _attribute(self.__name__.rpartition(".")[2])(*args, **kwargs)
 
 
 class _Moved(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -210,7 +230,16 @@ def _moved(name: str) -> str:
 sys.meta_path.append(_Moved())
 
 
+def _attribute(name: str) -> Any:
+    return getattr(importlib.import_module(f"featherweight.{_HOME_OF[name]}"), name)
+
+
 def __getattr__(name: str) -> Any:
+    if name in _HOME_OF:
+        globals()[name] = _attribute(name)
+        return globals()[name]
+    if name in ("recipes", "structure"):
+        return importlib.import_module(f"featherweight.{name}")
     if name == "Imposed":
         warnings.warn("Imposed(driver, model, ...) is constrain(model, optimizer, targets, driver) now", stacklevel=2)
         return importlib.import_module("featherweight.weights.constrained").Constrained

@@ -1,5 +1,22 @@
 """The command line: `commands` holds one function a command, the other files what they are pointed at and how things look."""
 
-from featherweight.cli.commands import app, main
+import sys
+from typing import Any
 
-__all__ = ["app", "main"]
+from featherweight.cli import overview
+
+
+def main() -> None:
+    """The entry point."""
+    if not overview.shown(sys.argv[1:]):
+        from featherweight.cli.commands import app  # torch comes with it, which takes longer to import than help to read
+
+        app()
+
+
+def __getattr__(name: str) -> Any:
+    if name == "app":
+        from featherweight.cli.commands import app
+
+        return app
+    raise AttributeError(f"module 'featherweight.cli' has no attribute {name!r}")

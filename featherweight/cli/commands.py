@@ -9,10 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from featherweight.cli import artifacts, benchmarks, console, evidence, failures, inputs, jobs, outline, subjects
+from featherweight.cli import artifacts, benchmarks, console, evidence, failures, inputs, jobs, outline, overview, subjects
 from featherweight.cli.jobs import Job
 from featherweight.cli.options import (
-    EPILOG,
     AsJson,
     Data,
     Device,
@@ -26,9 +25,9 @@ from featherweight.cli.options import (
     Weights,
     Workdir,
 )
+from featherweight.cli.overview import EPILOG
 from featherweight.compression import Compressed
 from featherweight.errors import FeatherweightError, InputError, did_you_mean
-from featherweight.files.description import WRITER
 from featherweight.recipe.schema import Recipe
 from featherweight.recipes import RECIPES
 from featherweight.run.state import CHECKPOINT
@@ -62,22 +61,8 @@ class Commands(typer.core.TyperGroup):
             raise typer.Exit(failures.tell(error)) from None
 
 
-app = typer.Typer(
-    cls=Commands,
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    epilog=EPILOG,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-
-@app.callback(invoke_without_command=True)
-def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
-    """Makes trained PyTorch networks small and fast, and measures what came out."""
-    if version:
-        typer.echo(WRITER)
-        raise typer.Exit
+app = typer.Typer(cls=Commands, **overview.LOOKS)  # type: ignore[arg-type]
+app.callback(invoke_without_command=True)(overview.root)
 
 
 @app.command("compress", epilog=EPILOG)
@@ -251,8 +236,3 @@ def _show_plan(made: Job, recipe: Recipe, as_json: bool) -> None:
         console.json_object({"recipe": recipe.to_dict(), "model": made.model, "data": made.data, "stages": stages})
     else:
         console.plan(recipe, stages)
-
-
-def main() -> None:
-    """The entry point."""
-    app()

@@ -9,9 +9,9 @@ import traceback
 from pathlib import Path
 
 from featherweight.cli import console, usercode
+from featherweight.cli.overview import DEBUG
 from featherweight.errors import FeatherweightError, InputError
 
-DEBUG = "FEATHERWEIGHT_DEBUG"
 BROKEN_PIPE = 128 + 13  # as a shell tells of SIGPIPE
 WHOLE = f"{DEBUG}=1 before the command shows the whole traceback"
 

@@ -1,4 +1,4 @@
-"""What the options of several commands are called and mean, and the exit codes under every help."""
+"""What the options of several commands are called and mean."""
 
 from __future__ import annotations
 
@@ -7,18 +7,10 @@ from typing import Annotated
 
 import typer
 
-from featherweight.cli import failures, inputs
+from featherweight.cli import inputs
 from featherweight.zoo.networks import NETWORKS
 
 DATA = ", ".join(inputs.BUILT_IN_DATA)
-EPILOG = (
-    "Exit codes: 0 done. 1 the demo missed its aim, evidence is less than required, or an error of no other kind. 2 a wrong "
-    "argument, name or recipe. 3 data missing or damaged. 4 an artifact or checkpoint damaged or foreign, or inspect disagrees "
-    "with the report. 5 training cannot go on, such as a loss that is NaN. 6 files cannot be written. 130 interrupted; the same "
-    "command goes on. "
-    f"{failures.DEBUG}=1 before a command shows the traceback of an error."
-)
-
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help=f"{', '.join(NETWORKS)}; or file.py:function, which returns a module.")
 ]

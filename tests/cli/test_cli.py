@@ -15,12 +15,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from featherweight import errors
-from featherweight.cli import console
+from featherweight.cli import console, overview
 from featherweight.cli import inputs as given
 from featherweight.cli.commands import app
 from featherweight.measurement import Measurement
@@ -266,6 +267,17 @@ def test_reproduce_lists_runs_and_corrects(place: Path, monkeypatch: pytest.Monk
     assert "Did you mean 'one-two'" in message(call("reproduce", "one-tow", code=2))
     call("reproduce", "one-two", "--table", "x")
     assert (place / "ran").read_text() == "--table x"
+
+
+def test_help_needs_no_torch_and_tells_what_the_commands_are() -> None:
+    """The page is made of a list, so that nothing is imported for it: the list is what the commands say of themselves."""
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    assert overview.COMMANDS == {name: " ".join(one.help.split("\n\n")[0].split()) for name, one in commands.items()}
+    told = "import sys; sys.argv[1:] = ['--help']; from featherweight.cli import main; main(); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("False\n") and "reproduce" in done.stdout
+    told_with_all = CliRunner().invoke(app, ["--help"], prog_name="featherweight").stdout
+    assert told_with_all.split() == done.stdout.removesuffix("False\n").split()
 
 
 def test_the_demo_uses_parameters_that_the_recipe_has() -> None:

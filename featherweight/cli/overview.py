@@ -1,0 +1,61 @@
+"""What `featherweight --help` shows, told without torch: to import it takes longer than to read the page."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import featherweight
+
+DEBUG = "FEATHERWEIGHT_DEBUG"
+EPILOG = (
+    "Exit codes: 0 done. 1 the demo missed its aim, evidence is less than required, or an error of no other kind. 2 a wrong "
+    "argument, name or recipe. 3 data missing or damaged. 4 an artifact or checkpoint damaged or foreign, or inspect disagrees "
+    "with the report. 5 training cannot go on, such as a loss that is NaN. 6 files cannot be written. 130 interrupted; the same "
+    "command goes on. "
+    f"{DEBUG}=1 before a command shows the traceback of an error."
+)
+LOOKS = {
+    "no_args_is_help": True,
+    "add_completion": False,
+    "pretty_exceptions_enable": False,
+    "epilog": EPILOG,
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+}
+_COMMANDS = """\
+compress: Compress MODEL on the data by the recipe, and write the artifact to DIR. Ctrl-C saves; the same command goes on.
+plan: Show what `compress` would do, with exact names and sizes, or which units a budget would cut; and run nothing.
+recipes: List the built-in recipes, or show one: its parameters as comments and itself as YAML, ready to be saved as a file.
+demo: Train LeNet-5 on scikit-learn's digits and leave a twentieth of its weights. Nothing is downloaded; a minute or two.
+inspect: Measure an artifact or packed file anew, from its files alone; or show a MODEL's structure: what can go, and why not.
+pack: Pack an artifact's network into one entropy-coded file, every byte counted, bitwise the same when loaded.
+export: Write TARGET as an ONNX model, a torch.export program or C, run the file, and say how far it is from the network.
+bench: Time networks against A, in turns: faster, slower, or no difference seen where times spread more than they differ.
+evidence: Does SMALL look at what DENSE looks at? Compare attributions and answers beside a yardstick and a floor; write a page.
+report: Write what was asked of one or more runs and what came of it as a page: accuracy against sizes, stages, layers.
+reproduce: Run a benchmark of a checkout and rewrite its table; without NAME, list them. Further arguments go to the benchmark.
+"""
+COMMANDS = dict(line.split(": ", 1) for line in _COMMANDS.splitlines())  # as the docstrings of the commands begin
+
+
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """Makes trained PyTorch networks small and fast, and measures what came out."""
+    if version:
+        typer.echo(featherweight.__version__)
+        raise typer.Exit
+
+
+def shown(arguments: list[str]) -> bool:
+    """Were these answered here? All but a command are."""
+    if arguments and arguments not in (["-h"], ["--help"], ["--version"]):
+        return False
+    app = typer.Typer(**LOOKS)  # type: ignore[arg-type]
+    app.callback(invoke_without_command=True)(root)
+    for name, line in COMMANDS.items():
+        app.command(name, help=line)(_nothing)
+    app(arguments or ["--help"], prog_name="featherweight", standalone_mode=False)
+    return True
+
+
+def _nothing() -> None: ...
