@@ -27,7 +27,7 @@ from featherweight.structure.graph import Graph
 from featherweight.structure.labels import FIRST
 from featherweight.structure.observe import Runner, in_eval
 from featherweight.structure.precision import Precision, float64, to_float64
-from featherweight.structure.walk import Proof, Reading
+from featherweight.structure.values import Proof, Reading
 
 
 def sweep(model: nn.Module, graph: Graph, *, fold: bool = True) -> Result:

@@ -141,7 +141,7 @@ class _Reference:
         check = self.expected.compare(in_eval(candidate))
         if not check.passed or not trains_otherwise(model, self.captured):
             return check
-        whole, given = self.expected.precision.copy(model), self.expected.seen[-1][0]
+        whole, given = self.expected.precision.copy(model), self.expected.last
         wanted = run_in_training(whole, given, self.expected.precision)
         reason = training_failure(whole, wanted, candidate, given, self.expected.precision, exact=False)
         return replace(check, error=None, reason=reason, mode="training") if reason else check

@@ -14,8 +14,10 @@ import numpy as np
 from torch import fx
 
 from featherweight.structure.balance import Even
+from featherweight.structure.nodes import shape_of
 from featherweight.structure.rules.names import table
-from featherweight.structure.walk import ALWAYS, NEVER, Factor, Proof, Reading, Value, Walk, both, either, shape_of
+from featherweight.structure.values import ALWAYS, NEVER, Factor, Proof, Reading, Value, both, either
+from featherweight.structure.walk import Walk
 
 _TIE = "dimensions that are multiplied with each other, where nothing of one can go"
 

@@ -6,8 +6,10 @@ from typing import Any
 
 from torch import fx
 
+from featherweight.structure.nodes import operation, shape_of
 from featherweight.structure.rules.names import table
-from featherweight.structure.walk import ALWAYS, NEVER, Value, Walk, operation, shape_of
+from featherweight.structure.values import ALWAYS, NEVER, Value
+from featherweight.structure.walk import Walk
 
 
 def _uniform(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Any:

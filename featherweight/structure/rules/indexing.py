@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from featherweight.structure.nodes import shape_of
 from featherweight.structure.rules.names import table
-from featherweight.structure.walk import NEVER, Value, Walk, shape_of
+from featherweight.structure.values import NEVER, Value
+from featherweight.structure.walk import Walk
 
 
 def _index(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Any:
@@ -28,7 +30,7 @@ def _index(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Any:
         d = used[0]
         index = indices[d].known.cpu()
         if index.dim() == 1 and index.dtype == torch.int64:
-            return _taken(walk, value, d, index, shape_of(node))
+            return _taken(walk, node, value, d, index)
     walk.freeze(value, used, node, "entries are picked by number")
     outputs = walk.fresh_outputs(node)
     if not isinstance(outputs, Value):
@@ -46,8 +48,10 @@ def _index(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Any:
     return outputs
 
 
-def _taken(walk: Walk, value: Value, dim: int, index: Tensor, shape: tuple[int, ...] | None) -> Value:
+def _taken(walk: Walk, node: fx.Node, value: Value, dim: int, index: Tensor) -> Value:
+    shape = shape_of(node)
     assert shape is not None
+    walk.take(node, dim, index.numpy())
     result = value.like()
     result.shape = shape
     result.planes[dim] = [plane[index.numpy()] for plane in walk.live(value, dim)]
@@ -59,7 +63,7 @@ def _index_select(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Any:
     dim = int(bound["dim"]) % len(value.shape)
     index = bound["index"]
     if isinstance(index, Value) and index.known is not None and index.known.dtype == torch.int64:
-        return _taken(walk, value, dim, index.known.cpu().reshape(-1), shape_of(node))
+        return _taken(walk, node, value, dim, index.known.cpu().reshape(-1))
     walk.freeze(value, [dim], node, "entries are picked by number")
     if isinstance(index, Value):
         walk.freeze(index, range(len(index.shape)), node, "its entries are used as numbers of entries")

@@ -13,7 +13,8 @@ import numpy as np
 from torch import fx
 
 from featherweight.structure.rules.names import table
-from featherweight.structure.walk import NEVER, Value, Walk, both
+from featherweight.structure.values import NEVER, Value, both
+from featherweight.structure.walk import Walk
 
 _TIE = "channels and their norm's parameters, where nothing of one can go"
 

@@ -8,9 +8,11 @@ from typing import Any
 
 from torch import fx
 
+from featherweight.structure.nodes import operation
 from featherweight.structure.rules.names import table
 from featherweight.structure.rules.normalisation import soften
-from featherweight.structure.walk import NEVER, Reading, Value, Walk, operation
+from featherweight.structure.values import NEVER, Reading, Value
+from featherweight.structure.walk import Walk
 
 _KEEPS_ZERO = {"mean", "sum", "amax", "amin", "max", "min", "norm", "linalg_vector_norm", "var", "std", "cumsum", "logsumexp"} - {
     "logsumexp"
