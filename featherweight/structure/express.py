@@ -22,6 +22,8 @@ from featherweight.structure.inplace import touched, trial
 from featherweight.structure.rewrite import Change, rewrite
 
 Selection = Mapping[str, Sequence[int]]  # site -> the units that stay
+Place = tuple[str, str, int]  # module, attribute, a number in it
+DRAWS = 3  # of sizes, to see which of them a class cannot hold apart
 Group = tuple[str, ...]  # sites that keep the same share of their units
 
 
@@ -132,10 +134,12 @@ def free_sizes(model: nn.Module, graph: Graph, sites: Sequence[str], *, seed: in
     model = unwrapped(model)
     check_fresh(model, graph)
     groups: list[Group] = [(name,) for name in sites]
-    asking = _Asking(model, graph, _uneven(graph, groups, seed))
-    if asking.fine(sites):
+    draws = [_Asking(model, graph, _uneven(graph, groups, seed + draw)) for draw in range(DRAWS)]
+    clashes = [_clashes(asking, sites) for asking in draws]
+    # sizes that happen to agree would hide a tie: ask about those that disagree most
+    if max(zip(clashes, draws, strict=True), key=lambda pair: len(pair[0]))[1].fine(sites):
         return tuple(groups)
-    groups = [group for group in _tied(asking, sites) if levels(graph, group) > 1]
+    groups = [group for group in _tied(draws[0], set[Place]().union(*clashes), sites) if levels(graph, group) > 1]
     return tuple(_Asking(model, graph, _uneven(graph, groups, seed)).most(groups))
 
 
@@ -148,21 +152,22 @@ def _uneven(graph: Graph, groups: Sequence[Group], seed: int) -> dict[str, list[
     """Another share for each group, from a quarter to all but one unit."""
     rng = np.random.default_rng(seed)
     keep: dict[str, list[int]] = {}
-    for place, group in enumerate(groups):
+    for group in groups:
         most = levels(graph, group)
-        low = max(1, most // 4)
-        level = low + (place * 7 + 1) % max(1, most - low)
+        level = int(rng.integers(max(1, most // 4), most)) if most > 1 else 1
         for name in group:
             size = graph.site(name).size
             keep[name] = _some(rng, size, size // most * level)
     return keep
 
 
-def _tied(asking: _Asking, sites: Sequence[str]) -> list[Group]:
-    """The sites that change a number of one module to different values are tied, in the order of the sites."""
-    together = asking.changes(sites)
-    exact = touched(asking.model, together, multiples=False)
-    clashes = {number for number, after in touched(asking.model, together).items() if len(after) > 1}
+def _clashes(asking: _Asking, sites: Sequence[str]) -> set[Place]:
+    """The numbers of the class of which a cut of all sites would make several different ones."""
+    return {place for place, after in touched(asking.model, asking.changes(sites)).items() if len(after) > 1}
+
+
+def _tied(asking: _Asking, clashes: set[Place], sites: Sequence[str]) -> list[Group]:
+    """The sites that change one of these numbers are tied, in the order of the sites."""
     parent = {name: name for name in sites}
 
     def root(name: str) -> str:
@@ -170,14 +175,15 @@ def _tied(asking: _Asking, sites: Sequence[str]) -> list[Group]:
             name = parent[name]
         return name
 
-    holder: dict[tuple[str, str, int], str] = {}
+    at = {name: number for number, name in enumerate(sites)}
+    exact = touched(asking.model, asking.changes(sites), multiples=False)
+    holder: dict[Place, str] = {}
     for name in sites if clashes else ():
         changes = asking.changes([name])
-        mine, multiples = touched(asking.model, changes, multiples=False), touched(asking.model, changes)
-        for number in clashes & (mine.keys() | (multiples.keys() - exact.keys())):
-            first = holder.setdefault(number, name)
-            a, b = sorted((root(first), root(name)), key=list(sites).index)
-            parent[b] = a
+        mine, multiples = (touched(asking.model, changes, multiples=also) for also in (False, True))
+        for place in clashes & (mine.keys() | (multiples.keys() - exact.keys())):
+            first, last = sorted((root(holder.setdefault(place, name)), root(name)), key=at.__getitem__)
+            parent[last] = first
     groups: dict[str, list[str]] = {}
     for name in sites:
         groups.setdefault(root(name), []).append(name)
