@@ -10,13 +10,13 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from featherweight.network.calls import Inputs
 from featherweight.network.copies import copied_whole, unwrapped
 from featherweight.structure.capture import capture, first_line
 from featherweight.structure.edit import Edit, Moved, all_tensors, apply
-from featherweight.structure.entries import Cut, pick
+from featherweight.structure.entries import Cut
 from featherweight.structure.errors import BadSelection, NotExact, StaleGraph, StructureError
 from featherweight.structure.gate import (
     Check,
@@ -35,6 +35,7 @@ from featherweight.structure.nodes import operation
 from featherweight.structure.observe import RUN_FAILURES, Runner, in_eval, run_in_eval, run_in_training
 from featherweight.structure.precision import PRECISIONS, Precision
 from featherweight.structure.rewrite import Rewritten, rewrite
+from featherweight.structure.running import graph_runner, sliced
 from featherweight.structure.tracing import analyse
 from featherweight.structure.values import Value
 
@@ -164,7 +165,7 @@ def _attempt(
     reason = "the exported module was asked for"
     if where != "graph":
         kept = tuple((name, len(units)) for name, units in selection.items())
-        edit, found = trial(model, graph, masks, kept, rewritten.changes, soft)
+        edit, found = trial(model, graph, masks, kept, rewritten, soft)
         if edit is not None:
             return Result(model, "class", edit, found, apply(model, edit), masks, {})
         reason = found.reason
@@ -242,7 +243,7 @@ def _exported_again(
             return None
         if others and not any(graph.site(name).soft for name in selection):
             parameters = [name for name, kind in graph.kinds.items() if kind == "parameter"]
-            reference = Reference(model, fixed.masks, parameters, graph.captured, [inputs, *others])
+            reference = Reference(model, graph.zeroed(fixed.masks), parameters, graph.captured, [inputs, *others])
             filled = all_tensors(cut)
             fill_zeros(filled, [name for name in parameters if name in filled])
             if not reference.expected.compare(in_eval(cut)).passed:
@@ -269,31 +270,6 @@ def as_module(model: nn.Module, graph: Graph, masks: Masks, rewritten: Rewritten
     return Result(module, "graph", None, check, moved, masks, {}, reason)
 
 
-def sliced(tensors: Mapping[str, Tensor], masks: Masks) -> dict[str, Tensor]:
-    result = dict(tensors)
-    for (name, dim), mask in masks.items():
-        result[name] = pick(result[name].detach(), dim, len(mask), np.flatnonzero(mask).tolist())
-    return result
-
-
-def placed(graph: Graph, tensors: Mapping[str, Tensor], given: Inputs) -> list[object]:
-    """What the exported graph is called with: the network's tensors, and these inputs."""
-    inputs = iter(given.leaves())
-    return [
-        tensors[name] if kind in ("parameter", "buffer", "constant") else next(inputs) for kind, name in graph.captured.sources
-    ]
-
-
-def graph_runner(graph: Graph, module: fx.GraphModule, tensors: Mapping[str, Tensor]) -> Runner:
-    """Runs an exported graph on these tensors of the network; what it writes into its buffers is gone afterwards."""
-
-    def call(given: Inputs) -> object:
-        held = {name: tensor.clone() if graph.kinds[name] == "buffer" else tensor for name, tensor in tensors.items()}
-        return fx.Interpreter(module).run(*placed(graph, held, given), enable_io_processing=False)
-
-    return call
-
-
 def _check_graph(graph: Graph, masks: Masks, rewritten: Rewritten) -> Check:
     """The same comparison on the exported graph: zeroed and whole against cut."""
     start = time.perf_counter()
@@ -304,7 +280,7 @@ def _check_graph(graph: Graph, masks: Masks, rewritten: Rewritten) -> Check:
         whole.update({name: precision.cast(t.detach()) for name, t in graph.captured.tensors.items()})
         whole.update({name: whole[name].clone() for name in parameters})
         fill_zeros(whole, parameters)
-        zero_slices(whole, masks, parameters)
+        zero_slices(whole, graph.zeroed(masks), parameters)
         return graph_runner(graph, graph.captured.module, whole)
 
     try:
@@ -355,7 +331,7 @@ def _blame(model: nn.Module, graph: Graph, selection: Mapping[str, Sequence[int]
             continue
         rewritten = rewrite(graph, gone)
         if found.mode == "training":
-            fine = trial(model, graph, masks, (), rewritten.changes, bool(graph.site(name).soft))[0] is not None
+            fine = trial(model, graph, masks, (), rewritten, bool(graph.site(name).soft))[0] is not None
         else:
             fine = _check_graph(graph, masks, rewritten).passed
         if not fine:

@@ -42,7 +42,7 @@ class _Asking:
         gone = self.graph.gone({name: self.keep[name] for name in sites})
         masks = self.graph.keep_masks(gone)
         soft = any(self.graph.site(name).soft for name in sites)
-        return trial(self.model, self.graph, masks, (), rewrite(self.graph, gone).changes, soft, quick)[0] is not None
+        return trial(self.model, self.graph, masks, (), rewrite(self.graph, gone), soft, quick)[0] is not None
 
     def changes(self, sites: Sequence[str]) -> tuple[Change, ...]:
         return rewrite(self.graph, self.graph.gone({name: self.keep[name] for name in sites})).changes

@@ -188,8 +188,9 @@ class Graph:
         tensor, dim = next((slot for slot in slots if slot[1] == 0 and self.kinds.get(slot[0]) == "parameter"), slots[0])
         head, _, last = tensor.rpartition(".")
         name = head if head and last == "weight" else tensor
-        if head and last == "bias" and any(other == f"{head}.weight" for other, _ in slots):
-            name = head  # a layer that keeps its outputs in dimension 1
+        weights = (f"{head}.weight", f"{head}.parametrizations.weight.")
+        if head and last == "bias" and any(other.startswith(weights) for other, _ in slots):
+            name = head  # a layer that keeps its outputs in dimension 1, or makes its weight of others
         elif dim != 0:
             name = f"{name}[{dim}]"
         if name not in taken:
@@ -367,6 +368,10 @@ class Graph:
                     raise BadSelection(f"nothing would be left of {key[0]!r} along dimension {key[1]}; keep more units")
                 result[key] = ~lost
         return result
+
+    def zeroed(self, masks: Mapping[tuple[str, int], NDArray[np.bool_]]) -> dict[tuple[str, int], NDArray[np.bool_]]:
+        """Those of the masks whose entries are 0 where a cut is compared: not what the network divides by."""
+        return {key: mask for key, mask in masks.items() if key not in self.walk.divided}
 
     def node_masks(self, gone: NDArray[np.bool_]) -> Callable[[Value, int], NDArray[np.bool_] | None]:
         """A function (value, dimension) -> which entries stay, None where all do."""

@@ -9,21 +9,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import nn
 
 from featherweight.network.copies import copied_whole
 from featherweight.structure.edit import Attribute, Edit, all_tensors, apply, attribute_tensor
 from featherweight.structure.entries import Cut
-from featherweight.structure.gate import Check, Reference, exercises
+from featherweight.structure.gate import Check, Expected, Reference, exercises, fill_zeros, zero_slices
 from featherweight.structure.graph import Graph
 from featherweight.structure.numbers import Numbers, as_number
-from featherweight.structure.observe import RUN_FAILURES
-from featherweight.structure.rewrite import Change
-
-Masks = Mapping[tuple[str, int], NDArray[np.bool_]]
+from featherweight.structure.observe import RUN_FAILURES, in_eval
+from featherweight.structure.rewrite import Change, Rewritten
+from featherweight.structure.running import Masks, graph_runner, sliced
 
 
 def cuts_of(masks: Masks, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Cut, ...]:
@@ -39,12 +38,14 @@ def trial(
     graph: Graph,
     masks: Masks,
     kept: tuple[tuple[str, int], ...],
-    changes: Sequence[Change],
+    rewritten: Rewritten,
     soft: bool,
     quick: bool = False,
 ) -> tuple[Edit | None, Check]:
     """Try edits on float64 copies: one that is exact, or None and why the plain one did not do. `model` is not changed.
 
+    soft   the cut changes what the network computes: it must compute what the exported graph computes that is cut so, and the
+           check says how far that is from the network without the units
     quick  compare on one sample of the example only
     """
     cuts = cuts_of(masks, graph.tensors)
@@ -55,7 +56,7 @@ def trial(
     try:
         parameters = [n for n, kind in graph.kinds.items() if kind == "parameter"]
         given = [graph.captured.sample()] if quick else [*exercises(graph.captured), *graph.others]
-        reference = Reference(model, masks, parameters, graph.captured, given)
+        reference = Reference(model, graph.zeroed(masks), parameters, graph.captured, given)
     except RUN_FAILURES as error:
         return None, Check(None, 0.0, f"the network cannot be checked in float64: {error}")
 
@@ -63,20 +64,31 @@ def trial(
         edit = Edit("cut", kept, cuts, tuple(attributes))
         candidate = copied_whole(reference.model, share=True)
         apply(candidate, edit)
-        return edit, reference.compare(candidate)
+        check = reference.compare(candidate)
+        return edit, same_as_graph(candidate, check) if soft and check.error is not None and not check.passed else check
 
-    def passes(check: Check) -> bool:
-        return check.passed or (soft and check.error is not None and check.error != float("inf"))
+    def same_as_graph(candidate: nn.Module, check: Check) -> Check:
+        precision = reference.expected.precision
+        tensors = {name: precision.cast(t.detach()) for name, t in graph.captured.tensors.items()}
+        filled = {name: tensors[name].clone() for name in parameters}
+        fill_zeros(filled, parameters)
+        zero_slices(filled, graph.zeroed(masks), parameters)
+        cut = sliced({**tensors, **filled}, masks)
+        given = [graph.captured.inputs] if quick else exercises(graph.captured)
+        same = Expected(lambda _: graph_runner(graph, rewritten.module, cut), given, False).compare(in_eval(candidate))
+        if not same.passed:
+            return replace(same, reason=f"it is not what the exported graph computes that is cut so: {same.reason}")
+        return replace(check, tolerance=float("inf"), reason="")
 
     stock = stock_attributes(model, cuts)
     edit, first = attempt(stock)
-    if passes(first):
+    if first.passed:
         return edit, first
-    left = guesses(model, cuts, stock, changes)
+    left = guesses(model, cuts, stock, rewritten.changes)
     if len(left) > 1:
         each = {(a.module, a.name): a for family in reversed(left) for a in family}  # the first value of each
         edit, check = attempt([*stock, *each.values()])
-        if passes(check):
+        if check.passed:
             return edit, check
     # families of guesses are added one by one while they let the network run further
     chosen: list[Attribute] = list(stock)
@@ -84,7 +96,7 @@ def trial(
     while left:
         tried = [(attempt([*chosen, *family]), family) for family in left]
         for (edit, check), _ in tried:
-            if passes(check):
+            if check.passed:
                 return edit, check
         (edit, check), family = max(tried, key=lambda item: item[0][1].operations)
         if check.operations <= best.operations:

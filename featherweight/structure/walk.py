@@ -44,6 +44,7 @@ class Walk:
     grouped  the other grouped convolutions that could be treated so -> the planes of their input and output channels
     training  the walk over the graph of training mode, where that reads more, with the same labels and tensors
     varying  dimensions of nodes that follow the size of the input (see `lengths`): nothing of them goes
+    divided  (tensor, dimension) of which an entry must not be 0 throughout, since the network divides by its size
     doubtful  what may follow it, as (node, its planes), as long as nobody has looked at another size
     """
 
@@ -62,6 +63,7 @@ class Walk:
     owner: dict[fx.Node, str] = field(default_factory=dict)
     training: Walk | None = None
     varying: Mapping[str, frozenset[int]] = field(default_factory=dict)
+    divided: set[tuple[str, int]] = field(default_factory=set)
     doubtful: list[tuple[fx.Node, Planes]] = field(default_factory=list)
     _taken: dict[tuple[fx.Node, int], tuple[set[fx.Node], NDArray[np.bool_]]] = field(default_factory=dict)
     _root: dict[fx.Node, fx.Node] = field(default_factory=dict)
@@ -156,6 +158,7 @@ class Walk:
             )
             self.training.run(rules)
             self.softened += self.training.softened
+            self.divided |= self.training.divided
         self._freeze_unread()
         if training is None:
             balance(self.labels, self.even)

@@ -57,6 +57,9 @@ def reshaped(walk: Walk, node: fx.Node, value: Value, shape: tuple[int, ...]) ->
         constant: Proof = ALWAYS
         for position, d in enumerate(ins):
             if not walk.live(value, d):
+                for reason in walk.labels.reasons(value.planes[d])[:1]:  # what is tied to it hears why
+                    for e in outs:
+                        result.planes[e] = [*result.planes[e], walk.labels.frozen(shape[e], reason)]
                 continue
             zero, constant = both(zero, value.zero[d]), both(constant, value.constant[d])
             for plane in value.planes[d]:
