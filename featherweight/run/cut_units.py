@@ -34,6 +34,7 @@ from featherweight.run.stage import begin
 from featherweight.run.state import Result
 from featherweight.run.watch import Monitor
 from featherweight.structure import Edit, Graph, expressible, free_sizes, prune, trace
+from featherweight.structure import Result as Cut
 from featherweight.structure.errors import NotExact
 from featherweight.task import Batch, Task
 from featherweight.training.distillation import logits_of
@@ -80,7 +81,7 @@ def cut(network: nn.Module, task: Task, asked: Units, epoch: int, auxiliary: boo
     held = sorted(coded(network))
     if held:
         raise InputError(f"units are cut before weights are coded: {', '.join(held)} have a code. Put the stage that cuts first")
-    graph = trace(network, task.example_inputs)
+    graph = trace(network, task.example_inputs, soft=asked.soft)
     statistics = _statistics(asked)
     groups, left_out = may_go(network, graph, asked)
     sites = [name for group in groups for name in group]
@@ -89,7 +90,7 @@ def cut(network: nn.Module, task: Task, asked: Units, epoch: int, auxiliary: boo
             why = "; ".join(f"{name}: {reason}" for name, reason in list(graph.frozen.items())[:3]) or "it has no layers"
             raise InputError(
                 f"no units can go: none of the network's layers has units that its class can be without ({why}). "
-                f"{_sentence([ELSE])}"
+                f"{_sentence([*_softly(network, task, asked), ELSE])}"
             )
         told = "".join(f"; {name}: {why}" for name, why in left_out.items())
         by_weights = statistics and may_go(network, graph, replace(asked, criterion="l1", refit=False))[0]
@@ -118,7 +119,7 @@ def cut(network: nn.Module, task: Task, asked: Units, epoch: int, auxiliary: boo
         sizes, spent = _sizes(ranked, asked)
         unfit = ranked.not_refitted(sizes)
         try:
-            edit = ranked.cut(network, sizes)
+            done = ranked.cut(network, sizes)
             break
         except NotExact:
             refused = _refused(ranked, sizes)
@@ -130,8 +131,22 @@ def cut(network: nn.Module, task: Task, asked: Units, epoch: int, auxiliary: boo
             ranked = replace(ranked, groups=groups, rankings=rest)
     if asked.certify:
         spent = replace(spent, gaps=ranked.gaps(sizes))
-    caveats += [*rankings.caveats, *unfit]
-    return Cutting(edit, replace(spent, left_out=left_out, caveats=caveats))
+    caveats += [*rankings.caveats, *unfit, *_changed(graph, done)]
+    return Cutting(done.edit if done is not None else None, replace(spent, left_out=left_out, caveats=caveats))
+
+
+def _changed(graph: Graph, done: Cut | None) -> list[str]:
+    """What is to be known of a cut that changes what the network computes, and of the check of any."""
+    if done is None:
+        return []
+    soft = [name for name, _ in (done.edit.sites if done.edit is not None else ()) if graph.site(name).soft]
+    said = [done.check.note] if done.check.note else []
+    if soft and done.check.error is not None:
+        said.append(
+            f"a statistic is taken over units of {', '.join(soft)}: without them the outputs differ by {done.check.error:.1%} of "
+            "the largest from those of the network in which they give 0, which fine-tuning has to repair"
+        )
+    return said
 
 
 def _whole_groups(groups: Groups, rankings: Mapping[str, Ranking], left_out: dict[str, str]) -> tuple[Groups, dict[str, Ranking]]:
@@ -151,6 +166,12 @@ def _refused(ranked: Ranked, sizes: Sizes) -> list[str]:
     return [site for site in keep if site not in fine]
 
 
+def _softly(network: nn.Module, task: Task, asked: Units) -> list[str]:
+    """The way out where units could go if a norm's statistics may change."""
+    possible = not asked.soft and trace(network, task.example_inputs, soft=True).sites
+    return ["let units go over which a norm takes a statistic (soft=True), and fine-tune"] if possible else []
+
+
 def _sentence(ways: Sequence[str]) -> str:
     """Ways out as the end of a message."""
     told = ", or ".join(ways)
@@ -164,7 +185,7 @@ def may_go(network: nn.Module, graph: Graph, asked: Units) -> tuple[Groups, dict
     ignored = _ignored(graph, asked.ignore)
     possible = [name for name in possible if name not in ignored]
     left_out = ignored | unobservable(network, graph, _statistics(asked), possible)
-    sites = expressible(network, graph, [name for name in possible if name not in left_out])
+    sites = expressible(network, graph, [name for name in possible if name not in left_out], soft=asked.soft)
     groups = free_sizes(network, graph, sites)
     free = {name for group in groups for name in group}
     left_out |= {name: NOT_EXPRESSIBLE for name in possible if name not in left_out and name not in sites}
@@ -205,7 +226,7 @@ class Ranked:
         """The sites as they are allocated."""
         return Tied(self.groups, {name: ranking.size for name, ranking in self.rankings.items()})
 
-    def cut(self, network: nn.Module, sizes: Sizes) -> Edit | None:
+    def cut(self, network: nn.Module, sizes: Sizes) -> Cut | None:
         """Cut `network`, which is ours or a copy of it, in place. None where all units stay."""
         keep = self.keep(sizes)
         if not keep:
@@ -218,7 +239,7 @@ class Ranked:
                 parameters[name].copy_(values)
         try:
             with layouts_kept(network):
-                return prune(network, self.graph, keep, where="class").edit
+                return prune(network, self.graph, keep, where="class")
         except BaseException:
             with torch.no_grad():
                 for name, values in before.items():

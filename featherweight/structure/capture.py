@@ -23,7 +23,7 @@ from torch.export.graph_signature import InputKind
 
 from featherweight.errors import InputError
 from featherweight.network.calls import Example, Inputs, plain_outputs
-from featherweight.network.evaluating import evaluating
+from featherweight.network.evaluating import evaluating, without_caches
 from featherweight.structure.errors import BadExample, DataDependentControlFlow, NotExportable
 
 Kind = Literal["parameter", "buffer", "constant", "input", "other"]
@@ -101,15 +101,15 @@ def whole_attention() -> Iterator[None]:
 
 @contextlib.contextmanager
 def evaluation(model: nn.Module) -> Iterator[None]:
-    """Eval mode, no gradients and whole attention."""
-    with evaluating(model), torch.no_grad(), whole_attention():
+    """Eval mode, no gradients, whole attention and no caches."""
+    with evaluating(model), without_caches(model), torch.no_grad(), whole_attention():
         yield
 
 
 @contextlib.contextmanager
 def as_trained(model: nn.Module) -> Iterator[None]:
-    """The mode that the network's own `train()` sets, without gradients and with whole attention."""
-    with evaluating(model), torch.no_grad(), whole_attention():
+    """The mode that the network's own `train()` sets, without gradients and caches and with whole attention."""
+    with evaluating(model), without_caches(model), torch.no_grad(), whole_attention():
         model.train()
         yield
 

@@ -211,7 +211,7 @@ class Walk:
             self.values[node] = self._python(node)
             return
         bound = self.bind(node)
-        rule = rules.get(target.overloadpacket)
+        rule = rules.get(target.overloadpacket) or rules.get(operation(node))
         if rule is None and torch.Tag.pointwise in target.tags:
             rule = rules["pointwise"]
         if rule is None:
