@@ -43,7 +43,6 @@ from featherweight.weights.parametrized import coded, layouts_kept
 NOT_EXPRESSIBLE = (
     "the network's own class cannot express a cut of it (structure.prune with where='graph' cuts it, in an exported module)"
 )
-NOT_FREE = "the network's own class cannot give it a size of its own"
 NOT_TIED = "a number of the network's class ties it to {other}, which keeps all its units"
 Groups = tuple[tuple[str, ...], ...]
 ELSE = "make the weights smaller instead: progressive_admm (zeros), admm_quantization (bits) or decompose (ranks)"
@@ -185,11 +184,9 @@ def may_go(network: nn.Module, graph: Graph, asked: Units) -> tuple[Groups, dict
     ignored = _ignored(graph, asked.ignore)
     possible = [name for name in possible if name not in ignored]
     left_out = ignored | unobservable(network, graph, _statistics(asked), possible)
-    sites = expressible(network, graph, [name for name in possible if name not in left_out], soft=asked.soft)
-    groups = free_sizes(network, graph, sites)
+    groups = free_sizes(network, graph, [name for name in possible if name not in left_out])
     free = {name for group in groups for name in group}
-    left_out |= {name: NOT_EXPRESSIBLE for name in possible if name not in left_out and name not in sites}
-    return groups, left_out | {name: NOT_FREE for name in sites if name not in free}
+    return groups, left_out | {name: NOT_EXPRESSIBLE for name in possible if name not in left_out and name not in free}
 
 
 def _ignored(graph: Graph, patterns: Sequence[str]) -> dict[str, str]:

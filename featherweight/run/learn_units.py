@@ -105,10 +105,9 @@ class Proportions:
         self.asked, self.model, self.example, self.optimizer, self.steps = asked, model, example, optimizer, steps
         self.graph = graph = trace(model, example)
         readers = find_readers(model, graph)
-        able = expressible(model, graph, [name for name in graph.sites if name not in readers.unobservable])
-        groups = free_sizes(model, graph, able)
+        groups = free_sizes(model, graph, [name for name in graph.sites if name not in readers.unobservable])
         free = {name for group in groups for name in group}
-        self.sites = tuple(name for name in able if name in free)
+        self.sites = tuple(name for name in graph.sites if name in free)
         self.tied = Tied(groups, {name: graph.sites[name].size for name in self.sites})
         self.readers = [reader for reader in readers.readers if not set(self.sites).isdisjoint(reader.units)]
         self.branches = branches(model, graph, droppable(model, graph))

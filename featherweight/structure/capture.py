@@ -130,6 +130,12 @@ def check_example(model: nn.Module, example: Example | Inputs) -> Inputs:
         raise BadExample(str(error)) from error
     if not inputs.tensors():
         raise BadExample("the example holds no tensor; give the network's inputs as a tuple by position or as a dict by name")
+    scripted = [path or "the network" for path, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
+    if scripted:
+        raise NotExportable(
+            f"{scripted[0]} is compiled TorchScript ({type(model).__name__}), whose code nothing can follow: give the network in "
+            "Python that it was made from, with its state dict"
+        )
     try:
         inspect.signature(model.forward).bind(*inputs.args, **inputs.kwargs)
     except TypeError as error:
@@ -276,8 +282,8 @@ def _explain(model: nn.Module, example: Inputs, error: Exception) -> NotExportab
             example.call(model)
     except _EXPORT_FAILURES as plainly:
         return BadExample(
-            f"the network does not run on the example ({example}): {first_line(plainly)}; give an example like the inputs the "
-            f"network was made for"
+            f"the network does not run on the example ({example}): {first_line(plainly).rstrip('.')}; give an example like the "
+            "inputs the network was made for"
         )
     if packs_sequences(error):
         return NotExportable(

@@ -47,9 +47,12 @@ class _Asking:
     def changes(self, sites: Sequence[str]) -> tuple[Change, ...]:
         return rewrite(self.graph, self.graph.gone({name: self.keep[name] for name in sites})).changes
 
-    def most(self, groups: Sequence[Group]) -> list[Group]:
-        """Groups that can be cut all at once, as many as are found: all; else whole families, then their members."""
-        if self.fine(_flat(groups)):
+    def most(self, groups: Sequence[Group], all_at_once: bool = True) -> list[Group]:
+        """Groups that can be cut all at once, as many as are found: all; else whole families, then their members.
+
+        all_at_once  False: it is known that all cannot be
+        """
+        if all_at_once and self.fine(_flat(groups)):
             return list(groups)
         for quick in (True, False):
             found = _parts(_families(self.graph, groups), partial(self.fine, quick=quick))
@@ -103,7 +106,8 @@ def expressible(
 ) -> tuple[str, ...]:
     """The sites that the network's own class can express, cut all at once; `model` is not changed.
 
-    sites  site -> units to keep, to ask about a plan; or names (default: all), to ask about a random half of their units
+    sites  site -> units to keep, to ask about a plan; or names (default: all), to ask about a random half of their units, and
+           where that does not do, about shares of which sites that are tied have the same
     soft   also sites whose cut changes what the network computes
 
     Whether a class can express a cut may depend on which units go (every second channel of a slice `[:, ::2]`) and on how many
@@ -112,12 +116,15 @@ def expressible(
     model = unwrapped(model)
     check_fresh(model, graph)
     if isinstance(sites, Mapping):
-        keep: Selection = {name: list(units) for name, units in sites.items()}
-    else:
-        rng = np.random.default_rng(seed)
-        every = [n for n in (sites if sites is not None else graph.sites) if soft or not graph.site(n).soft]
-        keep = {n: _some(rng, graph.site(n).size, (graph.site(n).size + 1) // 2) for n in every}
-    return tuple(_flat(_Asking(model, graph, keep).most([(name,) for name in keep])))
+        plan = {name: list(units) for name, units in sites.items()}
+        return tuple(_flat(_Asking(model, graph, plan).most([(name,) for name in plan])))
+    rng = np.random.default_rng(seed)
+    every = [n for n in (sites if sites is not None else graph.sites) if soft or not graph.site(n).soft]
+    half = {n: _some(rng, graph.site(n).size, (graph.site(n).size + 1) // 2) for n in every}
+    if _Asking(model, graph, half).fine(every):
+        return tuple(every)
+    found = {name for group in free_sizes(model, graph, every, seed=seed) for name in group}
+    return tuple(name for name in every if name in found)
 
 
 def _some(rng: np.random.Generator, size: int, count: int) -> list[int]:
@@ -126,21 +133,29 @@ def _some(rng: np.random.Generator, size: int, count: int) -> list[int]:
 
 
 def free_sizes(model: nn.Module, graph: Graph, sites: Sequence[str], *, seed: int = 0) -> tuple[Group, ...]:
-    """These sites in groups whose sizes are free, each group's of the others': sites that one number of the class ties keep the
-    same share of their units. What is in no group cannot be cut together with the others. `model` is not changed.
-
-    sites  what `expressible` gave: they can be cut when all keep half
+    """The sites that the network's own class can express, in groups whose sizes are free, each group's of the others': sites that
+    one number of the class ties keep the same share of their units. `model` is not changed.
     """
     model = unwrapped(model)
     check_fresh(model, graph)
     groups: list[Group] = [(name,) for name in sites]
     draws = [_Asking(model, graph, _uneven(graph, groups, seed + draw)) for draw in range(DRAWS)]
     clashes = [_clashes(asking, sites) for asking in draws]
-    # sizes that happen to agree would hide a tie: ask about those that disagree most
-    if max(zip(clashes, draws, strict=True), key=lambda pair: len(pair[0]))[1].fine(sites):
+    # sizes that happen to agree would hide a tie, and one order of two sizes may do where the other does not
+    doubtful = [asking for asking, places in zip(draws, clashes, strict=True) if places]
+    if all(asking.fine(sites) for asking in doubtful or draws[:1]):
         return tuple(groups)
-    groups = [group for group in _tied(draws[0], set[Place]().union(*clashes), sites) if levels(graph, group) > 1]
-    return tuple(_Asking(model, graph, _uneven(graph, groups, seed)).most(groups))
+    if not doubtful:
+        return tuple(draws[0].most(groups, all_at_once=False))
+    tied = _tied(draws[0], set[Place]().union(*clashes), sites)
+    tied = [group for group in tied if levels(graph, group) > 1 or len(group) == 1]
+    found = _Asking(model, graph, _uneven(graph, tied, seed)).most(tied)
+    # what is tied to a site that cannot go may go without it
+    broken = [group for group in tied if len(group) > 1 and group not in found]
+    if broken:
+        apart = [*found, *((name,) for group in broken for name in group)]
+        found = max(found, _Asking(model, graph, _uneven(graph, apart, seed)).most(apart), key=lambda groups: len(_flat(groups)))
+    return tuple(found)
 
 
 def levels(graph: Graph, group: Group) -> int:

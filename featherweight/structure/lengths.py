@@ -34,13 +34,15 @@ def sizes_of(inputs: Inputs) -> list[int]:
 
 
 def resized(inputs: Inputs, before: int, after: int) -> Inputs:
-    """The same with every dimension of `before` entries, batches left out, made `after` long: entries are left out, or repeated
-    from the first on."""
+    """The same with every dimension of `before` entries, batches left out, made `after` long: entries are left out, or the
+    first half is repeated: what is taken over all of them, such as a mean, is another then."""
+
+    places = [place if place < before else place % max(1, before // 2) for place in range(after)]
 
     def change(tensor: Tensor) -> Tensor:
         for dim in range(1 if inputs.has_batch(tensor) else 0, tensor.dim()):
             if tensor.shape[dim] == before:
-                tensor = tensor.index_select(dim, torch.arange(after, device=tensor.device) % before)
+                tensor = tensor.index_select(dim, torch.tensor(places, device=tensor.device))
         return tensor
 
     return inputs.map(change)
