@@ -39,7 +39,7 @@ def measure(suite: str, name: str) -> dict[str, Any]:
     from featherweight.structure import expressible, prune
     from featherweight.structure.capture import capture
     from featherweight.structure.errors import NotExact, NotExportable
-    from featherweight.structure.graph import analyse
+    from featherweight.structure.tracing import analyse
 
     torch.set_num_threads(1)
     torch.manual_seed(0)

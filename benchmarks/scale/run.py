@@ -22,7 +22,7 @@ from featherweight import ADMM, Constrain, Rule, TopK
 from featherweight.recipe.plan import resolve
 from featherweight.structure import Graph, prune
 from featherweight.structure.capture import capture
-from featherweight.structure.graph import analyse
+from featherweight.structure.tracing import analyse
 
 ROWS = Rows(__file__)
 KEEP = 0.05  # of the weights

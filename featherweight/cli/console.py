@@ -372,8 +372,11 @@ def cuts(found: dict[str, Any]) -> None:
         asked = f", asked {100 * found['asked'][what]:g} %" if what in found["asked"] else ""
         name = "MACs" if what == "macs" else what
         screen.print(written(f"{name}: {after:,} of {before:,}, {100 * after / max(before, 1):.2f} %{asked}"))
-    if found["spent"]["note"] or found["spent"]["what"] == "latency_ms":
-        screen.print(written(str(Spent.from_dict(found["spent"]))))
+    spent = Spent.from_dict(found["spent"])
+    if spent.note or spent.what == "latency_ms":
+        screen.print(written(str(spent)))
+    for remark in spent.remarks():
+        screen.print(written(remark))
 
 
 def storage(rows: Sequence[tuple[str, int, float]], path: Path) -> None:

@@ -211,7 +211,7 @@ def _constraints(job: Job, stage: Constrain, steps: int, changed: bool) -> dict[
 def _sites_left_out(job: Job, asked: Units) -> dict[str, str]:
     """Site -> why it keeps all its units, as far as can be said without data. Nothing where the network cannot be followed."""
     try:
-        graph = trace(job.network, job.task.example_inputs)
+        graph = trace(job.network, job.task.example_inputs, soft=asked.soft)
         return may_go(job.network, graph, asked)[1]
     except StructureError as error:
         return {"all sites": str(error)}

@@ -8,8 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from featherweight.budget.costs import SHARES, What, cost_of, counted
-from featherweight.budget.units import allocate
+from featherweight.budget.costs import SHARES, What, cost_of
 from featherweight.errors import InputError, did_you_mean
 from featherweight.network.copies import copied
 from featherweight.recipe import schema
@@ -75,25 +74,20 @@ def budget_of(text: str) -> tuple[What, float]:
 
 
 def cuts(network: nn.Module, task: Task, what: What, amount: float) -> dict[str, Any]:
-    """The same share of units at every site, the largest within the budget, and single units more while they fit: what it keeps
-    and saves. A budget that is counted may cut sites that only the exported module can lose; for milliseconds a copy of the
-    network is cut in its own class, by the sums of |w|, and timed. Raises Infeasible, with the nearest feasible budget, where
-    even the smallest sizes are too much.
+    """What `fw.prune` and `l1_filters` cut for this budget, with the same sizes: a copy of the network is cut in its own class,
+    by the sums of |w|, and compared; what it keeps and saves, and which sites keep all their units, with why.
+
+    Raises InputError where no unit can go, Infeasible, with the nearest feasible budget, where even the smallest sizes are too
+    much.
     """
     graph = trace(network, task.example_inputs)
-    kept = {name: site.size for name, site in graph.sites.items()}
-    if what == "latency_ms":
-        done = cut(copied(network), task, Units("l1", latency_ms=amount), 0)
-        spent = done.spent
-        kept |= dict(done.edit.sites) if done.edit is not None else {}
-    else:
-        cost = cost_of(what, network, graph)
-        kept = allocate("uniform", {name: [0.0] * (size + 1) for name, size in kept.items()}, cost, amount * cost({}))
-        spent = counted(what, cost, kept, amount * cost({}))
+    budget: Any = {what: amount}
+    done = cut(copied(network), task, Units("l1", **budget), 0)
+    kept = {name: site.size for name, site in graph.sites.items()} | (dict(done.edit.sites) if done.edit is not None else {})
     costs = {share: cost_of(share, network, graph) for share in SHARES}
     return {
         "asked": {what: amount},
         "kept": {name: {"units": kept[name], "of": site.size} for name, site in graph.sites.items()},
         **{share: {"after": cost(kept), "before": cost({})} for share, cost in costs.items()},
-        "spent": asdict(spent),
+        "spent": asdict(done.spent),
     }

@@ -20,7 +20,7 @@ from featherweight.errors import shortened
 from featherweight.network.evaluating import evaluating
 from featherweight.structure import Graph
 from featherweight.structure.gate import double_copy
-from featherweight.structure.walk import operation
+from featherweight.structure.nodes import operation
 
 LINEAR = (  # operations that are linear on positive numbers, once biases and means are 0
     "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution linear addmm batch_norm relu relu_ "

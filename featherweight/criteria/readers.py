@@ -21,7 +21,8 @@ from featherweight.errors import InputError, shortened
 from featherweight.structure import Graph
 from featherweight.structure.cut import check_fresh
 from featherweight.structure.labels import FIRST, Planes
-from featherweight.structure.walk import Reading, shape_of
+from featherweight.structure.nodes import shape_of
+from featherweight.structure.values import Reading
 
 Layer = nn.Linear | _ConvNd
 

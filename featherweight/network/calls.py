@@ -51,6 +51,9 @@ class Inputs:
     def tensors(self) -> list[Tensor]:
         return [leaf for leaf in self.leaves() if isinstance(leaf, Tensor)]
 
+    def shapes(self) -> list[tuple[int, ...]]:
+        return [tuple(tensor.shape) for tensor in self.tensors()]
+
     def map(self, change: Callable[[Tensor], Tensor]) -> Inputs:
         """The same with every tensor changed."""
         return Inputs(*_pytree.tree_map_only(Tensor, change, (self.args, self.kwargs)))

@@ -91,13 +91,16 @@ def copied(model: nn.Module) -> nn.Module:
     return _copied(unwrapped(model), wrappers=False)
 
 
-def copied_whole(model: nn.Module) -> nn.Module:
-    """The same, but wrappers inside are copied too, so that all names are those of `unwrapped(model)`."""
-    return _copied(unwrapped(model), wrappers=True)
+def copied_whole(model: nn.Module, share: bool = False) -> nn.Module:
+    """The same, but wrappers inside are copied too, so that all names are those of `unwrapped(model)`.
+
+    share  the parameters are those of `model` itself: for a copy in which some are replaced, and none is written to
+    """
+    return _copied(unwrapped(model), wrappers=True, share=share)
 
 
-def _copied(network: nn.Module, wrappers: bool) -> nn.Module:
-    memo: dict[int, Any] = {}
+def _copied(network: nn.Module, wrappers: bool, share: bool = False) -> nn.Module:
+    memo: dict[int, Any] = {id(parameter): parameter for parameter in network.parameters()} if share else {}
     _copy_tensors(network, memo)
     _share(network, memo)
     try:
@@ -122,6 +125,8 @@ def _copy_tensors(network: nn.Module, memo: dict[int, Any]) -> None:
         if (place := _memory(tensor)) is not None:
             held.setdefault(place, []).append(tensor)
     for together in held.values():
+        if memo.keys() & {*map(id, together)}:  # shared
+            continue
         if len(together) > 1 and not parameters.isdisjoint(map(id, together)):
             memory = together[0].untyped_storage().clone()
             for tensor in together:
@@ -135,7 +140,7 @@ def _copy_tensors(network: nn.Module, memo: dict[int, Any]) -> None:
         _share(list(vars(tensor).values()), memo)
         if number not in memo and isinstance(tensor, nn.Parameter) and type(tensor).__deepcopy__ is nn.Parameter.__deepcopy__:
             memo[number] = copy.deepcopy(tensor, memo)  # of a class of its own
-        if number in memo:
+        if number in memo and memo[number] is not tensor:
             for mark, value in vars(tensor).items():
                 vars(memo[number]).setdefault(mark, copy.deepcopy(value, memo))
 

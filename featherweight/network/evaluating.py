@@ -28,6 +28,21 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+@contextmanager
+def without_caches(model: nn.Module) -> Iterator[None]:
+    """Inside, a language model gives no keys and values for later calls, unless it is called with `use_cache=True`: `use_cache`
+    of its configuration is False. They are no result of its own, and as outputs they would keep every entry."""
+    configurations = {id(held): held for module in model.modules() if (held := vars(module).get("config")) is not None}
+    found = [held for held in configurations.values() if getattr(held, "use_cache", None) is True]
+    for held in found:
+        held.use_cache = False
+    try:
+        yield
+    finally:
+        for held in found:
+            held.use_cache = True
+
+
 def asks_for_its_mode(model: nn.Module) -> bool:
     """May code of the network's own do something else in training mode? torch's layers (dropout, norms) read and write the same
     tensors in both modes; all other code is searched for `training`, and for a `train` of its own."""

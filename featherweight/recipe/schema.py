@@ -110,6 +110,8 @@ class Units:
     certify           prove how much another choice of as many units could save at most (see `Quadratic.certificate`), for
                       collaborative: some seconds a site of 64 units, half a minute at 512
     ignore            names and patterns of sites, or of the modules that make their units, that keep all of theirs
+    soft              units of which a norm or a mean takes a statistic may go too (a transformer's width): what is left computes
+                      something else, by as much as the report says, which fine-tuning has to repair
     """
 
     criterion: Criterion
@@ -125,6 +127,7 @@ class Units:
     multiple: int = 1
     certify: bool = False
     ignore: tuple[str, ...] = ()
+    soft: bool = False
 
     def __post_init__(self) -> None:
         given = self._given()

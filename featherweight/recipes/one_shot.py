@@ -19,7 +19,8 @@ from featherweight.training.schedule import Taught, Training, taught
 PARAMETERS = """
 macs      share of the multiply-accumulates to keep, a half without a budget; or of parameters or bytes; or latency_ms, for
           one example on this machine. allocate: how it is spread over the sites (see `units.allocate`); multiple: of each size
-sites     name pattern of what may be cut
+sites     name pattern of what may be cut. soft: also what a norm or a mean takes a statistic over, such as a transformer's
+          width: the report says by how much that changes the outputs before fine-tuning
 samples   training samples that the criterion looks at, where it looks at any
 epochs    of fine-tuning, at `rate` times the task's base rate. The default is the whole rate, as in
           learning-rate rewinding (Renda et al., ICLR 2020): up to 23 points ahead of a tenth in benchmarks/ordinary, held out
@@ -40,6 +41,7 @@ def _one_shot(
         allocate: AllocateBy = "uniform",
         multiple: int = 1,
         sites: str = "*",
+        soft: bool = False,
         samples: int = 1024,
         epochs: int = 20,
         rate: float = 1.0,
@@ -48,7 +50,7 @@ def _one_shot(
     ) -> Recipe:
         macs = 0.5 if {macs, parameters, bytes, latency_ms} == {None} else macs
         units = Units(
-            criterion, macs, parameters, bytes, latency_ms, allocate, sites, samples, refit, multiple=multiple, **fixed
+            criterion, macs, parameters, bytes, latency_ms, allocate, sites, samples, refit, multiple=multiple, soft=soft, **fixed
         )  # fmt: skip
         return _cut_once(name, source, units, epochs, rate, distill, temperature, auxiliary)
 

@@ -16,6 +16,7 @@ from torch.nn.modules.conv import _ConvNd
 from featherweight.budget import amc
 from featherweight.budget.amc import Place, Search
 from featherweight.budget.costs import Spent, cost_of, counted
+from featherweight.budget.tied import Tied
 from featherweight.budget.units import Sizes, Stopping, allocate, offered
 from featherweight.criteria import CRITERIA, NEEDS, Ordered, Quadratic, Ranking, refit, unfitted
 from featherweight.criteria.auxiliary import new_heads, with_auxiliary
@@ -32,13 +33,18 @@ from featherweight.run.latency_budget import within
 from featherweight.run.stage import begin
 from featherweight.run.state import Result
 from featherweight.run.watch import Monitor
-from featherweight.structure import Edit, Graph, expressible, prune, trace
+from featherweight.structure import Edit, Graph, expressible, free_sizes, prune, trace
+from featherweight.structure import Result as Cut
 from featherweight.structure.errors import NotExact
 from featherweight.task import Batch, Task
 from featherweight.training.distillation import logits_of
 from featherweight.weights.parametrized import coded, layouts_kept
 
-NOT_EXPRESSIBLE = "the network's own class cannot express a cut of it"
+NOT_EXPRESSIBLE = (
+    "the network's own class cannot express a cut of it (structure.prune with where='graph' cuts it, in an exported module)"
+)
+NOT_TIED = "a number of the network's class ties it to {other}, which keeps all its units"
+Groups = tuple[tuple[str, ...], ...]
 ELSE = "make the weights smaller instead: progressive_admm (zeros), admm_quantization (bits) or decompose (ranks)"
 
 
@@ -74,15 +80,16 @@ def cut(network: nn.Module, task: Task, asked: Units, epoch: int, auxiliary: boo
     held = sorted(coded(network))
     if held:
         raise InputError(f"units are cut before weights are coded: {', '.join(held)} have a code. Put the stage that cuts first")
-    graph = trace(network, task.example_inputs)
+    graph = trace(network, task.example_inputs, soft=asked.soft)
     statistics = _statistics(asked)
-    sites, left_out = may_go(network, graph, asked)
+    groups, left_out = may_go(network, graph, asked)
+    sites = [name for group in groups for name in group]
     if not sites:
         if not graph.sites:
             why = "; ".join(f"{name}: {reason}" for name, reason in list(graph.frozen.items())[:3]) or "it has no layers"
             raise InputError(
                 f"no units can go: none of the network's layers has units that its class can be without ({why}). "
-                f"{_sentence([ELSE])}"
+                f"{_sentence([*_softly(network, task, asked), ELSE])}"
             )
         told = "".join(f"; {name}: {why}" for name, why in left_out.items())
         by_weights = statistics and may_go(network, graph, replace(asked, criterion="l1", refit=False))[0]
@@ -105,24 +112,50 @@ def cut(network: nn.Module, task: Task, asked: Units, epoch: int, auxiliary: boo
         )
     stats = replace(stats, task=task)
     rankings = CRITERIA[asked.criterion](network, graph, stats)
-    ranked = Ranked(network, graph, stats, rankings, asked.refit)
     left_out = {**left_out, **rankings.left_out}
+    ranked = Ranked(network, graph, stats, *_whole_groups(groups, rankings, left_out), asked.refit)
     while True:
         sizes, spent = _sizes(ranked, asked)
         unfit = ranked.not_refitted(sizes)
         try:
-            edit = ranked.cut(network, sizes)
+            done = ranked.cut(network, sizes)
             break
         except NotExact:
             refused = _refused(ranked, sizes)
-            if not refused or len(refused) == len(ranked.rankings):
-                raise
             left_out |= dict.fromkeys(refused, "the network's own class cannot express the sizes that the budget asks of it")
-            ranked = replace(ranked, rankings={name: r for name, r in ranked.rankings.items() if name not in refused})
+            rest = {name: r for name, r in ranked.rankings.items() if name not in refused}
+            groups, rest = _whole_groups(ranked.groups, rest, left_out)
+            if not refused or not rest:
+                raise
+            ranked = replace(ranked, groups=groups, rankings=rest)
     if asked.certify:
         spent = replace(spent, gaps=ranked.gaps(sizes))
-    caveats += [*rankings.caveats, *unfit]
-    return Cutting(edit, replace(spent, left_out=left_out, caveats=caveats))
+    caveats += [*rankings.caveats, *unfit, *_changed(graph, done)]
+    return Cutting(done.edit if done is not None else None, replace(spent, left_out=left_out, caveats=caveats))
+
+
+def _changed(graph: Graph, done: Cut | None) -> list[str]:
+    """What is to be known of a cut that changes what the network computes, and of the check of any."""
+    if done is None:
+        return []
+    soft = [name for name, _ in (done.edit.sites if done.edit is not None else ()) if graph.site(name).soft]
+    said = [done.check.note] if done.check.note else []
+    if soft and done.check.error is not None:
+        said.append(
+            f"a statistic is taken over units of {', '.join(soft)}: without them the outputs differ by {done.check.error:.1%} of "
+            "the largest from those of the network in which they give 0, which fine-tuning has to repair"
+        )
+    return said
+
+
+def _whole_groups(groups: Groups, rankings: Mapping[str, Ranking], left_out: dict[str, str]) -> tuple[Groups, dict[str, Ranking]]:
+    """The groups of which every site is ranked, and their rankings; the sites of others are left out."""
+    whole = tuple(group for group in groups if all(name in rankings for name in group))
+    for group in groups:
+        other = next((name for name in group if name not in rankings), "")
+        if other:
+            left_out |= {name: NOT_TIED.format(other=other) for name in group if name in rankings}
+    return whole, {name: rankings[name] for group in whole for name in group}
 
 
 def _refused(ranked: Ranked, sizes: Sizes) -> list[str]:
@@ -132,21 +165,28 @@ def _refused(ranked: Ranked, sizes: Sizes) -> list[str]:
     return [site for site in keep if site not in fine]
 
 
+def _softly(network: nn.Module, task: Task, asked: Units) -> list[str]:
+    """The way out where units could go if a norm's statistics may change."""
+    possible = not asked.soft and trace(network, task.example_inputs, soft=True).sites
+    return ["let units go over which a norm takes a statistic (soft=True), and fine-tune"] if possible else []
+
+
 def _sentence(ways: Sequence[str]) -> str:
     """Ways out as the end of a message."""
     told = ", or ".join(ways)
     return told[0].upper() + told[1:]
 
 
-def may_go(network: nn.Module, graph: Graph, asked: Units) -> tuple[tuple[str, ...], dict[str, str]]:
-    """The sites of which units may go, and those that match but keep all of theirs, with why. No data is looked at: the criterion
-    may leave out more once it has seen some."""
+def may_go(network: nn.Module, graph: Graph, asked: Units) -> tuple[Groups, dict[str, str]]:
+    """The sites of which units may go, in groups that keep the same share (see `free_sizes`), and those that match but keep all
+    of theirs, with why. No data is looked at: the criterion may leave out more once it has seen some."""
     possible = [name for name in graph.sites if matches(asked.sites, name)]
     ignored = _ignored(graph, asked.ignore)
     possible = [name for name in possible if name not in ignored]
     left_out = ignored | unobservable(network, graph, _statistics(asked), possible)
-    sites = expressible(network, graph, [name for name in possible if name not in left_out])
-    return sites, left_out | {name: NOT_EXPRESSIBLE for name in possible if name not in left_out and name not in sites}
+    groups = free_sizes(network, graph, [name for name in possible if name not in left_out])
+    free = {name for group in groups for name in group}
+    return groups, left_out | {name: NOT_EXPRESSIBLE for name in possible if name not in left_out and name not in free}
 
 
 def _ignored(graph: Graph, patterns: Sequence[str]) -> dict[str, str]:
@@ -174,10 +214,16 @@ class Ranked:
     network: nn.Module
     graph: Graph
     stats: Stats
+    groups: Groups
     rankings: Mapping[str, Ranking]
     refit: bool
 
-    def cut(self, network: nn.Module, sizes: Sizes) -> Edit | None:
+    @property
+    def tied(self) -> Tied:
+        """The sites as they are allocated."""
+        return Tied(self.groups, {name: ranking.size for name, ranking in self.rankings.items()})
+
+    def cut(self, network: nn.Module, sizes: Sizes) -> Cut | None:
         """Cut `network`, which is ours or a copy of it, in place. None where all units stay."""
         keep = self.keep(sizes)
         if not keep:
@@ -190,7 +236,7 @@ class Ranked:
                 parameters[name].copy_(values)
         try:
             with layouts_kept(network):
-                return prune(network, self.graph, keep, where="class").edit
+                return prune(network, self.graph, keep, where="class")
         except BaseException:
             with torch.no_grad():
                 for name, values in before.items():
@@ -220,7 +266,8 @@ class Ranked:
 
 def _sizes(ranked: Ranked, asked: Units) -> tuple[Sizes, Spent]:
     """The sizes that meet the budget, and what they cost."""
-    losses = {site: _Damage(ranking) for site, ranking in ranked.rankings.items()}
+    tied = ranked.tied
+    losses = tied.losses({site: _Damage(ranking) for site, ranking in ranked.rankings.items()})
     what, amount = asked.budget
     cost = cost_of(what, ranked.network, ranked.graph)
 
@@ -228,14 +275,15 @@ def _sizes(ranked: Ranked, asked: Units) -> tuple[Sizes, Spent]:
 
     def allocated(limit: float) -> Sizes:
         if isinstance(how, Search):
-            places = [_place(ranked, site, offered(r.size, asked.multiple)) for site, r in ranked.rankings.items()]
+            places = [_place(ranked, site, offered(most, asked.multiple)) for site, most in tied.levels.items()]
             seed = int(torch.randint(2**31, ()))  # of the run's own generator, which a checkpoint holds
-            return amc.allocate(places, cost, limit, _reward(ranked, asked.samples), how, seed)
-        return allocate(how, losses, cost, limit, asked.multiple)
+            reward = _reward(ranked, asked.samples)
+            return tied.sizes(amc.allocate(places, tied.cost(cost), limit, lambda taken: reward(tied.sizes(taken)), how, seed))
+        return tied.sizes(allocate(how, losses, tied.cost(cost), limit, asked.multiple))
 
     if what == "latency_ms":
         whole = {site: ranking.size for site, ranking in ranked.rankings.items()}
-        least = {site: offered(size, asked.multiple)[0] for site, size in whole.items()}
+        least = tied.sizes({site: offered(most, asked.multiple)[0] for site, most in tied.levels.items()})
         return within(amount, ranked.stats.task.example_inputs, allocated, cost, ranked.copy, least, whole)
     limit = amount * cost({})
     sizes = allocated(limit)

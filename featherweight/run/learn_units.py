@@ -25,6 +25,7 @@ from torch.nn import Parameter
 from torch.optim import Adam, Optimizer
 
 from featherweight.budget.choices import Infeasible
+from featherweight.budget.tied import Tied
 from featherweight.budget.units import Sizes, rounded_up, shifted
 from featherweight.criteria.readers import find_readers, gated, producers, unit_sums
 from featherweight.errors import InputError
@@ -34,7 +35,18 @@ from featherweight.run.ground import Ground
 from featherweight.run.stage import begin
 from featherweight.run.state import Result
 from featherweight.run.watch import Monitor
-from featherweight.structure import Edit, Graph, ParameterCount, branches, drop, droppable, expressible, prune, trace
+from featherweight.structure import (
+    Edit,
+    Graph,
+    ParameterCount,
+    branches,
+    drop,
+    droppable,
+    expressible,
+    free_sizes,
+    prune,
+    trace,
+)
 from featherweight.weights.optimizers import Scales, Steps
 from featherweight.weights.parametrized import coded, layouts_kept
 
@@ -93,7 +105,10 @@ class Proportions:
         self.asked, self.model, self.example, self.optimizer, self.steps = asked, model, example, optimizer, steps
         self.graph = graph = trace(model, example)
         readers = find_readers(model, graph)
-        self.sites = expressible(model, graph, [name for name in graph.sites if name not in readers.unobservable])
+        groups = free_sizes(model, graph, [name for name in graph.sites if name not in readers.unobservable])
+        free = {name for group in groups for name in group}
+        self.sites = tuple(name for name in graph.sites if name in free)
+        self.tied = Tied(groups, {name: graph.sites[name].size for name in self.sites})
         self.readers = [reader for reader in readers.readers if not set(self.sites).isdisjoint(reader.units)]
         self.branches = branches(model, graph, droppable(model, graph))
         self.blocks = tuple(self.branches)
@@ -108,18 +123,21 @@ class Proportions:
         self.count = ParameterCount(graph)
         self.limit = asked.parameters * graph.parameters()
         self._site_at = torch.tensor([self.count.sites.index(name) for name in self.sites], dtype=torch.int64)
+        self._group_at = torch.tensor(
+            [next(k for k, group in enumerate(groups) if name in group) for name in self.sites], dtype=torch.int64
+        )
         self._block_at = torch.tensor([self.count.blocks.index(name) for name in self.blocks], dtype=torch.int64)
         self._require_feasible()
         like = next(model.parameters())
         self._units = like.new_tensor([graph.sites[name].size for name in self.sites])
         self.gates = Parameter(_padded([_norms(model, graph, name) for name in self.sites]).to(like))
-        self.proportions = Parameter(like.new_full((len(self.sites),), OPEN))  # t
+        self.proportions = Parameter(like.new_full((len(groups),), OPEN))  # t
         self.switches = Parameter(like.new_full((len(self.blocks),), OPEN))  # s
-        groups: list[dict[str, Any]] = [
+        rates: list[dict[str, Any]] = [
             {"params": [self.gates, self.proportions]},
             {"params": [self.switches], "lr": SWITCH_RATE * asked.rate},
         ]
-        self.adam = Adam(groups, lr=asked.rate, betas=BETAS)
+        self.adam = Adam(rates, lr=asked.rate, betas=BETAS)
         self.step = 0
         self._masks: dict[str, Tensor] = {}
         self._shares: dict[str, Tensor] = {}
@@ -140,7 +158,7 @@ class Proportions:
 
     def kept(self) -> Tensor:
         """(sites,) k: the units that each site keeps."""
-        return self._units * torch.sigmoid(self.proportions)
+        return self._units * torch.sigmoid(self.proportions)[self._group_at]
 
     def masks(self) -> Tensor:
         """(sites, most units of a site): what each unit is multiplied by, 0 where a site has none."""
@@ -226,12 +244,16 @@ class Proportions:
         next in order of p. Sizes are the learned ones, all shifted alike until the budget is met and nearly used up."""
         order = sorted(range(len(self.blocks)), key=self.switches.tolist().__getitem__)
         number = sum(switch < 0 for switch in self.switches.tolist())
-        while self._cost(dict.fromkeys(self.sites, 1), [self.blocks[i] for i in order[:number]]) > self.limit:
+        while (
+            self._cost(self.tied.sizes(dict.fromkeys(self.tied.levels, 1)), [self.blocks[i] for i in order[:number]]) > self.limit
+        ):
             number += 1
         gone = [self.blocks[i] for i in sorted(order[:number])]
-        learned = zip(self.sites, self.proportions.tolist(), self._units.tolist(), strict=True)
-        sizes = shifted({name: (t, int(units)) for name, t, units in learned}, lambda given: self._cost(given, gone), self.limit)
-        return sizes, gone
+        learned = zip(self.tied.levels.items(), self.proportions.tolist(), strict=True)
+        cost = self.tied.cost(lambda given: self._cost(given, gone))
+        levels = shifted({name: (t, most) for (name, most), t in learned}, cost, self.limit)
+        sizes = self.tied.sizes(levels)
+        return {name: sizes[name] for name in self.sites}, gone
 
     def cut(self) -> list[Edit]:
         """Cut the network in place; the edits. What is kept of a site are its largest gates. Raises NotExact."""
@@ -254,7 +276,7 @@ class Proportions:
         return int(self.count.at(units, torch.tensor([float(name not in gone) for name in self.count.blocks])))
 
     def _require_feasible(self) -> None:
-        least, whole = self._cost(dict.fromkeys(self.sites, 1), list(self.blocks)), self.graph.parameters()
+        least, whole = self._cost(self.tied.sizes(dict.fromkeys(self.tied.levels, 1)), list(self.blocks)), self.graph.parameters()
         if least > self.limit:
             gone = f" and without the {len(self.blocks)} blocks that can go in its own class" if self.blocks else ""
             raise Infeasible(

@@ -8,7 +8,8 @@ from itertools import takewhile
 
 from torch import fx
 
-from featherweight.structure.walk import Walk, operation, shape_of
+from featherweight.structure.nodes import operation, shape_of
+from featherweight.structure.walk import Walk
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import inspect
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -23,7 +23,7 @@ from torch.export.graph_signature import InputKind
 
 from featherweight.errors import InputError
 from featherweight.network.calls import Example, Inputs, plain_outputs
-from featherweight.network.evaluating import evaluating
+from featherweight.network.evaluating import evaluating, without_caches
 from featherweight.structure.errors import BadExample, DataDependentControlFlow, NotExportable
 
 Kind = Literal["parameter", "buffer", "constant", "input", "other"]
@@ -55,6 +55,10 @@ class Captured:
 
     def placeholders(self) -> list[fx.Node]:
         return [node for node in self.module.graph.nodes if node.op == "placeholder"]
+
+    def sample(self) -> Inputs:
+        """The example, one sample of it where a batch of one was doubled."""
+        return self.inputs.map(lambda t: t[:1] if self.inputs.has_batch(t) else t) if self.copies > 1 else self.inputs
 
     def read(self) -> set[str]:
         """The tensors of the network that this graph reads; tied ones have a placeholder each, of which one may be read."""
@@ -97,15 +101,15 @@ def whole_attention() -> Iterator[None]:
 
 @contextlib.contextmanager
 def evaluation(model: nn.Module) -> Iterator[None]:
-    """Eval mode, no gradients and whole attention."""
-    with evaluating(model), torch.no_grad(), whole_attention():
+    """Eval mode, no gradients, whole attention and no caches."""
+    with evaluating(model), without_caches(model), torch.no_grad(), whole_attention():
         yield
 
 
 @contextlib.contextmanager
 def as_trained(model: nn.Module) -> Iterator[None]:
-    """The mode that the network's own `train()` sets, without gradients and with whole attention."""
-    with evaluating(model), torch.no_grad(), whole_attention():
+    """The mode that the network's own `train()` sets, without gradients and caches and with whole attention."""
+    with evaluating(model), without_caches(model), torch.no_grad(), whole_attention():
         model.train()
         yield
 
@@ -126,6 +130,12 @@ def check_example(model: nn.Module, example: Example | Inputs) -> Inputs:
         raise BadExample(str(error)) from error
     if not inputs.tensors():
         raise BadExample("the example holds no tensor; give the network's inputs as a tuple by position or as a dict by name")
+    scripted = [path or "the network" for path, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
+    if scripted:
+        raise NotExportable(
+            f"{scripted[0]} is compiled TorchScript ({type(model).__name__}), whose code nothing can follow: give the network in "
+            "Python that it was made from, with its state dict"
+        )
     try:
         inspect.signature(model.forward).bind(*inputs.args, **inputs.kwargs)
     except TypeError as error:
@@ -137,12 +147,18 @@ def check_example(model: nn.Module, example: Example | Inputs) -> Inputs:
     return inputs
 
 
-def capture(model: nn.Module, example: Example | Inputs, *, dynamic_batch: bool = False) -> Captured:
-    """Export `model` on `example`; raises BadExample, DataDependentControlFlow or NotExportable."""
+def capture(
+    model: nn.Module, example: Example | Inputs, *, dynamic_batch: bool = False, others: Sequence[Inputs] = ()
+) -> Captured:
+    """Export `model` on `example`; raises BadExample, DataDependentControlFlow or NotExportable.
+
+    dynamic_batch  the graph takes any batch size
+    others         and the sizes in which these inputs differ from the example, as far as torch can follow them
+    """
     given = check_example(model, example)
     inputs, copies = double_batch(given)
     try:
-        program = _export(model, inputs, dynamic_batch)
+        program = _export(model, inputs, dynamic_batch, others=others)
     except _EXPORT_FAILURES as error:
         if copies > 1:
             # some networks only work with the batch they were built for
@@ -199,11 +215,11 @@ def _captured(model: nn.Module, program: Any, inputs: Inputs, copies: int, held:
 _EXPORT_FAILURES = (Exception,)  # torch.export lets through whatever the network's own code raises
 
 
-def _export(model: nn.Module, inputs: Inputs, dynamic_batch: bool, training: bool = False) -> Any:
+def _export(model: nn.Module, inputs: Inputs, dynamic_batch: bool, training: bool = False, others: Sequence[Inputs] = ()) -> Any:
     shapes = None
     if dynamic_batch:
         batch = torch.export.Dim("batch", min=1)
-        shapes = batch_shapes(model, inputs, batch)
+        shapes = batch_shapes(model, inputs, batch, others)
     mode = as_trained if training else evaluation
     with mode(model), plain_outputs(model), quiet():
         return torch.export.export(model, inputs.args, inputs.kwargs or None, dynamic_shapes=shapes, strict=False)
@@ -222,11 +238,17 @@ def quiet() -> Iterator[None]:
         logging.disable(level)
 
 
-def batch_shapes(model: nn.Module, inputs: Inputs, batch: Any) -> dict[str, Any]:
-    """For torch.export: `batch` as the first size of each input that has a batch, all else fixed."""
+def batch_shapes(model: nn.Module, inputs: Inputs, batch: Any, others: Sequence[Inputs] = ()) -> dict[str, Any]:
+    """For torch.export: `batch` as the first size of each input that has a batch; what differs in `others` as torch finds it;
+    all else fixed."""
+    free: dict[int, set[int]] = {}
+    for other in others:
+        for mine, its in zip(inputs.tensors(), other.tensors(), strict=True):
+            free.setdefault(id(mine), set()).update(d for d in range(mine.dim()) if mine.shape[d] != its.shape[d])
 
     def shape(value: Any) -> dict[int, Any] | None:
-        return {0: batch} if inputs.has_batch(value) else None
+        first = {0: batch} if inputs.has_batch(value) else {}
+        return {**dict.fromkeys(free.get(id(value), ()), torch.export.Dim.AUTO), **first} or None
 
     bound = inspect.signature(model.forward).bind(*inputs.args, **inputs.kwargs)
     return {name: torch.utils._pytree.tree_map(shape, value) for name, value in bound.arguments.items()}
@@ -260,8 +282,8 @@ def _explain(model: nn.Module, example: Inputs, error: Exception) -> NotExportab
             example.call(model)
     except _EXPORT_FAILURES as plainly:
         return BadExample(
-            f"the network does not run on the example ({example}): {first_line(plainly)}; give an example like the inputs the "
-            f"network was made for"
+            f"the network does not run on the example ({example}): {first_line(plainly).rstrip('.')}; give an example like the "
+            "inputs the network was made for"
         )
     if packs_sequences(error):
         return NotExportable(

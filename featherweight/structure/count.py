@@ -7,7 +7,7 @@ from torch import nn
 from featherweight.network.calls import Example, Inputs
 from featherweight.network.copies import UnsupportedNetwork
 from featherweight.structure.errors import StructureError
-from featherweight.structure.graph import trace
+from featherweight.structure.tracing import trace
 from featherweight.weights.parametrized import plain
 
 

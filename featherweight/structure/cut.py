@@ -10,22 +10,34 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from featherweight.network.calls import Inputs
 from featherweight.network.copies import copied_whole, unwrapped
 from featherweight.structure.capture import capture, first_line
 from featherweight.structure.edit import Edit, Moved, all_tensors, apply
-from featherweight.structure.entries import Cut, pick
+from featherweight.structure.entries import Cut
 from featherweight.structure.errors import BadSelection, NotExact, StaleGraph, StructureError
-from featherweight.structure.gate import Check, Expected, difference, exercises, fill_zeros, trains_otherwise, zero_slices
-from featherweight.structure.graph import Graph, analyse
+from featherweight.structure.gate import (
+    Check,
+    Expected,
+    Reference,
+    difference,
+    exercises,
+    fill_zeros,
+    trains_otherwise,
+    zero_slices,
+)
+from featherweight.structure.graph import Graph
 from featherweight.structure.graph_module import module_of
 from featherweight.structure.inplace import Masks, cuts_of, stock_attributes, trial
+from featherweight.structure.nodes import operation
 from featherweight.structure.observe import RUN_FAILURES, Runner, in_eval, run_in_eval, run_in_training
 from featherweight.structure.precision import PRECISIONS, Precision
 from featherweight.structure.rewrite import Rewritten, rewrite
-from featherweight.structure.walk import Value, operation
+from featherweight.structure.running import graph_runner, sliced
+from featherweight.structure.tracing import analyse
+from featherweight.structure.values import Value
 
 
 @dataclass(frozen=True)
@@ -84,8 +96,8 @@ def prune(
     where  "any": in place if the class can express it, else the exported module; "class": in place or not at all;
            "graph": the exported module
     check  the exactness gate; without it a cut is believed (needed on the meta device, where nothing can be run)
-    any_batch  export again so that an exported module takes any batch size, where the network allows it; else it
-               takes the example's, doubled
+    any_batch  export again so that an exported module takes any batch size, and inputs of other sizes, where the network does
+               and can be exported so; else it takes the example's, doubled (the note of its check says so)
 
     A site whose cut is not exact is refused: it is frozen in `graph` with what differed, and the others are cut. Raises
     UnknownSite, BadSelection, StaleGraph; NotExact when `where="class"` and the class cannot express the cut, or a name of the
@@ -108,7 +120,7 @@ def prune(
             return _unchecked(model, graph, masks, kept, rewritten, where)
         result = _attempt(model, graph, masks, selection, rewritten, where, soft=any(graph.site(n).soft for n in selection))
         if any_batch and isinstance(result, Result) and result.where == "graph":
-            result = _any_batch(model, graph, selection, result) or result
+            result = _any_size(model, graph, selection, result)
         if isinstance(result, Check):
             found = result
         else:
@@ -153,7 +165,7 @@ def _attempt(
     reason = "the exported module was asked for"
     if where != "graph":
         kept = tuple((name, len(units)) for name, units in selection.items())
-        edit, found = trial(model, graph, masks, kept, rewritten.changes, soft)
+        edit, found = trial(model, graph, masks, kept, rewritten, soft)
         if edit is not None:
             return Result(model, "class", edit, found, apply(model, edit), masks, {})
         reason = found.reason
@@ -192,16 +204,31 @@ def training_lost(model: nn.Module, graph: Graph) -> str:
     )
 
 
-def _any_batch(model: nn.Module, graph: Graph, selection: Mapping[str, Sequence[int]], fixed: Result) -> Result | None:
-    """The same cut of an export that takes any batch size; None where the network cannot be exported so or the cut comes out
-    differently.
-    """
-    if graph.captured.copies == 1:
+def _any_size(model: nn.Module, graph: Graph, selection: Mapping[str, Sequence[int]], fixed: Result) -> Result:
+    """The same cut of an export that takes any batch size, and inputs of other sizes where the network does; what it does not
+    take is said in the note of its check."""
+    for others in [graph.others, ()] if graph.others else [()]:
+        found = _exported_again(model, graph, selection, fixed, others)
+        if found is not None:
+            break
+    if graph.others and (found is None or not others):
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in graph.captured.inputs.tensors())
+        said = f"the exported module takes inputs of the example's sizes only ({shapes}), the network takes others too"
+        result = found or fixed
+        return replace(result, check=replace(result.check, note="; ".join(filter(None, (result.check.note, said)))))
+    return found or fixed
+
+
+def _exported_again(
+    model: nn.Module, graph: Graph, selection: Mapping[str, Sequence[int]], fixed: Result, others: Sequence[Inputs]
+) -> Result | None:
+    """None where the network cannot be exported so or the cut comes out differently, at the example's sizes or at others."""
+    if graph.captured.copies == 1 and not others:
         return None
     inputs = graph.captured.inputs
     precision = next(p for p in PRECISIONS if p.name == fixed.check.precision)
     try:
-        again = analyse(capture(model, inputs, dynamic_batch=True), model, graph.walk.soft)
+        again = analyse(capture(model, inputs, dynamic_batch=True, others=others), model, graph.walk.soft, graph.varying)
         gone = again.gone(selection)
         masks = again.keep_masks(gone)
         if {k: m.tobytes() for k, m in masks.items()} != {
@@ -209,12 +236,21 @@ def _any_batch(model: nn.Module, graph: Graph, selection: Mapping[str, Sequence[
         }:
             return None
         result = as_module(model, again, masks, rewrite(again, gone), fixed.check, fixed.reason)
-        wanted, got = (run_in_eval(precision.copy(r.model), inputs, precision) for r in (fixed, result))
-        same = difference(wanted, got).error
-        larger = run_in_eval(precision.copy(result.model), _one_more(inputs), precision)
+        cut = precision.copy(result.model)
+        same = difference(run_in_eval(precision.copy(fixed.model), inputs, precision), run_in_eval(cut, inputs, precision)).error
+        larger = run_in_eval(cut, _one_more(inputs), precision)
+        if larger.failure is not None or same is None or same > precision.tolerance:
+            return None
+        if others and not any(graph.site(name).soft for name in selection):
+            parameters = [name for name, kind in graph.kinds.items() if kind == "parameter"]
+            reference = Reference(model, graph.zeroed(fixed.masks), parameters, graph.captured, [inputs, *others])
+            filled = all_tensors(cut)
+            fill_zeros(filled, [name for name in parameters if name in filled])
+            if not reference.expected.compare(in_eval(cut)).passed:
+                return None
     except (StructureError, *RUN_FAILURES):
         return None
-    return result if larger.failure is None and same is not None and same <= precision.tolerance else None
+    return result
 
 
 def _one_more(inputs: Inputs) -> Inputs:
@@ -234,31 +270,6 @@ def as_module(model: nn.Module, graph: Graph, masks: Masks, rewritten: Rewritten
     return Result(module, "graph", None, check, moved, masks, {}, reason)
 
 
-def sliced(tensors: Mapping[str, Tensor], masks: Masks) -> dict[str, Tensor]:
-    result = dict(tensors)
-    for (name, dim), mask in masks.items():
-        result[name] = pick(result[name].detach(), dim, len(mask), np.flatnonzero(mask).tolist())
-    return result
-
-
-def placed(graph: Graph, tensors: Mapping[str, Tensor], given: Inputs) -> list[object]:
-    """What the exported graph is called with: the network's tensors, and these inputs."""
-    inputs = iter(given.leaves())
-    return [
-        tensors[name] if kind in ("parameter", "buffer", "constant") else next(inputs) for kind, name in graph.captured.sources
-    ]
-
-
-def graph_runner(graph: Graph, module: fx.GraphModule, tensors: Mapping[str, Tensor]) -> Runner:
-    """Runs an exported graph on these tensors of the network; what it writes into its buffers is gone afterwards."""
-
-    def call(given: Inputs) -> object:
-        held = {name: tensor.clone() if graph.kinds[name] == "buffer" else tensor for name, tensor in tensors.items()}
-        return fx.Interpreter(module).run(*placed(graph, held, given), enable_io_processing=False)
-
-    return call
-
-
 def _check_graph(graph: Graph, masks: Masks, rewritten: Rewritten) -> Check:
     """The same comparison on the exported graph: zeroed and whole against cut."""
     start = time.perf_counter()
@@ -269,7 +280,7 @@ def _check_graph(graph: Graph, masks: Masks, rewritten: Rewritten) -> Check:
         whole.update({name: precision.cast(t.detach()) for name, t in graph.captured.tensors.items()})
         whole.update({name: whole[name].clone() for name in parameters})
         fill_zeros(whole, parameters)
-        zero_slices(whole, masks, parameters)
+        zero_slices(whole, graph.zeroed(masks), parameters)
         return graph_runner(graph, graph.captured.module, whole)
 
     try:
@@ -299,45 +310,6 @@ def _check_export(model: nn.Module, graph: Graph) -> Check:
     return expected.compare(graph_runner(graph, graph.captured.module, tensors))
 
 
-def expressible(
-    model: nn.Module, graph: Graph, sites: Sequence[str] | Mapping[str, Sequence[int]] | None = None, *, seed: int = 0
-) -> tuple[str, ...]:
-    """The sites that the network's own class can express, cut all at once; `model` is not changed.
-
-    sites  site -> units to keep, to ask about a plan; or names (default: all), to ask about a random half of their units
-
-    Found by cutting float64 copies and comparing, first all sites together, then halves of those that fail. Whether a class can
-    express a cut
-    may depend on which units go (every second channel of a slice `[:, ::2]`), so ask about the plan where there is one.
-    """
-    model = unwrapped(model)
-    check_fresh(model, graph)
-    if isinstance(sites, Mapping):
-        half = {name: list(keep) for name, keep in sites.items()}
-    else:
-        rng = np.random.default_rng(seed)
-        every = [n for n in (sites if sites is not None else graph.sites) if not graph.site(n).soft]
-        half = {n: np.sort(rng.permutation(graph.site(n).size)[: (graph.site(n).size + 1) // 2]).tolist() for n in every}
-    names = list(half)
-
-    def fine(group: Sequence[str]) -> bool:
-        gone = graph.gone({n: half[n] for n in group})
-        masks = graph.keep_masks(gone)
-        return trial(model, graph, masks, (), rewrite(graph, gone).changes, False)[0] is not None
-
-    def solve(group: list[str]) -> list[str]:
-        if not group or fine(group):
-            return group
-        if len(group) == 1:
-            return []
-        left, right = solve(group[: len(group) // 2]), solve(group[len(group) // 2 :])
-        if not left or not right or fine(left + right):
-            return left + right
-        return max(left, right, key=len)
-
-    return tuple(solve(names))
-
-
 def _unchecked(
     model: nn.Module, graph: Graph, masks: Masks, kept: tuple[tuple[str, int], ...], rewritten: Rewritten, where: str
 ) -> Result:
@@ -359,7 +331,7 @@ def _blame(model: nn.Module, graph: Graph, selection: Mapping[str, Sequence[int]
             continue
         rewritten = rewrite(graph, gone)
         if found.mode == "training":
-            fine = trial(model, graph, masks, (), rewritten.changes, bool(graph.site(name).soft))[0] is not None
+            fine = trial(model, graph, masks, (), rewritten, bool(graph.site(name).soft))[0] is not None
         else:
             fine = _check_graph(graph, masks, rewritten).passed
         if not fine:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from featherweight.network.copies import copied_whole, unwrapped
-from featherweight.structure.cut import Result, check_fresh, placed, prune, sliced
+from featherweight.structure.cut import Result, check_fresh, prune
 from featherweight.structure.edit import all_tensors, apply
 from featherweight.structure.entries import clear, entry_rows
 from featherweight.structure.gate import Check, Expected, exercises
@@ -27,7 +27,8 @@ from featherweight.structure.graph import Graph
 from featherweight.structure.labels import FIRST
 from featherweight.structure.observe import Runner, in_eval
 from featherweight.structure.precision import Precision, float64, to_float64
-from featherweight.structure.walk import Proof, Reading
+from featherweight.structure.running import placed, sliced
+from featherweight.structure.values import Proof, Reading
 
 
 def sweep(model: nn.Module, graph: Graph, *, fold: bool = True) -> Result:

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from featherweight.network.calls import Inputs
 from featherweight.network.copies import unwrapped
 from featherweight.structure.blocks import Block, needed
-from featherweight.structure.cut import Result, as_module, check_fresh, placed, training_lost
+from featherweight.structure.cut import Result, as_module, check_fresh, training_lost
 from featherweight.structure.edit import Edit, apply, replaceable
 from featherweight.structure.errors import NotExact, unknown
 from featherweight.structure.gate import Check, Expected, exercises, training_failure, trains_otherwise
@@ -22,6 +22,7 @@ from featherweight.structure.graph import Graph
 from featherweight.structure.observe import Runner, in_eval, run_in_training
 from featherweight.structure.precision import Precision
 from featherweight.structure.rewrite import Rewritten
+from featherweight.structure.running import placed
 
 
 def drop(model: nn.Module, graph: Graph, block: str | Sequence[str], *, where: Literal["any", "class"] = "any") -> Result:
@@ -141,7 +142,7 @@ class _Reference:
         check = self.expected.compare(in_eval(candidate))
         if not check.passed or not trains_otherwise(model, self.captured):
             return check
-        whole, given = self.expected.precision.copy(model), self.expected.seen[-1][0]
+        whole, given = self.expected.precision.copy(model), self.expected.last
         wanted = run_in_training(whole, given, self.expected.precision)
         reason = training_failure(whole, wanted, candidate, given, self.expected.precision, exact=False)
         return replace(check, error=None, reason=reason, mode="training") if reason else check

@@ -2,11 +2,13 @@
 
 The comparison knows nothing of how the cut was found: producers' rows, biases, affine parameters and consumers' columns of the
 removed units are set to 0 in a copy, the copy is run, then cut, then run again. Every tensor of the outputs is compared, on the
-example and on other values of the same kind; whole numbers and truth values together with the numbers they were decided from.
+example, on other values of the same kind and on inputs of another size where the network takes one; whole numbers and truth
+values together with the numbers they were decided from.
 Both networks draw the same random numbers. Parameters that are 0 throughout (a last layer that starts at 0) get other values in
 both networks, since a cut behind them would not be seen. A check that compared nothing has not passed.
 
-Cost: one copy of the network in float64 and up to three runs of it, and of the cut one, on the example.
+Cost: one copy of the network in float64 and up to three runs of it, and of the cut one, on the example, and one or two on
+inputs of at most twice its size.
 """
 
 from __future__ import annotations
@@ -181,11 +183,27 @@ class Expected:
             assert first is not None
             raise first
         self.precision = precision
+        self.draws: bool | None = None  # do two runs differ? Not known as long as nobody asked
         self.seen = [(inputs[0], seen)]
-        for given in inputs[1:]:
-            seen = self._observe(self.runner, given, precision)
+        self._waiting = list(inputs[1:])  # run when they are needed: what differs on the example is held against nothing else
+
+    def _all(self) -> Iterator[tuple[Inputs, Observed]]:
+        """The inputs that the network takes, with what it gave."""
+        place = 0
+        while place < len(self.seen) or self._waiting:
+            if place < len(self.seen):
+                yield self.seen[place]
+                place += 1
+                continue
+            given = self._waiting.pop(0)
+            seen = self._observe(self.runner, given, self.precision)
             if seen.failure is None and difference(seen, seen).error == 0:
                 self.seen.append((given, seen))
+
+    @property
+    def last(self) -> Inputs:
+        """The last inputs of the example's own sizes that the network took."""
+        return next(given for given, _ in reversed([*self._all()]) if given.shapes() == self.seen[0][0].shapes())
 
     def _observe(self, runner: Runner, given: Inputs, precision: Precision, seed: int = 0) -> Observed:
         return observe(lambda: runner(precision.inputs(given)), precision, self.decides, seed)
@@ -193,17 +211,19 @@ class Expected:
     def compare(self, runner: Runner) -> Check:
         """Run another network on the same; it must be in the same precision."""
         start = time.perf_counter()
-        worst, numbers, operations, drawn = Difference(0.0), False, 0, set()
-        for given, wanted in self.seen:
+        worst, numbers, operations, drawn, ran = Difference(0.0), False, 0, set(), True
+        for given, wanted in self._all():
             got = self._observe(runner, given, self.precision)
             found = difference(wanted, got)
             if got.failure is None and wanted.random != got.random:  # agreement would be luck
                 found = Difference(None, "it draws other random numbers in eval mode than the network")
-            operations += got.operations
+            operations, ran = operations + got.operations, ran and got.failure is None
             numbers |= found.numbers
             drawn |= {name for name, _ in wanted.random}
             if found.error is None or found.error > (worst.error or 0.0):
                 worst = found
+                if found.reason and given.shapes() != self.seen[0][0].shapes():
+                    worst = replace(found, reason=f"on inputs of another size ({given}) {found.reason}")
             if found.error is None or found.error > self.precision.tolerance:
                 break
         else:
@@ -211,7 +231,7 @@ class Expected:
                 worst = Difference(None, "every output is 0, on the example and on other values: there is nothing to compare")
         error, reason, note = worst.error, worst.reason, ""
         if error is None or error > self.precision.tolerance:
-            reason = self._drawn(drawn) or reason
+            reason = (ran and self._drawn(drawn)) or reason
         else:
             reason = ""
             note = (
@@ -222,9 +242,11 @@ class Expected:
 
     def _drawn(self, operations: set[str]) -> str:
         """Are two runs of the network itself alike? What is to be said where they are not."""
-        given, wanted = self.seen[0]
-        apart = difference(wanted, self._observe(self.runner, given, self.precision, seed=1))
-        if apart.error is None or apart.error <= self.precision.tolerance:
+        if self.draws is None:
+            given, wanted = self.seen[0]
+            apart = difference(wanted, self._observe(self.runner, given, self.precision, seed=1))
+            self.draws = apart.error is not None and apart.error > self.precision.tolerance
+        if not self.draws:
             return ""
         by = f" ({', '.join(sorted(operations))})" if operations else ""
         return (
@@ -242,7 +264,9 @@ class Reference:
         masks: Mapping[tuple[str, int], NDArray[np.bool_]],
         parameters: Sequence[str],
         captured: Captured,
+        inputs: Sequence[Inputs],
     ) -> None:
+        """`inputs`: what is compared on, some of the example's own sizes first."""
         start = time.perf_counter()
 
         def make(precision: Precision) -> Runner:
@@ -252,7 +276,7 @@ class Reference:
             zero_slices(tensors, masks, parameters)
             return in_eval(self.model)
 
-        self.expected = Expected(make, exercises(captured), captured.decides())
+        self.expected = Expected(make, inputs, captured.decides())
         self.trained: Observed | None = None
         self.trains_otherwise = trains_otherwise(model, captured)
         self.seconds = time.perf_counter() - start
@@ -273,7 +297,7 @@ class Reference:
         """Why a cut network cannot be trained as this one; "" where it can, or where this one cannot either."""
         if not self.trains_otherwise:
             return ""
-        given = self.expected.seen[-1][0]
+        given = self.expected.last
         if self.trained is None:
             self.trained = run_in_training(self.model, given, self.expected.precision)
         return training_failure(self.model, self.trained, candidate, given, self.expected.precision, exact)

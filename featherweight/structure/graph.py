@@ -8,17 +8,15 @@ from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
-from featherweight.network.calls import Example, Inputs
-from featherweight.network.copies import unwrapped
-from featherweight.structure.blocks import Block, find_blocks
-from featherweight.structure.capture import Captured, capture
+from featherweight.network.calls import Inputs
+from featherweight.structure.blocks import Block
+from featherweight.structure.capture import Captured
 from featherweight.structure.errors import BadSelection, unknown
 from featherweight.structure.labels import FIRST, Planes, Vector
 from featherweight.structure.macs import Size, Term, size_of
-from featherweight.structure.rules import RULES
-from featherweight.structure.walk import Value, Walk
+from featherweight.structure.values import Value
+from featherweight.structure.walk import Walk
 
 
 @dataclass(frozen=True)
@@ -75,6 +73,7 @@ class Graph:
     blocks     name -> Block
     frozen     parameter -> why nothing of it can go (see `Reasons`)
     uncounted  operation without a rule -> how often it occurs; these are in no MACs
+    others     inputs of other sizes that the network takes too: cuts are compared on them as well
     """
 
     def __init__(self, walk: Walk, names: Iterable[str]) -> None:
@@ -82,6 +81,8 @@ class Graph:
         self.walk = walk
         self.uncounted: dict[str, int] = dict(walk.uncounted)
         self.blocks: dict[str, Block] = {}
+        self.others: tuple[Inputs, ...] = ()
+        self.varying: dict[str, frozenset[int]] = dict(walk.varying)
         self.tensors: dict[str, tuple[int, ...]] = {name: value.shape for name, value in walk.tensors.items()}
         modes = [walk.captured] + ([walk.captured.training] if walk.captured.training is not None else [])
         self.kinds: dict[str, str] = {name: kind for mode in modes for kind, name in mode.sources if name in self.tensors}
@@ -187,8 +188,9 @@ class Graph:
         tensor, dim = next((slot for slot in slots if slot[1] == 0 and self.kinds.get(slot[0]) == "parameter"), slots[0])
         head, _, last = tensor.rpartition(".")
         name = head if head and last == "weight" else tensor
-        if head and last == "bias" and any(other == f"{head}.weight" for other, _ in slots):
-            name = head  # a layer that keeps its outputs in dimension 1
+        weights = (f"{head}.weight", f"{head}.parametrizations.weight.")
+        if head and last == "bias" and any(other.startswith(weights) for other, _ in slots):
+            name = head  # a layer that keeps its outputs in dimension 1, or makes its weight of others
         elif dim != 0:
             name = f"{name}[{dim}]"
         if name not in taken:
@@ -227,6 +229,16 @@ class Graph:
             else:
                 frozen[name] = "it shares memory with another tensor"
         return frozen
+
+    def doubtful(self) -> bool:
+        """Is there a unit of which the walk cannot tell whether it follows the size of the input?"""
+        walks = [self.walk] + ([self.walk.training] if self.walk.training is not None else [])
+        return any(
+            bool((self.site_of[plane] >= 0).any())
+            for walk in walks
+            for _, planes in walk.doubtful
+            for plane in self.walk.labels.resolve(planes)
+        )
 
     # ---- sizes
 
@@ -357,6 +369,10 @@ class Graph:
                 result[key] = ~lost
         return result
 
+    def zeroed(self, masks: Mapping[tuple[str, int], NDArray[np.bool_]]) -> dict[tuple[str, int], NDArray[np.bool_]]:
+        """Those of the masks whose entries are 0 where a cut is compared: not what the network divides by."""
+        return {key: mask for key, mask in masks.items() if key not in self.walk.divided}
+
     def node_masks(self, gone: NDArray[np.bool_]) -> Callable[[Value, int], NDArray[np.bool_] | None]:
         """A function (value, dimension) -> which entries stay, None where all do."""
 
@@ -369,42 +385,3 @@ class Graph:
             return None if lost is None else ~lost
 
         return mask
-
-
-def trace(model: nn.Module, example: Example | Inputs, *, soft: bool = False, dynamic_batch: bool = False) -> Graph:
-    """Find everything that can be removed from `model` without changing what the rest computes.
-
-    model    any module that torch.export can capture; it is not changed and may be on the meta device. Names are those of the
-             network inside `torch.compile`, `DataParallel` and the like
-    example  the inputs, batch size 1: a tuple by position, or a dict by name; None, numbers and nests of tensors may be among
-             them (a batch of 1 is doubled for the analysis; MACs are those of the example)
-    soft     also offer sites whose removal changes the statistic of a layer, group or root-mean-square norm, or a
-             mean; `Site.soft` says so
-
-    What only training mode reads (an auxiliary head) is cut with the rest.
-
-    Raises BadExample, DataDependentControlFlow, NotExportable.
-    """
-    model = unwrapped(model)
-    return analyse(capture(model, example, dynamic_batch=dynamic_batch), model, soft)
-
-
-def analyse(captured: Captured, model: nn.Module, soft: bool = False) -> Graph:
-    """The graph of an exported network.
-
-    Groups of a convolution lose the same places, or go whole, where that leaves something to cut; else the network is walked
-    again with groups that only have to lose equally many.
-    """
-    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
-    first = walk = _walked(captured, soft, frozenset())
-    while not walk.stuck() <= walk.counted:
-        walk = _walked(captured, soft, walk.counted | walk.stuck())
-    graph = max((Graph(w, names) for w in ([first] if walk is first else [first, walk])), key=Graph.removable)
-    graph.blocks = find_blocks(graph.walk, graph.macs_by_node())
-    return graph
-
-
-def _walked(captured: Captured, soft: bool, counted: frozenset[str]) -> Walk:
-    walk = Walk(captured, soft, counted)
-    walk.run(RULES)
-    return walk

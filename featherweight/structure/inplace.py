@@ -9,21 +9,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import nn
 
 from featherweight.network.copies import copied_whole
 from featherweight.structure.edit import Attribute, Edit, all_tensors, apply, attribute_tensor
 from featherweight.structure.entries import Cut
-from featherweight.structure.gate import Check, Reference
+from featherweight.structure.gate import Check, Expected, Reference, exercises, fill_zeros, zero_slices
 from featherweight.structure.graph import Graph
 from featherweight.structure.numbers import Numbers, as_number
-from featherweight.structure.observe import RUN_FAILURES
-from featherweight.structure.rewrite import Change
-
-Masks = Mapping[tuple[str, int], NDArray[np.bool_]]
+from featherweight.structure.observe import RUN_FAILURES, in_eval
+from featherweight.structure.rewrite import Change, Rewritten
+from featherweight.structure.running import Masks, graph_runner, sliced
 
 
 def cuts_of(masks: Masks, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Cut, ...]:
@@ -35,36 +34,61 @@ def cuts_of(masks: Masks, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Cut, .
 
 
 def trial(
-    model: nn.Module, graph: Graph, masks: Masks, kept: tuple[tuple[str, int], ...], changes: Sequence[Change], soft: bool
+    model: nn.Module,
+    graph: Graph,
+    masks: Masks,
+    kept: tuple[tuple[str, int], ...],
+    rewritten: Rewritten,
+    soft: bool,
+    quick: bool = False,
 ) -> tuple[Edit | None, Check]:
-    """Try edits on float64 copies: one that is exact, or None and why the plain one did not do. `model` is not changed."""
+    """Try edits on float64 copies: one that is exact, or None and why the plain one did not do. `model` is not changed.
+
+    soft   the cut changes what the network computes: it must compute what the exported graph computes that is cut so, and the
+           check says how far that is from the network without the units
+    quick  compare on one sample of the example only
+    """
     cuts = cuts_of(masks, graph.tensors)
     held = all_tensors(model)
     for cut in cuts:
         if cut.tensor not in held and attribute_tensor(model, cut.tensor) is None:
             return None, Check(None, 0.0, f"the code makes a tensor of its own that would have to be cut ({cut.tensor})")
     try:
-        reference = Reference(model, masks, [n for n, kind in graph.kinds.items() if kind == "parameter"], graph.captured)
+        parameters = [n for n, kind in graph.kinds.items() if kind == "parameter"]
+        given = [graph.captured.sample()] if quick else [*exercises(graph.captured), *graph.others]
+        reference = Reference(model, graph.zeroed(masks), parameters, graph.captured, given)
     except RUN_FAILURES as error:
         return None, Check(None, 0.0, f"the network cannot be checked in float64: {error}")
 
     def attempt(attributes: Iterable[Attribute]) -> tuple[Edit, Check]:
         edit = Edit("cut", kept, cuts, tuple(attributes))
-        candidate = copied_whole(reference.model)
+        candidate = copied_whole(reference.model, share=True)
         apply(candidate, edit)
-        return edit, reference.compare(candidate)
+        check = reference.compare(candidate)
+        return edit, same_as_graph(candidate, check) if soft and check.error is not None and not check.passed else check
 
-    def passes(check: Check) -> bool:
-        return check.passed or (soft and check.error is not None and check.error != float("inf"))
+    def same_as_graph(candidate: nn.Module, check: Check) -> Check:
+        precision = reference.expected.precision
+        tensors = {name: precision.cast(t.detach()) for name, t in graph.captured.tensors.items()}
+        filled = {name: tensors[name].clone() for name in parameters}
+        fill_zeros(filled, parameters)
+        zero_slices(filled, graph.zeroed(masks), parameters)
+        cut = sliced({**tensors, **filled}, masks)
+        given = [graph.captured.inputs] if quick else exercises(graph.captured)
+        same = Expected(lambda _: graph_runner(graph, rewritten.module, cut), given, False).compare(in_eval(candidate))
+        if not same.passed:
+            return replace(same, reason=f"it is not what the exported graph computes that is cut so: {same.reason}")
+        return replace(check, tolerance=float("inf"), reason="")
 
     stock = stock_attributes(model, cuts)
     edit, first = attempt(stock)
-    if passes(first):
+    if first.passed:
         return edit, first
-    left = guesses(model, cuts, stock, changes)
+    left = guesses(model, cuts, stock, rewritten.changes)
     if len(left) > 1:
-        edit, check = attempt([*stock, *(a for family in left for a in family)])
-        if passes(check):
+        each = {(a.module, a.name): a for family in reversed(left) for a in family}  # the first value of each
+        edit, check = attempt([*stock, *each.values()])
+        if check.passed:
             return edit, check
     # families of guesses are added one by one while they let the network run further
     chosen: list[Attribute] = list(stock)
@@ -72,7 +96,7 @@ def trial(
     while left:
         tried = [(attempt([*chosen, *family]), family) for family in left]
         for (edit, check), _ in tried:
-            if passes(check):
+            if check.passed:
                 return edit, check
         (edit, check), family = max(tried, key=lambda item: item[0][1].operations)
         if check.operations <= best.operations:
@@ -95,35 +119,57 @@ def stock_attributes(model: nn.Module, cuts: Sequence[Cut]) -> tuple[Attribute, 
     return tuple(result)
 
 
-def guesses(
-    model: nn.Module, cuts: Sequence[Cut], stock: tuple[Attribute, ...], changes: Sequence[Change]
-) -> list[list[Attribute]]:
-    """Attributes equal to a number that changes, in a module around the change, as families: the same attribute of all like
-    layers together. Those that the cuts do not explain are left out: no edit may set them.
-    """
-    explained = Numbers(all_tensors(model), cuts)
+MOST_TIMES = 8  # the code may hold this many times a number that changes: `self.channels // 2`
+
+
+def touched(model: nn.Module, changes: Sequence[Change], multiples: bool = True) -> dict[tuple[str, str, int], list[int]]:
+    """(module, attribute, a number in it) -> what the changes would make of it, each once: numbers of the modules around a change
+    that equal what changes, or else (`multiples`) are a multiple of it."""
     modules = dict(model.named_modules(remove_duplicate=False))
     first = {id(module): path for path, module in model.named_modules()}
-    taken = {(a.module, a.name) for a in stock}
-    found: dict[tuple[str, str], dict[int, int]] = {}
-    for change in changes:
-        for path in change.modules:
+    found: dict[tuple[str, str, int], list[int]] = {}
+    times: dict[tuple[str, str, int], list[int]] = {}
+    for change in dict.fromkeys((change.modules, change.before, change.after) for change in changes):
+        around, before, after = change
+        for path in around:
             owner = modules.get(path)
             if owner is None:
                 continue
             path = first[id(owner)]
             for name, held in vars(owner).items():
                 number = as_number(held)
-                if number is None or (path, name) in taken or name.startswith("_"):
+                if number is None or name.startswith("_"):
                     continue
-                if number == change.before or (isinstance(number, tuple) and change.before in number):
-                    found.setdefault((path, name), {}).setdefault(change.before, change.after)
-    families: dict[tuple[str, str], list[Attribute]] = {}
-    for (path, name), numbers in found.items():
+                for one in {number} if isinstance(number, int) else set(number):
+                    many = one // before if before > 1 and one % before == 0 else 0
+                    place = found if many == 1 or one == before else times if multiples and 1 < many <= MOST_TIMES else None
+                    if place is not None and many * after not in place.setdefault((path, name, one), []):
+                        place[path, name, one].append(max(many, 1) * after)
+    return {**{number: after for number, after in times.items() if number not in found}, **found}
+
+
+def guesses(
+    model: nn.Module, cuts: Sequence[Cut], stock: tuple[Attribute, ...], changes: Sequence[Change]
+) -> list[list[Attribute]]:
+    """Attributes that hold a number that changes, or a multiple of it, in a module around the change, as families: the same
+    attribute of all like layers together, a family for each value it may get. Those that the cuts do not explain are left out: no
+    edit may set them.
+    """
+    explained = Numbers(all_tensors(model), cuts)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    taken = {(a.module, a.name) for a in stock}
+    numbers: dict[tuple[str, str], dict[int, list[int]]] = {}
+    for (path, name, one), after in touched(model, changes).items():
+        if (path, name) not in taken:
+            numbers.setdefault((path, name), {})[one] = after
+    families: dict[tuple[str, str, int], list[Attribute]] = {}
+    for (path, name), found in numbers.items():
         before = as_number(vars(modules[path])[name])
         assert before is not None
-        after = numbers[before] if isinstance(before, int) else tuple(numbers.get(n, n) for n in before)
-        if not explained.allows(path, modules[path], name, before, after):
-            continue
-        families.setdefault((re.sub(r"\d+", "*", path), name), []).append(Attribute(path, name, before, after))
+        for choice in range(max(map(len, found.values()))):
+            now = {one: after[min(choice, len(after) - 1)] for one, after in found.items()}
+            after_all = now[before] if isinstance(before, int) else tuple(now.get(n, n) for n in before)
+            if explained.allows(path, modules[path], name, before, after_all):
+                pattern = re.sub(r"\d+", "*", path)
+                families.setdefault((pattern, name, choice), []).append(Attribute(path, name, before, after_all))
     return list(families.values())

@@ -84,6 +84,10 @@ class Labels:
             self._reasons.append(reason)
         return self._reason_index[reason]
 
+    def frozen(self, size: int, reason: str) -> Vector:
+        """A plane of which nothing goes, for this reason."""
+        return np.full(size, self._reason_label(reason), dtype=np.int64)
+
     def join(self, a: Vector, b: Vector) -> None:
         """Make the labels of `a` and `b` the same, entry by entry. Both must be resolved (no substitution on their roots)."""
         while True:

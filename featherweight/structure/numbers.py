@@ -95,7 +95,7 @@ class Numbers:
 
         def found(leaf: str) -> Tensor | None:
             """Under a parametrization the tensor is the original behind it."""
-            names = (leaf, f"parametrizations.{leaf}.original", f"{leaf}_v")
+            names = (leaf, *(f"parametrizations.{leaf}.original{part}" for part in ("", "1")), f"{leaf}_v")
             return next((self.tensors[prefix + name] for name in names if prefix + name in self.tensors), None)
 
         def size(leaf: str, dim: int) -> int | None:

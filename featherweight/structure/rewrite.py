@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import fx, nn
 
 from featherweight.structure.graph import Graph
-from featherweight.structure.walk import Value, operation, shape_of
+from featherweight.structure.nodes import operation, shape_of
+from featherweight.structure.values import Value
 
 Mask = NDArray[np.bool_]
 

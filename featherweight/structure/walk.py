@@ -1,104 +1,39 @@
 """One walk over the exported graph that gives every tensor its planes (see `labels`), by a table of rules, one per kind of
 operation.
-
-Beside planes a value carries two *proofs* per dimension. `zero`: the removed entries are 0 once these slices of the network are
-0; a sum over removed entries is only dropped where one factor has such a proof. `constant`: the removed entries do not depend
-on the input once these slices are 0 (a filter of zeros leaves its bias).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from featherweight.structure.balance import Even, balance
 from featherweight.structure.capture import Captured, overlapping
 from featherweight.structure.labels import Labels, Planes
-
-# alternatives; each is a set of (tensor, dimension) whose slices must be 0. Empty: no proof. One empty alternative: always.
-Proof = frozenset[frozenset[tuple[str, int]]]
-NEVER: Proof = frozenset()
-ALWAYS: Proof = frozenset({frozenset()})
-
-
-def both(a: Proof, b: Proof) -> Proof:
-    return _short(frozenset(x | y for x in a for y in b))
-
-
-def either(a: Proof, b: Proof) -> Proof:
-    return _short(a | b)
-
-
-def _short(proof: Proof, limit: int = 4) -> Proof:
-    """Keep the alternatives that ask for least; any subset of a proof is a proof."""
-    if len(proof) <= limit:
-        return proof
-    return frozenset(sorted(proof, key=lambda a: (len(a), sorted(a)))[:limit])
-
-
-@dataclass
-class Value:
-    """A tensor of the graph: shape, and per dimension the planes and the proofs."""
-
-    shape: tuple[int, ...]
-    planes: list[Planes]
-    zero: list[Proof]
-    constant: list[Proof]
-    known: Tensor | None = None  # the entries, for small integer tensors that do not depend on any input
-
-    @staticmethod
-    def plain(shape: Sequence[int]) -> Value:
-        """Nothing of it is ever removed."""
-        n = len(shape)
-        return Value(tuple(shape), [[] for _ in range(n)], [NEVER] * n, [NEVER] * n)
-
-    def like(self) -> Value:
-        """The same planes and proofs under a new identity."""
-        return Value(self.shape, list(self.planes), list(self.zero), list(self.constant))
-
-
-@dataclass(frozen=True)
-class Factor:
-    """Planes of a dimension together with its size; products of such factors count multiply-accumulates."""
-
-    planes: Planes
-    size: int
-
-
-@dataclass(frozen=True)
-class Count:
-    """Multiply-accumulates of one operation: `times` * product of the factors, or their sum over `repeats` of the batch."""
-
-    node: str
-    module: str
-    times: int
-    factors: tuple[Factor, ...]
-    per_batch: bool
-
-
-@dataclass(frozen=True)
-class Reading:
-    """A sum over a dimension that has planes: what `sweep` asks about dead units."""
-
-    node: fx.Node
-    planes: Planes
-    zero: Proof  # of the activation side
-    weight: str  # the tensor on the other side when it is one of the network's own, else ""
-    weight_dim: int
-    bias: str  # where a constant can be folded to, else ""
-    constant: Proof
-    source: fx.Node | None  # the activation that is read
-    source_dim: int
-    foldable: bool
-
+from featherweight.structure.nodes import as_int, ints, operation, shape_of
+from featherweight.structure.values import ALWAYS, NEVER, Count, Factor, Reading, Value, tensors_in
 
 Rule = Callable[["Walk", fx.Node, dict[str, Any]], Any]
+
+# operations that make entries of their own, or take a part of a tensor's: as many as the code says, which may follow the input
+_MAKES = (
+    "zeros ones full new_zeros new_ones new_full empty new_empty expand expand_as broadcast_to repeat tile repeat_interleave pad "
+    "constant_pad_nd"
+)
+_TAKES = (
+    "slice narrow select split split_with_sizes chunk unbind unsafe_split unsafe_chunk unsafe_split_with_sizes slice_copy "
+    "select_copy index index_select tensor_split"
+)
+MAKES, TAKES = frozenset(_MAKES.split()), frozenset(_TAKES.split())
+FOLLOWS = "how much of it is read follows the size of the input"
+UNREAD = "the network does not read these entries on an input of this size; on a larger one it may"
 
 
 @dataclass
@@ -108,6 +43,9 @@ class Walk:
     counted  grouped convolutions (nodes) whose groups only have to lose equally many channels, not the same places
     grouped  the other grouped convolutions that could be treated so -> the planes of their input and output channels
     training  the walk over the graph of training mode, where that reads more, with the same labels and tensors
+    varying  dimensions of nodes that follow the size of the input (see `lengths`): nothing of them goes
+    divided  (tensor, dimension) of which an entry must not be 0 throughout, since the network divides by its size
+    doubtful  what may follow it, as (node, its planes), as long as nobody has looked at another size
     """
 
     captured: Captured
@@ -124,6 +62,10 @@ class Walk:
     grouped: dict[str, tuple[Planes, Planes]] = field(default_factory=dict)
     owner: dict[fx.Node, str] = field(default_factory=dict)
     training: Walk | None = None
+    varying: Mapping[str, frozenset[int]] = field(default_factory=dict)
+    divided: set[tuple[str, int]] = field(default_factory=set)
+    doubtful: list[tuple[fx.Node, Planes]] = field(default_factory=list)
+    _taken: dict[tuple[fx.Node, int], tuple[set[fx.Node], NDArray[np.bool_]]] = field(default_factory=dict)
     _root: dict[fx.Node, fx.Node] = field(default_factory=dict)
     _aliases: dict[fx.Node, list[fx.Node]] = field(default_factory=dict)
     _depends: set[fx.Node] = field(default_factory=set)
@@ -211,10 +153,14 @@ class Walk:
                 self._call(node, rules)
         if training is not None:
             # what training mode reads is tied to what it reads there; it is neither counted nor rewritten
-            self.training = Walk(training, self.soft, self.counted, self.labels, tensors=self.tensors, even=self.even)
+            self.training = Walk(
+                training, self.soft, self.counted, self.labels, tensors=self.tensors, even=self.even, varying=self.varying
+            )
             self.training.run(rules)
             self.softened += self.training.softened
-        else:
+            self.divided |= self.training.divided
+        self._freeze_unread()
+        if training is None:
             balance(self.labels, self.even)
 
     def stuck(self) -> frozenset[str]:
@@ -265,15 +211,52 @@ class Walk:
             self.values[node] = self._python(node)
             return
         bound = self.bind(node)
-        rule = rules.get(target.overloadpacket)
+        rule = rules.get(target.overloadpacket) or rules.get(operation(node))
         if rule is None and torch.Tag.pointwise in target.tags:
             rule = rules["pointwise"]
         if rule is None:
             self.values[node] = self.opaque(node, "the operation has no rule")
         else:
             self.values[node] = rule(self, node, bound)
+        self._follow(node, bound)
         self._evaluate(node)
         self._alias(node, bound)
+
+    # ---- what follows the size of the input
+
+    def take(self, node: fx.Node, dim: int, positions: NDArray[np.int64]) -> None:
+        """`node` reads these entries of its first argument along `dim`."""
+        source: Any = node.args[0]
+        shape = shape_of(source)
+        if source in self._depends or shape is None:
+            return
+        users, read = self._taken.setdefault((source, dim), (set(), np.zeros(shape[dim], dtype=bool)))
+        users.add(node)
+        read[positions] = True
+
+    def _freeze_unread(self) -> None:
+        """Entries of the network's own tensors that nobody takes, where all that is done with them is to take some."""
+        for (source, dim), (users, read) in self._taken.items():
+            value = self.values[source]
+            if not read.all() and users == set(source.users) and isinstance(value, Value):
+                self.labels.freeze([plane[~read] for plane in value.planes[dim]], f"{UNREAD} ({self.where(source)})")
+
+    def _follow(self, node: fx.Node, bound: dict[str, Any]) -> None:
+        """Freeze what is known to follow the size of the input; note what may."""
+        name = operation(node)
+        if name not in MAKES and name not in TAKES:
+            return
+        source: Any = bound.get("self") if name in TAKES and node.args[0] not in self._depends else None
+        dims = self.varying.get(node.name, frozenset())
+        for value in tensors_in(self.values[node]):
+            self.freeze(value, [d for d in dims if d < len(value.shape)], node, FOLLOWS)
+            if name in MAKES:
+                self.doubtful += [(node, planes) for planes in value.planes if planes]
+        if isinstance(source, Value):
+            along = int(bound.get("dim") or 0) % max(1, len(source.shape))
+            if dims and name not in ("index", "select", "unbind"):
+                self.freeze(source, [along], node, FOLLOWS)
+            self.doubtful += [(node, planes) for planes in source.planes if planes]
 
     def _evaluate(self, node: fx.Node, limit: int = 1 << 20) -> None:
         """Integers computed from nothing but numbers in the code (the order of a channel shuffle) are computed here, so that
@@ -366,36 +349,3 @@ class Walk:
                         value.constant = list(result.constant) if whole else [NEVER] * len(value.shape)
                     elif isinstance(value, Value) and not whole:
                         value.zero, value.constant = [NEVER] * len(value.shape), [NEVER] * len(value.shape)
-
-
-def tensors_in(value: Any) -> list[Value]:
-    """The tensors in a value, which may be a list."""
-    if isinstance(value, Value):
-        return [value]
-    return [v for item in value for v in tensors_in(item)] if isinstance(value, list) else []
-
-
-def as_int(size: Any) -> int:
-    """A size as a number; a symbolic one by the example's value."""
-    if isinstance(size, torch.SymInt):
-        hint = size.node.hint
-        return int(hint) if hint is not None else int(size)
-    return int(size)
-
-
-def ints(shape: Sequence[Any]) -> tuple[int, ...]:
-    return tuple(as_int(s) for s in shape)
-
-
-def shape_of(node: fx.Node) -> tuple[int, ...] | None:
-    """The shape of a node that is a single tensor."""
-    meta = node.meta.get("val")
-    return ints(meta.shape) if isinstance(meta, Tensor) else None
-
-
-def operation(node: fx.Node) -> str:
-    """The operation's name as torch has it: `softmax`, `conv2d`; `output` for the end of the graph."""
-    target: Any = node.target
-    if isinstance(target, torch._ops.OpOverload):
-        return str(target.overloadpacket.__name__)
-    return str(getattr(target, "__name__", target))

@@ -14,8 +14,10 @@ import numpy as np
 from torch import fx
 
 from featherweight.structure.balance import Even
+from featherweight.structure.nodes import shape_of
 from featherweight.structure.rules.names import table
-from featherweight.structure.walk import ALWAYS, NEVER, Factor, Proof, Reading, Value, Walk, both, either, shape_of
+from featherweight.structure.values import ALWAYS, NEVER, Factor, Proof, Reading, Value, both, either
+from featherweight.structure.walk import Walk
 
 _TIE = "dimensions that are multiplied with each other, where nothing of one can go"
 
@@ -105,6 +107,18 @@ def _linear(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Value:
     lead = _letters(len(x.shape) - 1)
     out = lead + ("Z" if len(weight.shape) == 2 else "")
     return contract(walk, node, [x, weight], [lead + "Y", ("Z" if len(weight.shape) == 2 else "") + "Y"], out, bias)
+
+
+def _stacked(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Any:
+    """Rows (rows, K) times one matrix each of a stack (experts, K, M), the rows of each expert beside each other: experts are
+    picked by number and stay, and their matrices lose the same entries."""
+    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    rows, stack = bound[names[0]], bound[names[1]]
+    if len(rows.shape) != 2 or len(stack.shape) != 3 or bound.get("bias") is not None:
+        return walk.opaque(node, "the operation has no rule")
+    walk.freeze(stack, [0], node, "experts are picked by number")
+    one = Value(stack.shape[1:], stack.planes[1:], stack.zero[1:], stack.constant[1:])
+    return contract(walk, node, [rows, one], ["aK", "KM"], "aM")
 
 
 def _letters(n: int) -> str:
@@ -321,7 +335,9 @@ def _bilinear(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Any:
     return walk.opaque(node, "the operation has no rule")
 
 
-RULES = {
+RULES: dict[Any, Any] = {
+    **table(_stacked, "_grouped_mm grouped_mm"),
+    "grouped_mm_fallback": _stacked,  # an operation of the transformers package, in place of the other where that has no kernel
     **table(_linear, "linear"),
     **table(_matmul, "matmul mm bmm mv dot"),
     **table(_addmm, "addmm baddbmm"),

@@ -6,8 +6,10 @@ from typing import Any
 
 from torch import fx
 
+from featherweight.structure.nodes import operation, shape_of
 from featherweight.structure.rules.names import table
-from featherweight.structure.walk import ALWAYS, NEVER, Value, Walk, operation, shape_of
+from featherweight.structure.values import ALWAYS, NEVER, Value
+from featherweight.structure.walk import Walk
 
 
 def _uniform(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Any:
@@ -30,9 +32,9 @@ def _like(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Value:
     """zeros_like and its kin take their size from a tensor."""
     value: Value = bound["self"]
     result = value.like()
-    zero = "zero" in operation(node)
+    zero, empty = "zero" in operation(node), "empty" in operation(node)
     result.zero = [ALWAYS if zero else NEVER] * len(value.shape)
-    result.constant = [ALWAYS] * len(value.shape)
+    result.constant = [NEVER if empty else ALWAYS] * len(value.shape)
     return result
 
 
@@ -48,7 +50,7 @@ def _check(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Any:
 
 RULES = {
     **table(_uniform, "zeros ones full new_zeros new_ones new_full empty new_empty"),
-    **table(_like, "zeros_like ones_like full_like fill_ zero_ fill zero"),
+    **table(_like, "zeros_like ones_like full_like empty_like fill_ zero_ fill zero"),
     **table(_fixed, "arange linspace eye scalar_tensor tril_indices triu_indices hann_window"),
     **table(
         _check, "sym_size sym_numel sym_stride _assert_tensor_metadata _assert_async _assert_scalar sym_constrain_range_for_size"

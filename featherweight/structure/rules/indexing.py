@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from featherweight.structure.nodes import shape_of
 from featherweight.structure.rules.names import table
-from featherweight.structure.walk import NEVER, Value, Walk, shape_of
+from featherweight.structure.values import NEVER, Value, both
+from featherweight.structure.walk import Walk
 
 
 def _index(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Any:
@@ -28,7 +30,7 @@ def _index(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Any:
         d = used[0]
         index = indices[d].known.cpu()
         if index.dim() == 1 and index.dtype == torch.int64:
-            return _taken(walk, value, d, index, shape_of(node))
+            return _taken(walk, node, value, d, index)
     walk.freeze(value, used, node, "entries are picked by number")
     outputs = walk.fresh_outputs(node)
     if not isinstance(outputs, Value):
@@ -46,8 +48,10 @@ def _index(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Any:
     return outputs
 
 
-def _taken(walk: Walk, value: Value, dim: int, index: Tensor, shape: tuple[int, ...] | None) -> Value:
+def _taken(walk: Walk, node: fx.Node, value: Value, dim: int, index: Tensor) -> Value:
+    shape = shape_of(node)
     assert shape is not None
+    walk.take(node, dim, index.numpy())
     result = value.like()
     result.shape = shape
     result.planes[dim] = [plane[index.numpy()] for plane in walk.live(value, dim)]
@@ -59,7 +63,7 @@ def _index_select(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Any:
     dim = int(bound["dim"]) % len(value.shape)
     index = bound["index"]
     if isinstance(index, Value) and index.known is not None and index.known.dtype == torch.int64:
-        return _taken(walk, value, dim, index.known.cpu().reshape(-1), shape_of(node))
+        return _taken(walk, node, value, dim, index.known.cpu().reshape(-1))
     walk.freeze(value, [dim], node, "entries are picked by number")
     if isinstance(index, Value):
         walk.freeze(index, range(len(index.shape)), node, "its entries are used as numbers of entries")
@@ -94,7 +98,55 @@ def _copy_(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Value:
     return result
 
 
+def _index_put(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Any:
+    """`x[..., index, ...] = values`: the indexed dimensions stay, the others lose the same entries."""
+    target, source, indices = bound["self"], bound["values"], bound["indices"]
+    used = [d for d, index in enumerate(indices) if index is not None]
+    rest = [d for d in range(len(target.shape)) if d not in used]
+    for index in (indices[d] for d in used):
+        walk.freeze(index, range(len(index.shape)), node, "its entries are used as numbers of entries")
+    walk.freeze(target, used, node, "entries are picked by number")
+    if used != list(range(len(used))):
+        walk.freeze(target, range(len(target.shape)), node, "entries are picked by number")
+        walk.freeze(source, range(len(source.shape)), node, "entries are picked by number")
+        return target.like()
+    return _written(walk, node, target, source, rest, len(target.shape) - len(source.shape))
+
+
+def _index_add(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Any:
+    """Rows of `source` added to rows of `self` by number."""
+    target, source, dim = bound["self"], bound["source"], int(bound["dim"]) % max(1, len(bound["self"].shape))
+    walk.freeze(bound["index"], [0], node, "its entries are used as numbers of entries")
+    walk.freeze(target, [dim], node, "entries are picked by number")
+    walk.freeze(source, [dim], node, "entries are picked by number")
+    return _written(walk, node, target, source, [d for d in range(len(target.shape)) if d != dim], 0)
+
+
+def _written(walk: Walk, node: fx.Node, target: Value, source: Value, rest: list[int], lead: int) -> Value:
+    """`rest` of the target's dimensions lose what those of the source lose, which stand `lead` places before them."""
+    result = target.like()
+    result.zero, result.constant = [NEVER] * len(target.shape), [NEVER] * len(target.shape)
+    inside = {d - lead for d in rest}
+    walk.freeze(source, [d for d in range(len(source.shape)) if d not in inside], node, "entries are picked by number")
+    for d in rest:
+        if d - lead >= 0 and source.shape[d - lead] == target.shape[d]:
+            result.planes[d] = walk.equal([(target, d), (source, d - lead)], node, "one tensor is written into another")
+            result.zero[d] = both(target.zero[d], source.zero[d - lead])
+    return result
+
+
+def _numbers(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Any:
+    """histc, bincount, diff, ...: what is made of whole numbers, entry by entry or all together."""
+    for value in bound.values():
+        if isinstance(value, Value):
+            walk.freeze(value, range(len(value.shape)), node, "its entries are counted or compared")
+    return walk.fresh_outputs(node)
+
+
 RULES = {
+    **table(_index_put, "index_put index_put_"),
+    **table(_index_add, "index_add index_add_"),
+    **table(_numbers, "histc bincount one_hot diff"),
     **table(_index, "index"),
     **table(_index_select, "index_select"),
     **table(_embedding, "embedding"),

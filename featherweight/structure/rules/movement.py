@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, fx
 
 from featherweight.structure.labels import Vector
+from featherweight.structure.nodes import as_int, shape_of
 from featherweight.structure.rules.names import table
-from featherweight.structure.walk import ALWAYS, NEVER, Proof, Value, Walk, as_int, both, shape_of
+from featherweight.structure.values import ALWAYS, NEVER, Proof, Value, both
+from featherweight.structure.walk import Walk
 
 
 def segments(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
@@ -55,6 +57,9 @@ def reshaped(walk: Walk, node: fx.Node, value: Value, shape: tuple[int, ...]) ->
         constant: Proof = ALWAYS
         for position, d in enumerate(ins):
             if not walk.live(value, d):
+                for reason in walk.labels.reasons(value.planes[d])[:1]:  # what is tied to it hears why
+                    for e in outs:
+                        result.planes[e] = [*result.planes[e], walk.labels.frozen(shape[e], reason)]
                 continue
             zero, constant = both(zero, value.zero[d]), both(constant, value.constant[d])
             for plane in value.planes[d]:
@@ -187,15 +192,19 @@ def _along(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Any:
     single = isinstance(outputs, Value)
     outs: list[Value] = [outputs] if single else outputs
     dropped = len(outs[0].shape) < len(value.shape)
-    planes = walk.live(value, dim)
     pieces: list[list[Vector]] = [[] for _ in outs]
     bare: Any = node.target
+    arguments = {name: value for name, value in bound.items() if name not in ("self", "dim")}
+
+    def parts(line: Vector) -> list[Vector]:
+        found = bare(torch.from_numpy(line), dim=0, **arguments)
+        return [part.numpy().reshape(-1).copy() for part in ([found] if single else found)]
+
+    if planes := walk.live(value, dim):
+        walk.take(node, dim, np.concatenate(parts(np.arange(value.shape[dim]))))
     for plane in planes:
-        line = torch.from_numpy(plane)
-        arguments = {name: value for name, value in bound.items() if name not in ("self", "dim")}
-        part = bare(line, dim=0, **arguments)
-        for piece, found in zip(pieces, [part] if single else part, strict=True):
-            piece.append(found.numpy().reshape(-1).copy())
+        for piece, found in zip(pieces, parts(plane), strict=True):
+            piece.append(found)
     for out, piece in zip(outs, pieces, strict=True):
         rest = [d for d in range(len(value.shape)) if not (dropped and d == dim)]
         for e, d in enumerate(rest):

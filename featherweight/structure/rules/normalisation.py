@@ -12,16 +12,27 @@ from typing import Any
 import numpy as np
 from torch import fx
 
+from featherweight.structure.nodes import operation
 from featherweight.structure.rules.names import table
-from featherweight.structure.walk import NEVER, Value, Walk, both
+from featherweight.structure.values import NEVER, Value, both
+from featherweight.structure.walk import Walk
 
+STATISTIC = "a norm takes a statistic over it, which would change"
 _TIE = "channels and their norm's parameters, where nothing of one can go"
 
 
 def _per_channel(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Value:
-    """batch_norm, instance_norm."""
+    """batch_norm, instance_norm. Where the statistics are taken here, and not held in buffers, nothing goes along the dimensions
+    they are taken over: that is how a weight is standardised, over all the inputs of each output."""
     x = bound.get("input") if "input" in bound else bound["self"]
     assert isinstance(x, Value)
+    batches = operation(node) == "batch_norm"
+    fresh = bool(bound.get("training") if batches else bound.get("use_input_stats")) or not isinstance(
+        bound.get("running_mean"), Value
+    )
+    over = [d for d in range(len(x.shape)) if d != 1 and (d or batches)] if fresh else []
+    for d in over:
+        soften(walk, node, x, d, STATISTIC)
     weight, bias = bound.get("weight"), bound.get("bias")
     statistics = [bound.get("running_mean"), bound.get("running_var")]
     parts = [(x, 1)] + [(v, 0) for v in (weight, bias, *statistics) if isinstance(v, Value)]
@@ -30,6 +41,8 @@ def _per_channel(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Value:
     result.planes[1] = walk.equal(parts, node, _TIE)
     if isinstance(weight, Value) and isinstance(bias, Value):
         result.zero[1] = both(weight.zero[0], bias.zero[0])
+    elif fresh and weight is None and bias is None:
+        result.zero[1] = x.zero[1]  # what is 0 throughout has the mean 0
     result.constant[1] = x.constant[1]
     return result
 
@@ -44,7 +57,7 @@ def _over_dims(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Value:
     result.planes = list(x.planes)
     affine = [v for v in (bound.get("weight"), bound.get("bias")) if isinstance(v, Value)]
     for d in dims:
-        if soften(walk, node, x, d, "a norm takes a statistic over it, which would change"):
+        if soften(walk, node, x, d, STATISTIC):
             result.planes[d] = walk.equal([(x, d), *((v, d - (n - last)) for v in affine)], node, _TIE)
             result.zero[d] = NEVER if not affine else affine[0].zero[d - (n - last)]
             for v in affine[1:]:
@@ -54,7 +67,7 @@ def _over_dims(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Value:
         else:
             result.planes[d] = []
             for v in affine:
-                walk.freeze(v, [d - (n - last)], node, "a norm takes a statistic over it, which would change")
+                walk.freeze(v, [d - (n - last)], node, STATISTIC)
     return result
 
 
@@ -96,6 +109,21 @@ def _group_norm(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Value:
     return result
 
 
+def _weight_norm(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Any:
+    """v g / |v|, the size of v over all dimensions but one. Along that one g alone makes an entry 0: v must not be, for what is
+    divided by 0 is no number. Along the others entries of 0 add nothing to the size."""
+    v, g, dim = bound["v"], bound["g"], int(bound["dim"])
+    own = walk.owner.get(node.args[0])  # type: ignore[arg-type]
+    if own is None or dim < 0:
+        return walk.opaque(node, "the operation has no rule")
+    result = Value.plain(v.shape)
+    result.planes = list(v.planes)
+    result.planes[dim] = walk.equal([(v, dim), (g, dim)], node, _TIE)
+    result.zero = [g.zero[d] if d == dim else v.zero[d] for d in range(len(v.shape))]
+    walk.divided.add((own, dim))
+    return result
+
+
 def normalised_size(shape: tuple[int, ...], last: int) -> int:
     return prod(shape[len(shape) - last :])
 
@@ -104,4 +132,5 @@ RULES = {
     **table(_per_channel, "batch_norm instance_norm"),
     **table(_over_dims, "layer_norm rms_norm"),
     **table(_group_norm, "group_norm"),
+    **table(_weight_norm, "_weight_norm"),
 }

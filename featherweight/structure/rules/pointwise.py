@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from featherweight.structure.nodes import shape_of
 from featherweight.structure.rules.names import table
-from featherweight.structure.walk import ALWAYS, NEVER, Proof, Value, Walk, both, either, shape_of
+from featherweight.structure.values import ALWAYS, NEVER, Proof, Value, both, either
+from featherweight.structure.walk import Walk
 
 
 def pointwise(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Any:

@@ -11,9 +11,11 @@ import numpy as np
 from torch import fx
 
 from featherweight.structure.labels import Planes
+from featherweight.structure.nodes import operation
 from featherweight.structure.rules.movement import joined
 from featherweight.structure.rules.names import table
-from featherweight.structure.walk import NEVER, Proof, Reading, Value, Walk, both, operation
+from featherweight.structure.values import NEVER, Proof, Reading, Value, both
+from featherweight.structure.walk import Walk
 
 _TIE = "units of a recurrent layer, where nothing of one can go"
 

@@ -8,13 +8,28 @@ from typing import Any
 
 from torch import fx
 
+from featherweight.structure.nodes import operation
 from featherweight.structure.rules.names import table
 from featherweight.structure.rules.normalisation import soften
-from featherweight.structure.walk import NEVER, Reading, Value, Walk, operation
+from featherweight.structure.values import NEVER, Reading, Value
+from featherweight.structure.walk import Walk
 
 _KEEPS_ZERO = {"mean", "sum", "amax", "amin", "max", "min", "norm", "linalg_vector_norm", "var", "std", "cumsum", "logsumexp"} - {
     "logsumexp"
 }
+
+
+_STATISTICS = {"mean", "var", "std", "var_mean", "std_mean", "norm", "linalg_vector_norm"}
+
+
+def _adds(name: str, bound: dict[str, Any]) -> bool:
+    """Does an entry of 0 leave the result as it is? Of sums, and of norms of a positive order."""
+    order = bound.get("ord", bound.get("p"))
+    return name == "sum" or (name in ("norm", "linalg_vector_norm") and (order is None or (_is_number(order) and order > 0)))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float))
 
 
 def _reduce(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Any:
@@ -27,14 +42,14 @@ def _reduce(walk: Walk, node: fx.Node, bound: dict[str, Any]) -> Any:
     for d in dims:
         if not walk.live(value, d):
             continue
-        if name == "sum" and value.zero[d]:
+        if _adds(name, bound) and value.zero[d]:
             # the entries that go are 0
             walk.readings.append(Reading(node, list(value.planes[d]), value.zero[d], "", 0, "", NEVER, None, 0, False))
             continue
-        if name == "mean" and soften(walk, node, value, d, "a mean is taken over it, which would change"):
-            continue
-        if name != "mean":
+        if name not in _STATISTICS:
             walk.freeze(value, [d], node, f"a {name} is taken over it")
+        else:
+            soften(walk, node, value, d, f"a {name} is taken over it, which would change")
     outputs = walk.fresh_outputs(node)
     keep = bool(bound.get("keepdim"))
     left = [(d, d) for d in range(n) if d not in dims] if keep else list(enumerate(d for d in range(n) if d not in dims))
