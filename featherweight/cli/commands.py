@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from featherweight.cli import artifacts, benchmarks, console, evidence, failures, inputs, jobs, outline, subjects
+from featherweight.cli import artifacts, benchmarks, console, evidence, failures, inputs, jobs, oneshot, outline, subjects
 from featherweight.cli.jobs import Job
 from featherweight.cli.options import (
     EPILOG,
@@ -126,6 +126,7 @@ def plan_command(
         typer.Option(help="In place of a recipe: macs=50%, parameters=50% or bytes=50% to keep, or latency_ms=3 an example."),
     ] = None,
     shapes: Inputs = None,
+    multiple: oneshot.Multiples = "auto",
 ) -> None:
     """Show what `compress` would do, with exact names and sizes, or which units a budget would cut; and run nothing."""
     if recipe is None and budget is None:
@@ -137,7 +138,7 @@ def plan_command(
     if budget is not None:
         what, amount = outline.budget_of(budget)
         made = Job.load(model, data, weights, seed, shapes=shapes or (), device=device)
-        found = outline.cuts(made.network, made.task, what, amount)
+        found = outline.cuts(made.network, made.task, what, amount, oneshot.multiple_of(multiple))
         console.json_object(found) if as_json else console.cuts(found)
         return
     assert recipe is not None
@@ -199,6 +200,9 @@ def demo_command(
 
 
 COMMANDS: tuple[Callable[..., None], ...] = (
+    oneshot.prune_command,
+    oneshot.factorize_command,
+    oneshot.quantize_command,
     artifacts.inspect_command,
     artifacts.pack_command,
     artifacts.export_command,

@@ -237,6 +237,8 @@ def plan(recipe: Recipe, stages: Sequence[dict[str, Any]]) -> None:
         screen.print(written(f"stage {stage['stage']}", "bold"))
         if stage["units"]:
             screen.print(written(f"  {_cut(stage['units'])}"))
+            if stage.get("advice"):
+                screen.print(written(f"  warning: {stage['advice']}", "yellow"))
         if stage["adaptive"]:
             share = f"{100 * stage['adaptive']['parameters']:g} % of the parameters"
             screen.print(
@@ -276,7 +278,8 @@ def _cut(units: dict[str, Any]) -> str:
     amount = f"{units[what]:g} ms on this machine" if what == "latency_ms" else f"{100 * units[what]:g} % of the {what}"
     spread = _option(units["allocate"])
     kept = f"keep {amount}, {spread} over the sites {units['sites']}"
-    multiples = f", multiples of {units['multiple']}" if units["multiple"] > 1 else ""
+    multiples = "" if units["multiple"] == 1 else f", multiples of {units['multiple']}"
+    multiples = ", multiples of 8 channels of convolutions" if units["multiple"] == "auto" else multiples
     return f"cut units by {units['criterion']}: {kept}{multiples}{', refit' if units['refit'] else ''}"
 
 
@@ -376,6 +379,8 @@ def cuts(found: dict[str, Any]) -> None:
         screen.print(written(f"{name}: {after:,} of {before:,}, {100 * after / max(before, 1):.2f} %{asked}"))
     if found["spent"]["note"] or found["spent"]["what"] == "latency_ms":
         screen.print(written(str(Spent.from_dict(found["spent"]))))
+    if found.get("advice"):
+        screen.print(written(f"warning: {found['advice']}", "yellow"))
 
 
 def storage(rows: Sequence[tuple[str, int, float]], path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from featherweight.budget.multiples import ADVICE, multiples
 from featherweight.cli import console, inputs, remembered
 from featherweight.cli.inputs import BUILT_IN_DATA
 from featherweight.compression import Compressed, compress
@@ -197,7 +198,11 @@ def plan(job: Job, recipe: Recipe) -> list[dict[str, Any]]:
         if isinstance(stage, Constrain):
             planned |= _constraints(job, stage, steps, changed)
         elif isinstance(stage, CutUnits):
-            planned |= {"units": asdict(stage.units), "left_out": _sites_left_out(job, stage.units)}
+            planned |= {
+                "units": asdict(stage.units),
+                "left_out": _sites_left_out(job, stage.units),
+                "advice": _advice(job, stage),
+            }
         elif isinstance(stage, LearnUnits):
             planned["adaptive"] = asdict(stage.adaptive)
         stages.append(planned)
@@ -227,6 +232,18 @@ def _constraints(job: Job, stage: Constrain, steps: int, changed: bool) -> dict[
         "left_out": resolved.left_out,
         "budget": budget if budget["of"] else None,
     }
+
+
+def _advice(job: Job, stage: CutUnits) -> str:
+    """A warning where sizes would run slowly on this network; "" where not, and where it cannot be followed."""
+    if stage.units.multiple == "auto":
+        return ""
+    try:
+        graph = trace(job.network, job.task.example_inputs)
+    except StructureError:
+        return ""
+    asked, wanted = (multiples(one, job.network, graph) for one in (stage.units.multiple, "auto"))
+    return f"sizes may be {ADVICE}" if any(asked[site] % wanted[site] for site in graph.sites) else ""
 
 
 def _sites_left_out(job: Job, asked: Units) -> dict[str, str]:

@@ -8,7 +8,9 @@ from typing import Any
 
 from torch import nn
 
+from featherweight.budget.choices import Infeasible
 from featherweight.budget.costs import SHARES, What, cost_of, counted
+from featherweight.budget.multiples import Multiple, multiples, slow_sizes
 from featherweight.budget.units import allocate
 from featherweight.errors import InputError, did_you_mean
 from featherweight.network.copies import copied
@@ -74,21 +76,28 @@ def budget_of(text: str) -> tuple[What, float]:
     return what, share
 
 
-def cuts(network: nn.Module, task: Task, what: What, amount: float) -> dict[str, Any]:
+def cuts(network: nn.Module, task: Task, what: What, amount: float, multiple: Multiple = "auto") -> dict[str, Any]:
     """The same share of units at every site, the largest within the budget, and single units more while they fit: what it keeps
     and saves. A budget that is counted may cut sites that only the exported module can lose; for milliseconds a copy of the
-    network is cut in its own class, by the sums of |w|, and timed. Raises Infeasible, with the nearest feasible budget, where
-    even the smallest sizes are too much.
+    network is cut in its own class, by the sums of |w|, and timed. `multiple`: of each size (see `multiples`); single units where
+    the budget is below what those cost. Raises Infeasible, with the nearest feasible budget, where even the smallest sizes are
+    too much.
     """
     graph = trace(network, task.example_inputs)
     kept = {name: site.size for name, site in graph.sites.items()}
     if what == "latency_ms":
-        done = cut(copied(network), task, Units("l1", latency_ms=amount), 0)
+        done = cut(copied(network), task, Units("l1", latency_ms=amount, multiple=multiple), 0)
         spent = done.spent
         kept |= dict(done.edit.sites) if done.edit is not None else {}
     else:
         cost = cost_of(what, network, graph)
-        kept = allocate("uniform", {name: [0.0] * (size + 1) for name, size in kept.items()}, cost, amount * cost({}))
+        losses = {name: [0.0] * (size + 1) for name, size in kept.items()}
+        try:
+            kept = allocate("uniform", losses, cost, amount * cost({}), multiples(multiple, network, graph))
+        except Infeasible:
+            if multiple != "auto":
+                raise
+            kept = allocate("uniform", losses, cost, amount * cost({}))
         spent = counted(what, cost, kept, amount * cost({}))
     costs = {share: cost_of(share, network, graph) for share in SHARES}
     return {
@@ -96,4 +105,5 @@ def cuts(network: nn.Module, task: Task, what: What, amount: float) -> dict[str,
         "kept": {name: {"units": kept[name], "of": site.size} for name, site in graph.sites.items()},
         **{share: {"after": cost(kept), "before": cost({})} for share, cost in costs.items()},
         "spent": asdict(spent),
+        "advice": slow_sizes(network, graph, kept),
     }

@@ -169,7 +169,7 @@ def _transformers(transformers: Any, source: Source, most: int | None) -> nn.Mod
 def class_of(transformers: Any, name: str) -> Any:
     """A network's class of transformers itself. Raises InputError."""
     kind: Any = getattr(transformers, name, None) if NAME.fullmatch(name) else None
-    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel) and kind.config_class is not None):
+    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel) and getattr(kind, "config_class", None)):
         raise InputError(
             f"transformers {importlib.metadata.version('transformers')} has no network {short(name)}: code that comes with a "
             "folder is not run; import it yourself and give file.py:function"

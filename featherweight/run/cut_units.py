@@ -15,7 +15,9 @@ from torch.nn.modules.conv import _ConvNd
 
 from featherweight.budget import amc
 from featherweight.budget.amc import Place, Search
+from featherweight.budget.choices import Infeasible
 from featherweight.budget.costs import Spent, cost_of, counted
+from featherweight.budget.multiples import CHANNELS, multiples
 from featherweight.budget.units import Sizes, Stopping, allocate, offered
 from featherweight.criteria import CRITERIA, NEEDS, Ordered, Quadratic, Ranking, refit, unfitted
 from featherweight.criteria.auxiliary import new_heads, with_auxiliary
@@ -39,6 +41,7 @@ from featherweight.training.distillation import logits_of
 from featherweight.weights.parametrized import coded, layouts_kept
 
 NOT_EXPRESSIBLE = "the network's own class cannot express a cut of it"
+FREE = f"sizes are no multiples of {CHANNELS} channels, which run faster: the budget is below what those cost"
 ELSE = "make the weights smaller instead: progressive_admm (zeros), admm_quantization (bits) or decompose (ranks)"
 
 
@@ -121,7 +124,7 @@ def cut(network: nn.Module, task: Task, asked: Units, epoch: int, auxiliary: boo
             ranked = replace(ranked, rankings={name: r for name, r in ranked.rankings.items() if name not in refused})
     if asked.certify:
         spent = replace(spent, gaps=ranked.gaps(sizes))
-    caveats += [*rankings.caveats, *unfit]
+    caveats += [*spent.caveats, *rankings.caveats, *unfit]
     return Cutting(edit, replace(spent, left_out=left_out, caveats=caveats))
 
 
@@ -220,6 +223,18 @@ class Ranked:
 
 def _sizes(ranked: Ranked, asked: Units) -> tuple[Sizes, Spent]:
     """The sizes that meet the budget, and what they cost."""
+    of = multiples(asked.multiple, ranked.network, ranked.graph)
+    try:
+        return _sizes_of(ranked, asked, of)
+    except Infeasible:
+        if asked.multiple != "auto":
+            raise
+        sizes, spent = _sizes_of(ranked, asked, dict.fromkeys(of, 1))
+        return sizes, replace(spent, caveats=[*spent.caveats, FREE])
+
+
+def _sizes_of(ranked: Ranked, asked: Units, of: Mapping[str, int]) -> tuple[Sizes, Spent]:
+    """`of`: site -> what its size is a multiple of."""
     losses = {site: _Damage(ranking) for site, ranking in ranked.rankings.items()}
     what, amount = asked.budget
     cost = cost_of(what, ranked.network, ranked.graph)
@@ -228,14 +243,14 @@ def _sizes(ranked: Ranked, asked: Units) -> tuple[Sizes, Spent]:
 
     def allocated(limit: float) -> Sizes:
         if isinstance(how, Search):
-            places = [_place(ranked, site, offered(r.size, asked.multiple)) for site, r in ranked.rankings.items()]
+            places = [_place(ranked, site, offered(r.size, of[site])) for site, r in ranked.rankings.items()]
             seed = int(torch.randint(2**31, ()))  # of the run's own generator, which a checkpoint holds
             return amc.allocate(places, cost, limit, _reward(ranked, asked.samples), how, seed)
-        return allocate(how, losses, cost, limit, asked.multiple)
+        return allocate(how, losses, cost, limit, of)
 
     if what == "latency_ms":
         whole = {site: ranking.size for site, ranking in ranked.rankings.items()}
-        least = {site: offered(size, asked.multiple)[0] for site, size in whole.items()}
+        least = {site: offered(size, of[site])[0] for site, size in whole.items()}
         return within(amount, ranked.stats.task.example_inputs, allocated, cost, ranked.copy, least, whole)
     limit = amount * cost({})
     sizes = allocated(limit)
