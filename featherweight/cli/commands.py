@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from featherweight.cli import artifacts, benchmarks, console, evidence, failures, inputs, jobs, oneshot, outline, subjects
+from featherweight.cli import artifacts, benchmarks, console, effort, evidence, failures, inputs, jobs, oneshot, outline, subjects
 from featherweight.cli.jobs import Job
 from featherweight.cli.options import (
     EPILOG,
@@ -30,7 +30,7 @@ from featherweight.compression import Compressed
 from featherweight.errors import FeatherweightError, InputError, did_you_mean
 from featherweight.files.description import WRITER
 from featherweight.recipe.schema import Recipe
-from featherweight.recipes import RECIPES
+from featherweight.recipes import FILES, RECIPES
 from featherweight.run.state import CHECKPOINT
 
 INTERRUPTED = 130
@@ -158,9 +158,14 @@ def recipes_command(
     if name is None:
         cells = [(key, function().source, inputs.first_line(function.__doc__)) for key, function in RECIPES.items()]
         out.print(console.table(("recipe", "paper", "what it does"), cells, left=3))
+        files = [(key, *inputs.head_of(path)) for key, path in FILES.items()]
+        out.print(console.table(("on ImageNet, as files", "paper", "what is published"), files, left=3))
+        return
+    if name in FILES:
+        typer.echo(FILES[name].read_text(), nl=False)
         return
     if name not in RECIPES:
-        raise InputError(f"no recipe is named {name!r}.{did_you_mean(name, RECIPES)} There are: {', '.join(RECIPES)}")
+        raise InputError(f"no recipe is named {name!r}.{did_you_mean(name, (*RECIPES, *FILES))} There are: {', '.join(RECIPES)}")
     typer.echo(inputs.as_file(name, inputs.recipe(name, settings or ())), nl=False)
 
 
@@ -252,9 +257,11 @@ def _summary(done: Compressed, out: Path, files: dict[str, int]) -> dict[str, An
 def _show_plan(made: Job, recipe: Recipe, as_json: bool) -> None:
     stages = jobs.plan(made, recipe)
     if as_json:
-        console.json_object({"recipe": recipe.to_dict(), "model": made.model, "data": made.data, "stages": stages})
+        asked = {"recipe": recipe.to_dict(), "model": made.model, "data": made.data, "stages": stages}
+        console.json_object(asked | {"effort": effort.estimate(made, recipe, stages)})
     else:
         console.plan(recipe, stages)
+        console.lines("\n".join(effort.told(made, recipe, stages)))
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from featherweight.network.devices import CPU, placed
 from featherweight.network.evaluating import evaluating
 from featherweight.recipe import notation, reading, schema
 from featherweight.recipe.schema import Recipe
-from featherweight.recipes import RECIPES
+from featherweight.recipes import FILES, RECIPES
 from featherweight.task import Task
 from featherweight.zoo import arrays, imagefolder, own_data, sequences, sources, texts
 from featherweight.zoo.networks import NETWORKS
@@ -254,10 +254,10 @@ def recipe(text: str, settings: Sequence[str] = ()) -> Recipe:
         raise RecipeError(mistakes, "settings")
     if text in RECIPES:
         return _built(text, changes)
-    if Path(text).suffix not in (".json", ".yaml", ".yml"):
-        allowed = f"There are: {', '.join(RECIPES)}. For your own give a .yaml or .json file."
-        raise InputError(f"no recipe is named {text!r}.{did_you_mean(text, RECIPES)} {allowed}")
-    read = reading.read(text)
+    if text not in FILES and Path(text).suffix not in (".json", ".yaml", ".yml"):
+        allowed = f"There are: {', '.join(RECIPES)}, {', '.join(FILES)}. For your own give a .yaml or .json file."
+        raise InputError(f"no recipe is named {text!r}.{did_you_mean(text, (*RECIPES, *FILES))} {allowed}")
+    read = reading.read(FILES.get(text, Path(text)))
     if not changes:
         return read
     data = read.to_dict()
@@ -283,6 +283,12 @@ def as_file(name: str, built: Recipe) -> str:
     lines = [f"{name}, {built.source}", *(inspect.getdoc(RECIPES[name]) or "").splitlines(), "", "Parameters, for --set:"]
     lines += [f"  {key.ljust(widths[0])}  {kind.ljust(widths[1])}  {default}" for key, kind, default in rows]
     return "".join(f"# {line}".rstrip() + "\n" for line in lines) + reading.to_yaml(built)
+
+
+def head_of(path: Path) -> tuple[str, str]:
+    """(paper, first sentence) of the comments above a recipe that comes with the package."""
+    name, said = (line.removeprefix("# ").strip() for line in path.read_text().splitlines()[:2])
+    return name.partition(", ")[2], said
 
 
 def first_line(text: str | None) -> str:
