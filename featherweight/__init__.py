@@ -37,6 +37,7 @@ from featherweight.ship.export import export
 from featherweight.structure import trace
 from featherweight.task import Steps, Task
 from featherweight.version import __version__
+from featherweight.weights.callbacks import lightning_callback, trainer_callback
 from featherweight.weights.constrained import constrain
 from featherweight.weights.drivers import ADMM, Periodic
 from featherweight.weights.freezing import Freezing
@@ -77,6 +78,7 @@ __all__ = [
     "constrain",
     "export",
     "factorize",
+    "lightning_callback",
     "load",
     "measure",
     "pack",
@@ -86,6 +88,7 @@ __all__ = [
     "save_cut",
     "structure",
     "trace",
+    "trainer_callback",
 ]
 
 
