@@ -70,12 +70,13 @@ def _call(example: Inputs) -> str:
     """The example as Python, random or zero; `inputs` where it is more than tensors."""
     if not all(isinstance(value, Tensor) for value in (*example.args, *example.kwargs.values())):
         return "inputs"
-    named = [f"{name}={_tensor(value)}" for name, value in example.kwargs.items()]
+    named = [f"{name}={_tensor(value, 'mask' in name)}" for name, value in example.kwargs.items()]
     return ", ".join([*map(_tensor, example.args), *named])
 
 
-def _tensor(value: Any) -> str:
+def _tensor(value: Any, shown: bool = False) -> str:
+    """`shown`: a mask, of which all is shown."""
     sizes = ", ".join(map(str, value.shape))
     if value.is_floating_point():
         return f"torch.randn({sizes})" if str(value.dtype) == "torch.float32" else f"torch.randn({sizes}, dtype={value.dtype})"
-    return f"torch.zeros({sizes}, dtype={value.dtype})"
+    return f"torch.{'ones' if shown else 'zeros'}({sizes}, dtype={value.dtype})"
