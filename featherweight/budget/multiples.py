@@ -14,7 +14,7 @@ from typing import Literal
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from featherweight.structure import Graph
+from featherweight.structure import Graph, Site
 
 Multiple = int | Literal["auto"]
 ADVICE = (
@@ -40,11 +40,31 @@ def slow_sizes(network: nn.Module, graph: Graph, kept: Mapping[str, int]) -> str
 
 
 def channels_of(network: nn.Module, graph: Graph) -> Mapping[str, int]:
-    """Site -> channels of a convolution that go with one unit of it; 0 where no convolution loses any."""
+    """Site -> channels of a convolution that go with one unit of it; 0 where no convolution loses any. 1 where the units of
+    another site are of the same channels, such as whole groups: how many go with one then depends on how many are left."""
     weights = {f"{name}.weight" if name else "weight" for name, module in network.named_modules() if isinstance(module, _ConvNd)}
+    cut: dict[tuple[str, int], list[Site]] = {}
+    for site in graph.sites.values():
+        for place in site.parameters:
+            if place[0] in weights:
+                cut.setdefault(place, []).append(site)
+    crossed = {
+        one.name
+        for place, sites in cut.items()
+        for one in sites
+        for other in sites
+        if one is not other and one.size >= other.size and _entries(one, place, 1) & _entries(other, place, other.size)
+    }
     found = {}
     for name, site in graph.sites.items():
-        cut = {tensor for tensor, _ in site.parameters}
-        owned = [len(one.index) for one in site.unit(0) if one.parameter in weights] if cut & weights else []
-        found[name] = max(owned, default=0)
+        owned = (
+            [len(one.index) for one in site.unit(0) if one.parameter in weights] if weights & dict(site.parameters).keys() else []
+        )
+        found[name] = 1 if name in crossed else max(owned, default=0)
     return found
+
+
+def _entries(site: Site, place: tuple[str, int], units: int) -> set[int]:
+    """Of the first units, what they own of a tensor along a dimension."""
+    owned = (one for number in range(units) for one in site.unit(number) if (one.parameter, one.dim) == place)
+    return {entry for one in owned for entry in one.index}
