@@ -37,6 +37,7 @@ if TYPE_CHECKING:  # at run time each is imported when it is first asked for: `f
     from featherweight.structure import trace
     from featherweight.task import Steps, Task
     from featherweight.version import __version__
+    from featherweight.weights.callbacks import lightning_callback, trainer_callback
     from featherweight.weights.constrained import constrain
     from featherweight.weights.drivers import ADMM, Periodic
     from featherweight.weights.freezing import Freezing
@@ -77,6 +78,7 @@ __all__ = [
     "constrain",
     "export",
     "factorize",
+    "lightning_callback",
     "load",
     "measure",
     "pack",
@@ -86,6 +88,7 @@ __all__ = [
     "save_cut",
     "structure",
     "trace",
+    "trainer_callback",
 ]
 
 
@@ -102,6 +105,7 @@ _HOMES = {  # module -> what is asked of it
     "structure": "trace",
     "task": "Steps Task",
     "version": "__version__",
+    "weights.callbacks": "lightning_callback trainer_callback",
     "weights.constrained": "constrain",
     "weights.drivers": "ADMM Periodic",
     "weights.freezing": "Freezing",

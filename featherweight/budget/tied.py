@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import gcd
+from math import gcd, lcm
 from typing import Any
 
 from featherweight.budget.units import Cost, Losses, Sizes
@@ -36,6 +36,12 @@ class Tied:
             if group[0] in levels
             for name in group
         }
+
+    def multiples(self, of: Mapping[str, int]) -> dict[str, int]:
+        """Site -> what its size is a multiple of, as group -> what its level is."""
+        most = self.levels
+        each = {group: [(of[name], self.units[name] // most[group[0]]) for name in group] for group in self.groups}
+        return {group[0]: lcm(*(one // gcd(one, units) for one, units in parts)) for group, parts in each.items()}
 
     def losses(self, losses: Losses) -> Losses:
         """Site -> damage at each size, as group -> the sum at each level."""

@@ -55,7 +55,9 @@ ROUNDS = 8  # of linearising a cost
 LARGEST_SHIFT = 60.0  # of a logit: it opens or shuts any site that training reached
 
 
-def allocate(how: AllocateBy | Stopping, losses: Losses, cost: Cost, limit: float, multiple: int = 1) -> Sizes:
+def allocate(
+    how: AllocateBy | Stopping, losses: Losses, cost: Cost, limit: float, multiple: int | Mapping[str, int] = 1
+) -> Sizes:
     """Sizes whose `cost` is at most `limit` and, where single units allow it, nearly all of it.
 
     uniform    the same share of units everywhere: the k-th of n comes at the share (k - 1/2) / n, where k is the nearest size
@@ -64,18 +66,19 @@ def allocate(how: AllocateBy | Stopping, losses: Losses, cost: Cost, limit: floa
     Stopping   what each site's own damage says, and the budget a ceiling
     knapsack   the least damage in all, for costs made a sum over the sites around the sizes found last; the best of a few rounds
 
-    Sizes are multiples of `multiple`, or the whole site. Raises Infeasible, with the nearest feasible budget, where the least
-    sizes cost more.
+    Sizes are multiples of `multiple` (one, or one a site), or the whole. Raises Infeasible, with the nearest feasible budget,
+    where the least sizes cost more.
     """
-    choices = {name: offered(len(loss) - 1, multiple) for name, loss in losses.items()}
+    of = {name: multiple if isinstance(multiple, int) else multiple[name] for name in losses}
+    choices = {name: offered(len(loss) - 1, of[name]) for name, loss in losses.items()}
     smallest = {name: sizes[0] for name, sizes in choices.items()}
     least, most = cost(smallest), cost(_whole(losses))
     if least > limit:
-        units = "one unit" if multiple == 1 else f"{multiple} units"
+        units = "one unit" if (most_of := max(of.values(), default=1)) == 1 else f"{most_of} units"
         raise Infeasible(_too_small(limit, least, most, units))
     if most <= limit and not isinstance(how, Stopping):
         return _whole(losses)
-    if multiple == 1:
+    if all(one == 1 for one in of.values()):
         return _allocated(how, losses, cost, limit)
     # the same problem in which a unit is a whole multiple: step k of a site is its k-th size on offer
     steps = {name: _Steps(losses[name], sizes) for name, sizes in choices.items()}

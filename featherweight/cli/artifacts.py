@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from featherweight.cli import console, inputs, outline, subjects
+from featherweight.cli import console, outline, subjects
 from featherweight.cli.options import AsJson, Device, Inputs, Seed, Target, TargetData, TargetModel, Threads
 from featherweight.errors import InputError
 from featherweight.files import artifact, packed
@@ -34,9 +34,9 @@ def inspect_command(
 
     Exits with 4 where an artifact's files disagree with its report.
     """
-    if shapes and not subjects.is_model(target):
-        raise InputError("--input shows the structure of a MODEL; an artifact or packed file is scored: give --data")
     held = subjects.load(target, model, data, seed, threads, shapes=shapes or (), device=device)
+    if shapes and not subjects.is_model(target) and (held.description is None or subjects.scored(held.description)):
+        raise InputError("--input shows the structure of a MODEL; an artifact or packed file is scored: give --data")
     if subjects.is_model(target):
         found = outline.outline(trace(held.network, held.task.example_inputs))
         console.json_object(found) if as_json else console.outline(target, found)
@@ -77,7 +77,7 @@ def pack_command(
     as_json: AsJson = False,
 ) -> None:
     """Pack an artifact's network into one entropy-coded file, every byte counted, bitwise the same when loaded."""
-    network = inputs.network(subjects.model_of(folder, model))
+    network = subjects.original_of(folder, model)
     snapshot, path = artifact.snapshot(folder), out or folder / "model.fwz"
     artifact.load(folder, network)  # a network of another class is refused with its first difference
     packed.write(path, snapshot, network)

@@ -9,7 +9,20 @@ from typing import Annotated, Any
 
 import typer
 
-from featherweight.cli import artifacts, benchmarks, console, evidence, failures, inputs, jobs, outline, overview, subjects
+from featherweight.cli import (
+    artifacts,
+    benchmarks,
+    console,
+    effort,
+    evidence,
+    failures,
+    inputs,
+    jobs,
+    oneshot,
+    outline,
+    overview,
+    subjects,
+)
 from featherweight.cli.jobs import Job
 from featherweight.cli.options import (
     AsJson,
@@ -29,7 +42,7 @@ from featherweight.cli.overview import EPILOG
 from featherweight.compression import Compressed
 from featherweight.errors import FeatherweightError, InputError, did_you_mean
 from featherweight.recipe.schema import Recipe
-from featherweight.recipes import RECIPES
+from featherweight.recipes import FILES, RECIPES
 from featherweight.run.state import CHECKPOINT
 
 INTERRUPTED = 130
@@ -111,6 +124,7 @@ def plan_command(
         typer.Option(help="In place of a recipe: macs=50%, parameters=50% or bytes=50% to keep, or latency_ms=3 an example."),
     ] = None,
     shapes: Inputs = None,
+    multiple: oneshot.Multiples = "auto",
 ) -> None:
     """Show what `compress` would do, with exact names and sizes, or which units a budget would cut; and run nothing."""
     if recipe is None and budget is None:
@@ -122,7 +136,7 @@ def plan_command(
     if budget is not None:
         what, amount = outline.budget_of(budget)
         made = Job.load(model, data, weights, seed, shapes=shapes or (), device=device)
-        found = outline.cuts(made.network, made.task, what, amount)
+        found = outline.cuts(made.network, made.task, what, amount, oneshot.multiple_of(multiple))
         console.json_object(found) if as_json else console.cuts(found)
         return
     assert recipe is not None
@@ -142,9 +156,14 @@ def recipes_command(
     if name is None:
         cells = [(key, function().source, inputs.first_line(function.__doc__)) for key, function in RECIPES.items()]
         out.print(console.table(("recipe", "paper", "what it does"), cells, left=3))
+        files = [(key, *inputs.head_of(path)) for key, path in FILES.items()]
+        out.print(console.table(("on ImageNet, as files", "paper", "what is published"), files, left=3))
+        return
+    if name in FILES:
+        typer.echo(FILES[name].read_text(), nl=False)
         return
     if name not in RECIPES:
-        raise InputError(f"no recipe is named {name!r}.{did_you_mean(name, RECIPES)} There are: {', '.join(RECIPES)}")
+        raise InputError(f"no recipe is named {name!r}.{did_you_mean(name, (*RECIPES, *FILES))} There are: {', '.join(RECIPES)}")
     typer.echo(inputs.as_file(name, inputs.recipe(name, settings or ())), nl=False)
 
 
@@ -184,6 +203,9 @@ def demo_command(
 
 
 COMMANDS: tuple[Callable[..., None], ...] = (
+    oneshot.prune_command,
+    oneshot.factorize_command,
+    oneshot.quantize_command,
     artifacts.inspect_command,
     artifacts.pack_command,
     artifacts.export_command,
@@ -233,6 +255,8 @@ def _summary(done: Compressed, out: Path, files: dict[str, int]) -> dict[str, An
 def _show_plan(made: Job, recipe: Recipe, as_json: bool) -> None:
     stages = jobs.plan(made, recipe)
     if as_json:
-        console.json_object({"recipe": recipe.to_dict(), "model": made.model, "data": made.data, "stages": stages})
+        asked = {"recipe": recipe.to_dict(), "model": made.model, "data": made.data, "stages": stages}
+        console.json_object(asked | {"effort": effort.estimate(made, recipe, stages)})
     else:
         console.plan(recipe, stages)
+        console.lines("\n".join(effort.told(made, recipe, stages)))

@@ -16,7 +16,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from featherweight.cli import usercode
+from featherweight.cli import console, usercode
 from featherweight.errors import ArtifactError, FeatherweightError, InputError, RecipeError, did_you_mean, short, shortened
 from featherweight.files import storage, tensors
 from featherweight.network.calls import Inputs
@@ -24,9 +24,9 @@ from featherweight.network.devices import CPU, placed
 from featherweight.network.evaluating import evaluating
 from featherweight.recipe import notation, reading, schema
 from featherweight.recipe.schema import Recipe
-from featherweight.recipes import RECIPES
+from featherweight.recipes import FILES, RECIPES
 from featherweight.task import Task
-from featherweight.zoo import sequences
+from featherweight.zoo import arrays, imagefolder, own_data, sequences, sources, texts
 from featherweight.zoo.networks import NETWORKS
 from featherweight.zoo.tasks import TASKS
 
@@ -36,18 +36,23 @@ LARGEST_SETTING = 10**9  # of a whole number that a built-in recipe is made from
 DTYPES = {str(t).removeprefix("torch."): t for t in (torch.float32, torch.float64, torch.float16, torch.bfloat16)}
 DTYPES |= {str(t).removeprefix("torch."): t for t in (torch.int64, torch.int32, torch.bool)}
 MOST_NUMBERS = 2**30  # of one input
+UNDER = ("state_dict", "model", "model_state_dict", "network")  # where a checkpoint may hold the state
+WRAPPERS = ("module.", "_orig_mod.", "model.")
 
 
 # --- networks and tasks --------------------------------------------------------------------------------------------------
 
 
 def network(text: str, weights: Path | None = None) -> nn.Module:
-    """A built-in network, or what `file.py:function` returns when called; with the state in `weights`. Raises InputError."""
+    """A built-in network, one of an installed library's, or what `file.py:function` returns when called; with the state in
+    `weights`. Raises InputError, and what `sources.network` raises."""
     file, name = usercode.split(text)
-    if file is None:
+    if file is None and sources.is_source(text):
+        model: Any = sources.network(text)
+    elif file is None:
         if text not in NETWORKS:
-            raise InputError(_unknown("network", text, NETWORKS, "def network() -> nn.Module"))
-        model: Any = NETWORKS[text]()
+            raise InputError(_unknown("network", text, (*NETWORKS, *sources.FORMS), "def network() -> nn.Module"))
+        model = NETWORKS[text]()
     else:
         model = usercode.called(text, usercode.named(text, file, name))
         if not isinstance(model, nn.Module):
@@ -57,15 +62,18 @@ def network(text: str, weights: Path | None = None) -> nn.Module:
     return model
 
 
-def task(text: str, seed: int, device: torch.device = CPU) -> Task:
-    """A built-in task, or the Task that `file.py:name` is, or gives for `seed`; its example on `device`, where built-in ones put
-    their batches too. Raises InputError, DataError."""
+def task(text: str, seed: int, device: torch.device = CPU, model: str = "", network: nn.Module | None = None) -> Task:
+    """A built-in task, the user's own data by a path, or the Task that `file.py:name` is, or gives for `seed`; its example on
+    `device`, where built-in ones put their batches too. `model`: what the network was given as, whose library may say how it
+    takes pictures and texts. Raises InputError, DataError."""
     file, name = usercode.split(text)
+    if file is None and own_data.is_own(text):
+        return _own_task(own_data.given(text, seed, device), model, network)
     if file is None:
         if text.startswith(sequences.PREFIX):
             return sequences.task(text.removeprefix(sequences.PREFIX), seed, device=device)
         if text not in TASKS:
-            raise InputError(_unknown("data set", text, BUILT_IN_DATA, "a Task, or def task(seed) -> Task"))
+            raise InputError(_unknown("data set", text, (*BUILT_IN_DATA, *own_data.FORMS), "a Task, or def task(seed) -> Task"))
         return TASKS[text](seed, device=device)
     found = usercode.named(text, file, name)
     if not isinstance(found, Task):
@@ -75,15 +83,35 @@ def task(text: str, seed: int, device: torch.device = CPU) -> Task:
     return dataclasses.replace(found, example_inputs=placed(found.example_inputs, device))
 
 
-def work(data: str | None, inputs: Sequence[str], seed: int, device: torch.device = CPU) -> tuple[Task, str]:
-    """The task of a command on `device` and what to call it: of `--data`, or an example alone of the shapes of `--input`."""
+def _own_task(given: own_data.Given, model: str, network: nn.Module | None) -> Task:
+    if given.form == "imagefolder":
+        return imagefolder.task(given, own_data.pictures(model, network, given.settings))
+    if given.form == "npz":
+        return arrays.task(given)
+    if network is None:
+        raise InputError(f"{given.form}: holds texts, and no network is given whose tokenizer reads them")
+    return texts.task(given, model, network)
+
+
+def work(
+    data: str | None,
+    inputs: Sequence[str],
+    seed: int,
+    device: torch.device = CPU,
+    model: str = "",
+    network: nn.Module | None = None,
+) -> tuple[Task, str]:
+    """The task of a command on `device` and what to call it: of `--data`, or an example alone, of the shapes of `--input` or such
+    as the library of `model` says that it takes."""
     if data is not None and inputs:
         raise InputError("give --data, or --input for the shape alone, not both")
     if data is not None:
-        return task(data, seed, device), data
-    if not inputs:
-        raise InputError(f"give --data, one of {', '.join(BUILT_IN_DATA)}, or file.py:task")
-    return shapes(inputs, device), f"--input {' '.join(inputs)}"
+        return task(data, seed, device, model, network), data
+    if inputs:
+        return shapes(inputs, device), f"--input {' '.join(inputs)}"
+    if sources.is_source(model) and network is not None:
+        return _looked_at(placed(sources.example(model, network), device)), f"inputs of {model}"
+    raise InputError(f"give --data, one of {', '.join((*BUILT_IN_DATA, *own_data.FORMS))}, or file.py:task")
 
 
 def shapes(texts: Sequence[str], device: torch.device = CPU) -> Task:
@@ -93,9 +121,6 @@ def shapes(texts: Sequence[str], device: torch.device = CPU) -> Task:
     Floating-point inputs hold random numbers, so that every path through the network carries some; others zeros, which are valid
     as class numbers and tokens. Raises InputError.
     """
-
-    def without_data(*arguments: Any) -> NoReturn:
-        raise InputError("--input says the shape of an input and holds no data: give --data file.py:task")
 
     args: list[Tensor] = []
     kwargs: dict[str, Tensor] = {}
@@ -108,6 +133,15 @@ def shapes(texts: Sequence[str], device: torch.device = CPU) -> Task:
         else:
             kwargs[name] = _input(shape, number)
     example = placed(Inputs(tuple(args), kwargs) if kwargs else tuple(args), device)
+    return _looked_at(example)
+
+
+def _looked_at(example: Any) -> Task:
+    """The task of a network that is only looked at."""
+
+    def without_data(*arguments: Any) -> NoReturn:
+        raise InputError("the shape of an input is known and no data: give --data, such as imagefolder:PATH or file.py:task")
+
     return Task(example, without_data, without_data, without_data, without_data)
 
 
@@ -147,9 +181,9 @@ def check_fit(model: nn.Module, work: Task, model_text: str, data_text: str) -> 
 
 
 def _load(model: nn.Module, path: Path, text: str) -> None:
-    """Load the state in a file; every name and shape must agree."""
+    """Load the state in a file; every name and shape must agree, once a wrapper's prefix before all names is off."""
     expected = model.state_dict()
-    state = _weights(path, expected)
+    state = _unwrapped(_weights(path, expected), expected, path)
     missing, foreign = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     mistakes = [f"{name} is missing.{did_you_mean(name, state)}" for name in missing[:8]]
     mistakes += [f"{shortened(name)} is not in the network.{did_you_mean(name, expected)}" for name in foreign[:8]]
@@ -186,10 +220,22 @@ def _weights(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
         raise ArtifactError(f"{path} cannot be read: {error.strerror}") from None
     except tensors.Damaged as error:
         raise ArtifactError(f"{path} cannot be read as {path.suffix[1:]}: {error}") from None
-    for found in (held, *(held.get(key) for key in ("state_dict", "model") if isinstance(held, dict))):
+    for key in ("", *UNDER):
+        found = held if not key else held.get(key) if isinstance(held, dict) else None
         if isinstance(found, dict) and found and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in found.items()):
+            if key:
+                console.note(f"note: {path} is a checkpoint: the weights are those under {key!r}")
             return found
-    raise ArtifactError(f"{path} holds no state dict, neither alone nor under 'state_dict' or 'model': {tensors.WAY_OUT}")
+    raise ArtifactError(f"{path} holds no state dict, neither alone nor under {', '.join(map(repr, UNDER))}: {tensors.WAY_OUT}")
+
+
+def _unwrapped(state: dict[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Without what a wrapper (DataParallel, torch.compile, Lightning) puts before every name."""
+    for prefix in WRAPPERS:
+        if state and all(name.startswith(prefix) for name in state) and not any(name.startswith(prefix) for name in expected):
+            console.note(f"note: every name in {path} begins with {prefix!r}, which is left off")
+            return _unwrapped({name.removeprefix(prefix): tensor for name, tensor in state.items()}, expected, path)
+    return state
 
 
 def _unknown(kind: str, text: str, known: Collection[str], signature: str) -> str:
@@ -208,10 +254,10 @@ def recipe(text: str, settings: Sequence[str] = ()) -> Recipe:
         raise RecipeError(mistakes, "settings")
     if text in RECIPES:
         return _built(text, changes)
-    if Path(text).suffix not in (".json", ".yaml", ".yml"):
-        allowed = f"There are: {', '.join(RECIPES)}. For your own give a .yaml or .json file."
-        raise InputError(f"no recipe is named {text!r}.{did_you_mean(text, RECIPES)} {allowed}")
-    read = reading.read(text)
+    if text not in FILES and Path(text).suffix not in (".json", ".yaml", ".yml"):
+        allowed = f"There are: {', '.join(RECIPES)}, {', '.join(FILES)}. For your own give a .yaml or .json file."
+        raise InputError(f"no recipe is named {text!r}.{did_you_mean(text, (*RECIPES, *FILES))} {allowed}")
+    read = reading.read(FILES.get(text, Path(text)))
     if not changes:
         return read
     data = read.to_dict()
@@ -237,6 +283,12 @@ def as_file(name: str, built: Recipe) -> str:
     lines = [f"{name}, {built.source}", *(inspect.getdoc(RECIPES[name]) or "").splitlines(), "", "Parameters, for --set:"]
     lines += [f"  {key.ljust(widths[0])}  {kind.ljust(widths[1])}  {default}" for key, kind, default in rows]
     return "".join(f"# {line}".rstrip() + "\n" for line in lines) + reading.to_yaml(built)
+
+
+def head_of(path: Path) -> tuple[str, str]:
+    """(paper, first sentence) of the comments above a recipe that comes with the package."""
+    name, said = (line.removeprefix("# ").strip() for line in path.read_text().splitlines()[:2])
+    return name.partition(", ")[2], said
 
 
 def first_line(text: str | None) -> str:

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from featherweight.cli import console, inputs
+from featherweight.budget.multiples import ADVICE, multiples
+from featherweight.cli import console, inputs, remembered
 from featherweight.cli.inputs import BUILT_IN_DATA
 from featherweight.compression import Compressed, compress
 from featherweight.errors import FeatherweightError, InputError, StorageError
@@ -28,6 +29,7 @@ from featherweight.run.state import CHECKPOINT, files_of
 from featherweight.structure import trace
 from featherweight.structure.errors import StructureError
 from featherweight.task import Task, steps_of
+from featherweight.zoo import own_data, sources
 from featherweight.zoo.networks import NETWORKS
 from featherweight.zoo.tasks import BATCHES
 
@@ -71,18 +73,27 @@ class Job:
         *,
         shapes: Sequence[str] = (),
         device: str = "cpu",
+        built: nn.Module | None = None,
     ) -> Job:
         """Bring them together on `device` after seeding torch. `shapes`: of the inputs, in place of data, where only structure is
-        asked for. Raises InputError where they are not made for each other."""
+        asked for. `built`: the network of `model`, where it is there. Raises InputError where they do not fit each other."""
         if threads is not None:
             torch.set_num_threads(threads)
         torch.manual_seed(seed)
         place = chosen(device)
-        network = inputs.network(model, weights).to(place)
-        task, data = inputs.work(data, shapes, seed, place)
+        network = (inputs.network(model, weights) if built is None else built).to(place)
+        task, data = inputs.work(data, shapes, seed, place, model, network)
         inputs.check_fit(network, task, model, data)
         identity = {"model": model, "data": data, "seed": seed}  # a checkpoint knows the weights themselves
-        return cls(model, data, network, task, weights is not None or model not in NETWORKS, identity, device)
+        trained = weights is not None or _comes_trained(model)
+        return cls(model, data, network, task, trained, identity, device)
+
+
+def _comes_trained(model: str) -> bool:
+    """Are its weights, as far as can be known, no random ones?"""
+    if sources.is_source(model):
+        return model.startswith("hf:") or sources.split(model).pretrained
+    return model not in NETWORKS
 
 
 def run(job: Job, recipe: Recipe, out: Path, workdir: Path, keep_workdir: bool) -> tuple[Compressed, dict[str, int]]:
@@ -91,7 +102,7 @@ def run(job: Job, recipe: Recipe, out: Path, workdir: Path, keep_workdir: bool) 
     Raises KeyboardInterrupt after saving, and every FeatherweightError.
     """
     _check_output(out)
-    if job.data in BUILT_IN_DATA:
+    if job.data in BUILT_IN_DATA or own_data.is_own(job.data):
         job.task.batches(0)  # reads the files: what is missing is said before a workdir is made
     first = recipe.stages[0]
     if (workdir / CHECKPOINT).exists():
@@ -102,7 +113,7 @@ def run(job: Job, recipe: Recipe, out: Path, workdir: Path, keep_workdir: bool) 
     with console.Display([stage.name for stage in recipe.stages]) as display:
         done = compress(job.network, recipe, job.task, workdir=workdir, monitor=display, identity=job.identity)
     display.finished(done.rows[-1].stage, done.rows[-1].measured.score)
-    files = done.save(out, model=noted(job.model, NETWORKS), data=noted(job.data, BUILT_IN_DATA))
+    files = save(job, done, out)
     try:
         files[PAGE] = report_page.build([out]).write(out / PAGE)
     except FeatherweightError as error:  # the artifact is there: a page that cannot be made is no reason to fail
@@ -111,6 +122,17 @@ def run(job: Job, recipe: Recipe, out: Path, workdir: Path, keep_workdir: bool) 
         with contextlib.suppress(InputError):  # another has begun there: the folder is its own now
             _remove(workdir)
     return done, files
+
+
+def save(job: Job, done: Compressed, out: Path, shapes: Sequence[str] = ()) -> dict[str, int]:
+    """Write the artifact, and remember here what it was made of (see `remembered`); its files' sizes."""
+    source = sources.source_of(job.model, job.network)
+    model = None if source is not None else noted(job.model, NETWORKS)
+    known = job.data in BUILT_IN_DATA
+    files = done.save(out, model=model, data=noted(job.data, BUILT_IN_DATA), source=source)
+    named = known or own_data.is_own(job.data) or ".py:" in job.data
+    remembered.keep(out, remembered.Typed(job.model, job.data if named else None, tuple(shapes)))
+    return files
 
 
 def noted(text: str, known: Collection[str]) -> str | None:
@@ -125,7 +147,7 @@ def noted(text: str, known: Collection[str]) -> str | None:
 
 def next_commands(program: str, job: Job, out: Path) -> list[str]:
     """The commands that go on from an artifact, exact: code of the user's own has to be named in each."""
-    model = [] if job.model in NETWORKS else ["--model", job.model]
+    model = [] if job.model in NETWORKS or sources.is_source(job.model) else ["--model", job.model]
     data = [] if job.data in BUILT_IN_DATA else ["--data", job.data]
     known = [] if noted(job.model, NETWORKS) == job.model else model  # else the target names it
     where = [] if job.device == "cpu" else ["--device", job.device]  # rounding differs: measured anew where it was measured
@@ -176,7 +198,11 @@ def plan(job: Job, recipe: Recipe) -> list[dict[str, Any]]:
         if isinstance(stage, Constrain):
             planned |= _constraints(job, stage, steps, changed)
         elif isinstance(stage, CutUnits):
-            planned |= {"units": asdict(stage.units), "left_out": _sites_left_out(job, stage.units)}
+            planned |= {
+                "units": asdict(stage.units),
+                "left_out": _sites_left_out(job, stage.units),
+                "advice": _advice(job, stage),
+            }
         elif isinstance(stage, LearnUnits):
             planned["adaptive"] = asdict(stage.adaptive)
         stages.append(planned)
@@ -206,6 +232,18 @@ def _constraints(job: Job, stage: Constrain, steps: int, changed: bool) -> dict[
         "left_out": resolved.left_out,
         "budget": budget if budget["of"] else None,
     }
+
+
+def _advice(job: Job, stage: CutUnits) -> str:
+    """A warning where sizes would run slowly on this network; "" where not, and where it cannot be followed."""
+    if stage.units.multiple == "auto":
+        return ""
+    try:
+        graph = trace(job.network, job.task.example_inputs)
+    except StructureError:
+        return ""
+    asked, wanted = (multiples(one, job.network, graph) for one in (stage.units.multiple, "auto"))
+    return f"sizes may be {ADVICE}" if any(asked[site] % wanted[site] for site in graph.sites) else ""
 
 
 def _sites_left_out(job: Job, asked: Units) -> dict[str, str]:

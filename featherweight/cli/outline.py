@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from featherweight.budget.costs import SHARES, What, cost_of
+from featherweight.budget.multiples import Multiple, slow_sizes
 from featherweight.errors import InputError, did_you_mean
 from featherweight.network.copies import copied
 from featherweight.recipe import schema
@@ -73,16 +74,17 @@ def budget_of(text: str) -> tuple[What, float]:
     return what, share
 
 
-def cuts(network: nn.Module, task: Task, what: What, amount: float) -> dict[str, Any]:
+def cuts(network: nn.Module, task: Task, what: What, amount: float, multiple: Multiple = "auto") -> dict[str, Any]:
     """What `fw.prune` and `l1_filters` cut for this budget, with the same sizes: a copy of the network is cut in its own class,
-    by the sums of |w|, and compared; what it keeps and saves, and which sites keep all their units, with why.
+    by the sums of |w|, and compared; what it keeps and saves, and which sites keep all their units, with why. `multiple`: of each
+    size, see `multiples`.
 
     Raises InputError where no unit can go, Infeasible, with the nearest feasible budget, where even the smallest sizes are too
     much.
     """
     graph = trace(network, task.example_inputs)
     budget: Any = {what: amount}
-    done = cut(copied(network), task, Units("l1", **budget), 0)
+    done = cut(copied(network), task, Units("l1", multiple=multiple, **budget), 0)
     kept = {name: site.size for name, site in graph.sites.items()} | (dict(done.edit.sites) if done.edit is not None else {})
     costs = {share: cost_of(share, network, graph) for share in SHARES}
     return {
@@ -90,4 +92,5 @@ def cuts(network: nn.Module, task: Task, what: What, amount: float) -> dict[str,
         "kept": {name: {"units": kept[name], "of": site.size} for name, site in graph.sites.items()},
         **{share: {"after": cost(kept), "before": cost({})} for share, cost in costs.items()},
         "spent": asdict(done.spent),
+        "advice": slow_sizes(network, graph, kept),
     }

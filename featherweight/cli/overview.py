@@ -28,6 +28,9 @@ compress: Compress MODEL on the data by the recipe, and write the artifact to DI
 plan: Show what `compress` would do, with exact names and sizes, or which units a budget would cut; and run nothing.
 recipes: List the built-in recipes, or show one: its parameters as comments and itself as YAML, ready to be saved as a file.
 demo: Train LeNet-5 on scikit-learn's digits and leave a twentieth of its weights. Nothing is downloaded; a minute or two.
+prune: Cut channels, neurons and heads of MODEL without training, and write the artifact to DIR. With --data it is scored.
+factorize: Replace layers of MODEL by two thin ones without training, and write the artifact to DIR. With --data it is scored.
+quantize: Round the weights of MODEL to few levels without training, and write the artifact to DIR. With --data it is scored.
 inspect: Measure an artifact or packed file anew, from its files alone; or show a MODEL's structure: what can go, and why not.
 pack: Pack an artifact's network into one entropy-coded file, every byte counted, bitwise the same when loaded.
 export: Write TARGET as an ONNX model, a torch.export program or C, run the file, and say how far it is from the network.

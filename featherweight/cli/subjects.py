@@ -10,7 +10,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
-from featherweight.cli import inputs, usercode
+from featherweight.cli import console, inputs, jobs, remembered, usercode
 from featherweight.cli.inputs import BUILT_IN_DATA
 from featherweight.cli.jobs import HINT, Job
 from featherweight.errors import ArtifactError, FeatherweightError, InputError
@@ -19,6 +19,7 @@ from featherweight.files.artifact import Description
 from featherweight.measurement import Measurement, measure
 from featherweight.network.devices import chosen
 from featherweight.task import Task
+from featherweight.zoo import own_data, sources
 from featherweight.zoo.networks import NETWORKS
 
 PACKED = ".fwz"
@@ -61,7 +62,7 @@ class CodeNeeded(InputError):
         super().__init__(said)
 
 
-FORMS = {"--model": "FILE.py:FUNCTION", "--data": "FILE.py:TASK"}
+FORMS = {"--model": "FILE.py:FUNCTION", "--data": "FILE.py:TASK", "--input": "1x3x224x224"}
 
 
 def _hint(text: str | None, path: Path) -> str | None:
@@ -94,7 +95,8 @@ def load(
     if path.is_file():
         usercode.split(target)  # file.py without a name says so
     if is_model(target):
-        made = Job.load(target, data or (None if shapes else data_for(target)), None, seed, threads, shapes=shapes, device=device)
+        data = data or (None if shapes else data_for(target))
+        made = Job.load(target, data, None, seed, threads, shapes=shapes, device=device)
         return Subject(made.network, made.network, made.task, None, target, made.data)
     if path.suffix == PACKED:
         if not path.is_file():
@@ -105,6 +107,9 @@ def load(
         return Subject(packed.load(path, made.network), made.network, made.task, None, model, made.data)
     described = artifact.describe(path)
     # A path such as file.py:Net is code: it is taken from the command line only, whatever the artifact says.
+    typed = _typed_here(path, described)
+    if typed is not None and data is None and not shapes:
+        data, shapes = typed.data, typed.shapes
     if not shapes and described.data in BUILT_IN_DATA:
         data = data or described.data
     if described.exported is not None:
@@ -116,47 +121,90 @@ def load(
         task, data = inputs.work(data, shapes, seed, place)
         inputs.check_fit(network, task, target, data)
         return Subject(network, None, task, described, model or target, data)
+    built = None
     if described.model in NETWORKS or (described.model in also and ".py:" in (described.model or "")):
         model = model or described.model
-    _require(path, model, data, shapes, described.model, described.data)
+    elif model is None and described.source is not None:
+        model, built = typed.model if typed is not None else str(described.source), artifact.built(path)
+    elif model is None and typed is not None:
+        model = typed.model
+        console.note(f"note: {path} was made here of {model}, which is used again; --model names another")
+    if scored(described) or built is None:
+        _require(path, model, data, shapes, described.model, described.data, "--data" if scored(described) else "--input")
     assert model is not None
-    made = Job.load(model, data, None, seed, threads, shapes=shapes, device=device)
+    made = Job.load(model, data, None, seed, threads, shapes=shapes, device=device, built=built)
     network = artifact.load(path, made.network)
     inputs.check_fit(network, made.task, model, made.data)
     return Subject(network, made.network, made.task, described, model, made.data)
 
 
+def _typed_here(path: Path, described: Description) -> remembered.Typed | None:
+    """What was typed when this artifact was made here; None where another has taken its place since."""
+    typed = remembered.of(path)
+    if typed is None or described.exported is not None:
+        return None
+    held = str(described.source) if described.source is not None else described.model
+    named = sources.is_source(typed.model) if described.source is not None else _told(typed.model, described.model)
+    return typed if held is not None and named else None
+
+
+def _told(typed: str, said: str | None) -> bool:
+    """Is `said`, of an artifact, what it would hold of `typed`, a path that is whole now?"""
+    noted = jobs.noted(typed, NETWORKS)
+    return noted is not None and said is not None and Path(noted).name == Path(said).name
+
+
+def scored(described: Description) -> bool:
+    """Does its report hold a score? What was made without data holds none."""
+    try:
+        return described.report[-1]["measured"]["score"] is not None
+    except (IndexError, KeyError, TypeError):
+        return True
+
+
 def _require(
-    path: Path, model: str | None, data: str | None, shapes: Sequence[str], said_model: str | None, said_data: str | None
+    path: Path,
+    model: str | None,
+    data: str | None,
+    shapes: Sequence[str],
+    said_model: str | None,
+    said_data: str | None,
+    option: str = "--data",
 ) -> None:
-    """Raises CodeNeeded for what is lacking of the two."""
+    """Raises CodeNeeded for what is lacking of the two. `option`: what is asked for where there is neither data nor shapes."""
     lacking = {"--model": said_model} if model is None else {}
     if data is None and not shapes:
-        lacking["--data"] = said_data
+        lacking[option] = said_data if option == "--data" else None
     if lacking:
         raise CodeNeeded(path, lacking)
 
 
-def model_of(folder: Path, model: str | None) -> str:
-    """The MODEL of an artifact: as given, else the built-in one that it names. Raises CodeNeeded."""
-    said = artifact.describe(folder).model
-    model = model or (said if said in NETWORKS else None)
+def original_of(folder: Path, model: str | None) -> nn.Module:
+    """The network that an artifact was made of: as given, as it names it, or as it was typed here. Raises CodeNeeded."""
+    described = artifact.describe(folder)
+    if model is None and (built := artifact.built(folder)) is not None:
+        return built
+    said = described.model
+    typed = _typed_here(folder, described)
+    model = model or (said if said in NETWORKS else typed.model if typed is not None else None)
     _require(folder, model, "", (), said, None)
     assert model is not None
-    return model
+    return inputs.network(model)
 
 
 def is_model(target: str) -> bool:
-    """Is it a built-in network or file.py:function, and no file or folder?"""
-    return not Path(target).is_dir() and (target in NETWORKS or ".py:" in target)
+    """Is it a built-in network, one of a library's, or file.py:function, and no file or folder?"""
+    return not Path(target).is_dir() and (target in NETWORKS or ".py:" in target or sources.is_source(target))
 
 
-def data_for(model: str) -> str:
-    """The built-in task whose images, or sequences, a built-in network takes."""
+def data_for(model: str) -> str | None:
+    """The built-in task whose images, or sequences, a built-in network takes; None where a network's library gives an example."""
+    if sources.is_source(model):
+        return None
     if model not in NETWORKS:
         raise InputError(
             f"nothing is known of the inputs of {model}: give their shape, such as --input 1x3x224x224, or --data, one of "
-            f"{', '.join(BUILT_IN_DATA)}, or file.py:task"
+            f"{', '.join((*BUILT_IN_DATA, *own_data.FORMS))}, or file.py:task"
         )
     if model.startswith("deepmotif"):
         return "tfbs:planted"
@@ -174,8 +222,9 @@ def claimed(description: Description, folder: Path) -> Measurement:
 
 def measured(held: Subject, target: str) -> Measurement:
     """The network measured anew. Raises InputError where the task cannot score it."""
+    without = held.description is not None and not scored(held.description)
     try:
-        return measure(held.network, held.task.example_inputs, held.task.evaluate)
+        return measure(held.network, held.task.example_inputs, None if without else held.task.evaluate)
     except FeatherweightError:
         raise
     except Exception as error:

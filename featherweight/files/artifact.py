@@ -2,6 +2,7 @@
 
 DIR/model.safetensors    the state of the compressed network
 DIR/compression.json     format version, edits, recipe and report; data only, unknown keys are refused
+DIR/README.md            for people: the lines that open it
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from featherweight import structure
 from featherweight.errors import ArtifactError, InputError, StorageError, did_you_mean, shortened
-from featherweight.files import packed, storage, tensors
+from featherweight.files import libraries, packed, readme, storage, tensors
 from featherweight.files.description import LARGEST_DESCRIPTION, Description, description_from
 from featherweight.files.edits import Snapshot, check_state, replay, structure_edit
 from featherweight.network.copies import EXTRA, UnsupportedNetwork, copied, fill, state_of, unstorable
@@ -25,7 +26,7 @@ from featherweight.structure import exported
 from featherweight.structure.errors import StructureError
 from featherweight.version import __version__
 
-WEIGHTS, DESCRIPTION = "model.safetensors", "compression.json"
+WEIGHTS, DESCRIPTION, README = "model.safetensors", "compression.json", "README.md"
 TRIES = 5  # at reading an artifact that others are being put in the place of
 
 
@@ -42,8 +43,12 @@ def _replaceable(folder: Path) -> bool:
     return folder.is_dir() and not folder.is_symlink() and ((folder / DESCRIPTION).is_file() or not any(folder.iterdir()))
 
 
-def save(folder: str | Path, snapshot: Snapshot, description: Description) -> dict[str, int]:
+def save(
+    folder: str | Path, snapshot: Snapshot, description: Description, opened: readme.Opened = readme.UNKNOWN
+) -> dict[str, int]:
     """Write an artifact and return its files' sizes in bytes. All or nothing: an existing artifact is replaced in one step.
+
+    opened  how its README says that it is opened
 
     Raises StorageError if it cannot be written, and InputError if `folder` is a link, or exists and is not an artifact.
     """
@@ -52,7 +57,8 @@ def save(folder: str | Path, snapshot: Snapshot, description: Description) -> di
 
     def fill(part: Path) -> None:
         save_file({name: tensor.contiguous().cpu() for name, tensor in snapshot.state.items()}, part / WEIGHTS)
-        (part / DESCRIPTION).write_text(description.model_dump_json(indent=1), encoding="utf-8")
+        (part / DESCRIPTION).write_text(description.text(), encoding="utf-8")
+        (part / README).write_text(readme.text(description, opened), encoding="utf-8")
         sizes.update({file.name: file.stat().st_size for file in sorted(part.iterdir())})
 
     try:
@@ -119,15 +125,17 @@ def save_cut(folder: str | Path, network: nn.Module, edits: Iterable[structure.E
         described = Description(featherweight=__version__, edits=[], exported=exported.to_dict(network), recipe={}, report=[])
         return save(folder, Snapshot([], state), described)
     snapshot = Snapshot.of(network, [structure_edit(edit) for edit in edits])
-    return save(folder, snapshot, Description(featherweight=__version__, edits=snapshot.edits, recipe={}, report=[]))
+    described = Description(featherweight=__version__, edits=snapshot.edits, recipe={}, report=[])
+    return save(folder, snapshot, described, readme.Opened(type(network).__name__, None))
 
 
 def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
     """A copy of `model`, an instance of the class that was compressed, with the edits replayed and the state loaded.
 
-    `folder`: an artifact, or a packed file (.fwz). An artifact of an exported module needs no `model`. Nothing is unpickled,
-    imported or executed; `model` itself is not changed, and may be on the meta device: what is loaded is then on the CPU.
-    Raises ArtifactError, and UnsupportedNetwork for a `model` that cannot be filled.
+    `folder`: an artifact, or a packed file (.fwz). An artifact of an exported module needs no `model`, and one of a network of
+    timm, torchvision or transformers is built by that library where no `model` is given (see `libraries`). Nothing else is
+    imported or executed, and nothing unpickled; `model` itself is not changed, and may be on the meta device: what is loaded is
+    then on the CPU. Raises ArtifactError, LibraryMissing, and UnsupportedNetwork for a `model` that cannot be filled.
     """
     needed = InputError(f"{folder} holds weights and edits, not code: give it an instance of the class that was compressed")
     if Path(folder).suffix == ".fwz":
@@ -137,9 +145,33 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
     described, state = _read(Path(folder), _whole)
     if described.exported is not None:
         return _load_exported(described.exported, state, folder)
+    source = described.source
+    model = built(folder) if model is None else model
     if model is None:
         raise needed
-    edits = described.edits
+    try:
+        return _filled(described.edits, state, model, folder)
+    except ArtifactError as error:
+        if source is None or (now := libraries.version_of(source.library)) in ("", source.version):
+            raise
+        raise ArtifactError(
+            f"{folder} was made with {source.library} {source.version}, and the {source.name} of {now}, which is installed, "
+            f"differs: pip install {source.library}=={source.version}. {error}"
+        ) from None
+
+
+def built(folder: str | Path) -> nn.Module | None:
+    """The network that was compressed, with random weights, where an installed library builds it; else None.
+
+    Raises ArtifactError, LibraryMissing, and InputError for a network that the library does not have.
+    """
+    source = describe(folder).source
+    if source is None:
+        return None
+    return libraries.build(source, libraries.HUGE + 100 * file_sizes(folder).get(WEIGHTS, 0))
+
+
+def _filled(edits: list[dict[str, Any]], state: dict[str, Tensor], model: nn.Module, folder: str | Path) -> nn.Module:
     network = replay(copied(model), edits)
     expected = network.state_dict()
     for name, value in expected.items():
@@ -170,7 +202,7 @@ def note_export(folder: str | Path, name: str, measured: dict[str, Any]) -> None
     try:
         with storage.alone(Path(folder)):
             described = describe(folder)
-            text = described.model_copy(update={"exports": described.exports | {name: measured}}).model_dump_json(indent=1)
+            text = described.model_copy(update={"exports": described.exports | {name: measured}}).text()
             storage.replace(path, lambda file: file.write(text.encode()))
     except (OSError, ValueError) as error:
         said = error.strerror if isinstance(error, OSError) else error

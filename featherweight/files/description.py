@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, NoReturn
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from featherweight.errors import did_you_mean, shortened
+from featherweight.files.libraries import Source
 from featherweight.version import __version__
 
 WRITER = __version__  # the version that files name as theirs
@@ -28,6 +29,7 @@ class Description(BaseModel):
     """What compression.json holds.
 
     model, data    the built-in names, if such were used; they are never imported
+    source         of a network that an installed library builds: the library, its version and the network's name there, as data
     exports        file name -> what `export.export` measured of it
     exported       the network itself, as `structure.exported` writes it, where its class cannot express what was cut
     """
@@ -38,11 +40,16 @@ class Description(BaseModel):
     featherweight: str = ""
     model: str | None = None
     data: str | None = None
+    source: Source | None = None
     edits: list[dict[str, Any]]
     exported: dict[str, Any] | None = None
     recipe: dict[str, Any]
     report: list[dict[str, Any]]
     exports: dict[str, dict[str, Any]] = {}
+
+    def text(self) -> str:
+        """As JSON. Without a source it names none, so that earlier versions read it."""
+        return self.model_dump_json(indent=1, exclude={"source"} if self.source is None else None)
 
 
 def description_from(text: bytes) -> Description:

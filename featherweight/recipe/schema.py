@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, Typ
 
 from featherweight.budget.amc import Search
 from featherweight.budget.costs import SHARES, What
+from featherweight.budget.multiples import Multiple
 from featherweight.budget.units import AllocateBy, Stopping
 from featherweight.errors import InputError, did_you_mean, require, short
 from featherweight.training.schedule import Distillation, Training
@@ -106,7 +107,8 @@ class Units:
     refit             fit what reads the remaining units anew, by least squares on its inputs
     curvature         what pairs of units bend, for a criterion that looks at pairs: half the squared change of the outputs, or
                       the loss itself, as in the paper (see `statistics`)
-    multiple          sizes are multiples of this, or the whole site: a site smaller than it is free
+    multiple          sizes are multiples of this, or the whole site: a site smaller than it is free. auto: of what was measured
+                      to run faster (see `multiples`), single units where the budget cannot be met so
     certify           prove how much another choice of as many units could save at most (see `Quadratic.certificate`), for
                       collaborative: some seconds a site of 64 units, half a minute at 512
     ignore            names and patterns of sites, or of the modules that make their units, that keep all of theirs
@@ -124,7 +126,7 @@ class Units:
     samples: int = 1024
     refit: bool = False
     curvature: Literal["outputs", "loss"] = "outputs"
-    multiple: int = 1
+    multiple: Multiple = 1
     certify: bool = False
     ignore: tuple[str, ...] = ()
     soft: bool = False
@@ -145,7 +147,10 @@ class Units:
                 "latency_ms is met along a path of sizes: allocate by uniform, ranked, weighed or knapsack",
             ),
             (self.samples >= 1, f"samples must be at least 1, given {self.samples}"),
-            (self.multiple >= 1, f"multiple must be at least 1, given {self.multiple}"),
+            (
+                self.multiple == "auto" or (isinstance(self.multiple, int) and self.multiple >= 1),
+                f"multiple must be auto or at least 1, given {self.multiple}",
+            ),
             (
                 not self.certify or self.criterion == "collaborative",
                 f"certify needs a criterion that weighs choices as wholes, collaborative, given {self.criterion}",

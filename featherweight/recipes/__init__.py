@@ -1,8 +1,9 @@
-"""Papers as functions that return recipes. `RECIPES` lists them for the command line."""
+"""Papers as functions that return recipes, listed in `RECIPES`; and as files with their settings for ImageNet, `FILES`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from featherweight.recipe.schema import Recipe
 from featherweight.recipes.binarization import admm_binarization
@@ -50,3 +51,5 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
     "amc": amc,
     "adaptive": adaptive,
 }
+
+FILES: dict[str, Path] = {f"imagenet/{path.stem}": path for path in sorted((Path(__file__).parent / "imagenet").glob("*.yaml"))}

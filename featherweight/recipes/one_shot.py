@@ -12,13 +12,15 @@ from collections.abc import Callable
 from typing import Any
 
 from featherweight.budget.amc import Search
+from featherweight.budget.multiples import Multiple
 from featherweight.budget.units import AllocateBy, Stopping
 from featherweight.recipe.schema import Criterion, CutUnits, Recipe, Train, Units
 from featherweight.training.schedule import Taught, Training, taught
 
 PARAMETERS = """
 macs      share of the multiply-accumulates to keep, a half without a budget; or of parameters or bytes; or latency_ms, for
-          one example on this machine. allocate: how it is spread over the sites (see `units.allocate`); multiple: of each size
+          one example on this machine. allocate: how it is spread over the sites (see `units.allocate`); multiple: of each
+          size, auto for what runs faster (see `multiples`), 1 for the papers' own sizes
 sites     name pattern of what may be cut. soft: also what a norm or a mean takes a statistic over, such as a transformer's
           width: the report says by how much that changes the outputs before fine-tuning
 samples   training samples that the criterion looks at, where it looks at any
@@ -39,7 +41,7 @@ def _one_shot(
         bytes: float | None = None,
         latency_ms: float | None = None,
         allocate: AllocateBy = "uniform",
-        multiple: int = 1,
+        multiple: Multiple = "auto",
         sites: str = "*",
         soft: bool = False,
         samples: int = 1024,
@@ -154,7 +156,7 @@ def amc(
     macs: float = 0.5,
     episodes: int = 60,
     warm_up: int = 20,
-    multiple: int = 1,
+    multiple: Multiple = "auto",
     sites: str = "*",
     samples: int = 1024,
     epochs: int = 20,
@@ -166,7 +168,7 @@ def amc(
 
     macs       share of the multiply-accumulates to keep
     episodes   networks that the agent tries; the first `warm_up` at random. The paper: 400 and 100
-    multiple   of each size; the paper: 8
+    multiple   of each size, see `multiples`; the paper: 8
     sites      name pattern of what may be cut
     samples    training samples to fit on, and as many others that the agent is rewarded by
     epochs     of fine-tuning, at `rate` times the task's base rate

@@ -9,9 +9,10 @@ from pathlib import Path
 from torch import nn
 
 from featherweight.errors import InputError
-from featherweight.files import artifact, packed
+from featherweight.files import artifact, packed, readme
 from featherweight.files.description import WRITER
 from featherweight.files.edits import Snapshot
+from featherweight.files.libraries import Source
 from featherweight.network.calls import Example, Inputs
 from featherweight.recipe.schema import Recipe
 from featherweight.run import report
@@ -49,8 +50,12 @@ class Compressed:
     def report(self) -> Report:
         return Report(self.rows)
 
-    def save(self, folder: str | Path, *, model: str | None = None, data: str | None = None) -> dict[str, int]:
+    def save(
+        self, folder: str | Path, *, model: str | None = None, data: str | None = None, source: Source | None = None
+    ) -> dict[str, int]:
         """Write the artifact; its files' sizes in bytes. `model` and `data`: built-in names, for `featherweight inspect`.
+        `source`: the library's network that this was, such as `zoo.sources.source_of("timm:resnet50", network)`; `load` then
+        needs no model.
 
         Raises StorageError.
         """
@@ -58,11 +63,13 @@ class Compressed:
             featherweight=WRITER,
             model=model,
             data=data,
+            source=source,
             edits=self.snapshot.edits,
             recipe=self.recipe.to_dict(),
             report=[row.to_dict() for row in self.rows],
         )
-        return artifact.save(folder, self.snapshot, described)
+        opened = readme.Opened(type(self.original).__name__, Inputs.of(self.example_inputs))
+        return artifact.save(folder, self.snapshot, described, opened)
 
     def pack(self, path: str | Path) -> int:
         """Write the network into one entropy-coded file (`.fwz`); its size in bytes. Raises StorageError."""

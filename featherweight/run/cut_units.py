@@ -15,7 +15,9 @@ from torch.nn.modules.conv import _ConvNd
 
 from featherweight.budget import amc
 from featherweight.budget.amc import Place, Search
+from featherweight.budget.choices import Infeasible
 from featherweight.budget.costs import Spent, cost_of, counted
+from featherweight.budget.multiples import CHANNELS, multiples
 from featherweight.budget.tied import Tied
 from featherweight.budget.units import Sizes, Stopping, allocate, offered
 from featherweight.criteria import CRITERIA, NEEDS, Ordered, Quadratic, Ranking, refit, unfitted
@@ -43,6 +45,7 @@ from featherweight.weights.parametrized import coded, layouts_kept
 NOT_EXPRESSIBLE = (
     "the network's own class cannot express a cut of it (structure.prune with where='graph' cuts it, in an exported module)"
 )
+FREE = f"sizes are no multiples of {CHANNELS} channels, which run faster: the budget is below what those cost"
 NOT_TIED = "a number of the network's class ties it to {other}, which keeps all its units"
 Groups = tuple[tuple[str, ...], ...]
 ELSE = "make the weights smaller instead: progressive_admm (zeros), admm_quantization (bits) or decompose (ranks)"
@@ -130,7 +133,7 @@ def cut(network: nn.Module, task: Task, asked: Units, epoch: int, auxiliary: boo
             ranked = replace(ranked, groups=groups, rankings=rest)
     if asked.certify:
         spent = replace(spent, gaps=ranked.gaps(sizes))
-    caveats += [*rankings.caveats, *unfit, *_changed(graph, done)]
+    caveats += [*spent.caveats, *rankings.caveats, *unfit, *_changed(graph, done)]
     return Cutting(done.edit if done is not None else None, replace(spent, left_out=left_out, caveats=caveats))
 
 
@@ -266,7 +269,20 @@ class Ranked:
 
 def _sizes(ranked: Ranked, asked: Units) -> tuple[Sizes, Spent]:
     """The sizes that meet the budget, and what they cost."""
+    of = multiples(asked.multiple, ranked.network, ranked.graph)
+    try:
+        return _sizes_of(ranked, asked, of)
+    except Infeasible:
+        if asked.multiple != "auto":
+            raise
+        sizes, spent = _sizes_of(ranked, asked, dict.fromkeys(of, 1))
+        return sizes, replace(spent, caveats=[*spent.caveats, FREE])
+
+
+def _sizes_of(ranked: Ranked, asked: Units, multiples_of: Mapping[str, int]) -> tuple[Sizes, Spent]:
+    """`multiples_of`: site -> what its size is a multiple of."""
     tied = ranked.tied
+    of = tied.multiples(multiples_of)
     losses = tied.losses({site: _Damage(ranking) for site, ranking in ranked.rankings.items()})
     what, amount = asked.budget
     cost = cost_of(what, ranked.network, ranked.graph)
@@ -275,15 +291,15 @@ def _sizes(ranked: Ranked, asked: Units) -> tuple[Sizes, Spent]:
 
     def allocated(limit: float) -> Sizes:
         if isinstance(how, Search):
-            places = [_place(ranked, site, offered(most, asked.multiple)) for site, most in tied.levels.items()]
+            places = [_place(ranked, site, offered(most, of[site])) for site, most in tied.levels.items()]
             seed = int(torch.randint(2**31, ()))  # of the run's own generator, which a checkpoint holds
             reward = _reward(ranked, asked.samples)
             return tied.sizes(amc.allocate(places, tied.cost(cost), limit, lambda taken: reward(tied.sizes(taken)), how, seed))
-        return tied.sizes(allocate(how, losses, tied.cost(cost), limit, asked.multiple))
+        return tied.sizes(allocate(how, losses, tied.cost(cost), limit, of))
 
     if what == "latency_ms":
         whole = {site: ranking.size for site, ranking in ranked.rankings.items()}
-        least = tied.sizes({site: offered(most, asked.multiple)[0] for site, most in tied.levels.items()})
+        least = tied.sizes({site: offered(most, of[site])[0] for site, most in tied.levels.items()})
         return within(amount, ranked.stats.task.example_inputs, allocated, cost, ranked.copy, least, whole)
     limit = amount * cost({})
     sizes = allocated(limit)

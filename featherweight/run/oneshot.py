@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from featherweight.budget.multiples import Multiple
 from featherweight.budget.units import AllocateBy
 from featherweight.criteria import CRITERIA, NEEDS
 from featherweight.errors import InputError, RecipeError, did_you_mean
@@ -47,7 +48,7 @@ def prune(
     latency_ms: float | None = None,
     criterion: Criterion = "l1",
     allocate: AllocateBy = "uniform",
-    multiple: int = 1,
+    multiple: Multiple = "auto",
     ignore: Ignore = (),
     data: Batches | Callable[[int], Batches] | None = None,
     loss: Callable[[nn.Module, Batch], Tensor] | None = None,
@@ -59,7 +60,7 @@ def prune(
                              times fewer ("4x"). Or latency_ms: milliseconds of one example here. One of them; macs=0.5 without
     criterion   which units go: l1 and l2 look at weights alone, the others at `data` through `loss(network, batch)`
     allocate    how the budget is spread: uniform, the same share of every layer; ranked, weighed, knapsack: by the criterion
-    multiple    sizes are multiples of this
+    multiple    sizes are multiples of this: "auto", of 8 channels of convolutions, which ONNX Runtime runs faster (`multiples`)
     ignore      modules, or names or globs of them, whose outputs all stay
     evaluate    network -> score, for the report
 
