@@ -247,7 +247,8 @@ def test_a_search_is_rewarded_for_right_answers_on_batches_not_seen() -> None:
     made = network()
     graph = trace(made, TASK.example_inputs)
     stats = collect(made, graph, TASK, ["gram"], samples=64)
-    ranked = cut_units.Ranked(made, graph, stats, CRITERIA["l1"](made, graph, stats), False)
+    sites = tuple((name,) for name in graph.sites)
+    ranked = cut_units.Ranked(made, graph, stats, sites, CRITERIA["l1"](made, graph, stats), False)
     sizes = {name: site.size for name, site in graph.sites.items()}
     made.eval()
     right = [float((made(x).argmax(1) == y).float().mean()) for x, y in TASK.batches(0)[2:]]
