@@ -108,7 +108,7 @@ def plan_command(
     as_json: AsJson = False,
     budget: Annotated[
         str | None,
-        typer.Option(help="In place of a recipe: macs=50%, parameters=50% or bytes=50% to keep, or latency_ms=3 an example."),
+        typer.Option(help="In place of a recipe: macs=50%, parameters=2x (fewer) or bytes=100kB to keep, or 3ms an example."),
     ] = None,
     shapes: Inputs = None,
 ) -> None:

@@ -237,7 +237,7 @@ def _sizes(ranked: Ranked, asked: Units) -> tuple[Sizes, Spent]:
         whole = {site: ranking.size for site, ranking in ranked.rankings.items()}
         least = {site: offered(size, asked.multiple)[0] for site, size in whole.items()}
         return within(amount, ranked.stats.task.example_inputs, allocated, cost, ranked.copy, least, whole)
-    limit = amount * cost({})
+    limit = amount * cost({}) if amount <= 1 else amount
     sizes = allocated(limit)
     why = f"the stopping rule at {how.tolerance:g} keeps no more" if isinstance(how, Stopping) else ""
     why = "of all that the search tried this did best" if isinstance(how, Search) else why

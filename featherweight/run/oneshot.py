@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from featherweight.budget.amounts import milliseconds, share, size
 from featherweight.budget.units import AllocateBy
 from featherweight.criteria import CRITERIA, NEEDS
 from featherweight.errors import InputError, RecipeError, did_you_mean
@@ -20,7 +21,7 @@ from featherweight.measurement import measure
 from featherweight.network import generators
 from featherweight.network.calls import Example, Inputs
 from featherweight.recipe.plan import resolve
-from featherweight.recipe.schema import WEIGHTS, Constrain, Criterion, CutUnits, Recipe, Rule, Train, Units, share
+from featherweight.recipe.schema import WEIGHTS, Constrain, Criterion, CutUnits, Recipe, Rule, Train, Units
 from featherweight.recipe.selection import said
 from featherweight.run.compressed import Compressed
 from featherweight.run.cut_units import cut
@@ -44,7 +45,7 @@ def prune(
     macs: Share | None = None,
     parameters: Share | None = None,
     bytes: Share | None = None,
-    latency_ms: float | None = None,
+    latency_ms: float | str | None = None,
     criterion: Criterion = "l1",
     allocate: AllocateBy = "uniform",
     multiple: int = 1,
@@ -56,7 +57,8 @@ def prune(
     """Cut channels, neurons, heads and recurrent units, physically, in the network's own class; `model` is not changed.
 
     macs, parameters, bytes  what is *kept* of the multiply-accumulates, parameters or bytes: a share (0.5, "50%") or so many
-                             times fewer ("4x"). Or latency_ms: milliseconds of one example here. One of them; macs=0.5 without
+                             times fewer ("4x"); bytes also as a size ("100kB"). Or latency_ms: milliseconds of one example here
+                             ("2ms"). One of them; macs=0.5 without
     criterion   which units go: l1 and l2 look at weights alone, the others at `data` through `loss(network, batch)`
     allocate    how the budget is spread: uniform, the same share of every layer; ranked, weighed, knapsack: by the criterion
     multiple    sizes are multiples of this
@@ -75,7 +77,7 @@ def prune(
     units = None
     try:
         macs = 0.5 if {macs, parameters, bytes, latency_ms} == {None} else macs
-        budget = (_share(macs), _share(parameters), _share(bytes), latency_ms)
+        budget = (_share(macs), _share(parameters), _share(size(bytes)), milliseconds(latency_ms))
         units = Units(criterion, *budget, allocate=allocate, multiple=multiple, ignore=names)
     except InputError as error:
         problems.append(str(error))
