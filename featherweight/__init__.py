@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # at run time each is imported when it is first asked for: `featherweight --help` needs no torch
     from featherweight import recipes, structure
-    from featherweight.compression import compress
+    from featherweight.compression import compress, shrink
     from featherweight.errors import FeatherweightError
     from featherweight.files.artifact import load, save_cut
     from featherweight.measurement import measure
@@ -84,13 +84,14 @@ __all__ = [
     "quantize",
     "recipes",
     "save_cut",
+    "shrink",
     "structure",
     "trace",
 ]
 
 
 _HOMES = {  # module -> what is asked of it
-    "compression": "compress",
+    "compression": "compress shrink",
     "errors": "FeatherweightError",
     "files.artifact": "load save_cut",
     "measurement": "measure",

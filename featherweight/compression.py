@@ -18,7 +18,7 @@ from featherweight.run.cut_units import cut_units
 from featherweight.run.goals import Goal
 from featherweight.run.ground import Ground, ground_of, outcome, working
 from featherweight.run.learn_units import learn_units
-from featherweight.run.shrunk import Shrunk, settled
+from featherweight.run.shrunk import Choice, Shrunk, settled
 from featherweight.run.stage import train
 from featherweight.run.state import Result
 from featherweight.run.watch import Monitor, silent
@@ -90,10 +90,24 @@ def shrink(
     `runtimes`: for a goal of time, of "eager", "onnx", "integers" and "c" those that may be used. `told` hears of each step;
     `run`: further arguments of `compress`. Raises OutOfReach, with the least that can be reached.
     """
-    device = run.get("device")
-    choice = choose(
-        model, task, Goal.of(to), lambda recipe, part: compress(model, recipe, part, device=device),
-        epochs=epochs, runtimes=runtimes, told=told,
-    )  # fmt: skip
+    choice = chosen(model, task, Goal.of(to), epochs=epochs, runtimes=runtimes, told=told, device=run.get("device"))
     told(str(choice))
     return settled(choice, compress(model, choice.recipe, task, **run), task, lose)
+
+
+def chosen(
+    model: nn.Module,
+    task: Task,
+    goal: Goal,
+    *,
+    epochs: int = 20,
+    runtimes: Sequence[Any] = (),
+    told: Callable[[str], None] = lambda line: None,
+    device: torch.device | str | None = None,
+) -> Choice:
+    """The first half of `shrink`: what to do, and why; nothing is run in full."""
+
+    def run(recipe: Recipe, part: Task) -> Compressed:
+        return compress(model, recipe, part, device=device)
+
+    return choose(model, task, goal, run, epochs=epochs, runtimes=runtimes, told=told)

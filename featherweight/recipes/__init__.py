@@ -1,4 +1,4 @@
-"""Papers as functions that return recipes. `RECIPES` lists them for the command line."""
+"""Papers as functions that return recipes. `RECIPES` lists them for the command line, `GOALS` by what they are for."""
 
 from __future__ import annotations
 
@@ -49,4 +49,15 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
     "discriminative_adapt": discriminative_adapt,
     "amc": amc,
     "adaptive": adaptive,
+}
+
+GOALS: dict[str, tuple[str, ...]] = {  # what one comes for -> recipes; every recipe is in one
+    "fewer weights": ("progressive_admm",),
+    "fewer MACs, or faster here (--set latency_ms=2ms)": (
+        *("l1_filters", "taylor", "nisp", "apoz", "thinet", "channel_lasso", "collaborative", "collaborative_ac"),
+        *("discriminative", "discriminative_adapt", "amc", "soft_filters", "adaptive"),
+    ),
+    "smaller file": ("admm_joint", "admm_clustering"),
+    "fewer bits": ("admm_quantization", "admm_binarization"),
+    "low rank, repaired": ("decompose", "trained_rank_pruning"),
 }

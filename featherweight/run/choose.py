@@ -147,7 +147,7 @@ def fitted(way: Way, goal: Goal, limit: float, now: float, cost: Callable[[Recip
         """None where the way cannot go so far."""
         nonlocal least, why
         try:
-            found = cost(way.recipe(amount, 0))
+            found = cost(_bare(way.recipe(amount, 0)))
         except (Infeasible, FactorError) as error:
             why = shortened(str(error))
             return None
@@ -160,7 +160,7 @@ def fitted(way: Way, goal: Goal, limit: float, now: float, cost: Callable[[Recip
             return best_of or Fit(None, least, _short_of(goal, least, why))
         low, high, amount = LEAST, math.inf, min(1.0, max(LEAST, aim / now))  # low: it can go there; high: that is too much
         points: dict[float, float] = {}
-        for _ in range(SEARCHED):
+        for _ in range(SEARCHED - 2 * (goal.what == "latency_ms")):  # a file to write and a clock to wait for
             found = measured(amount)
             if found is None or found <= aim:
                 low = amount
@@ -178,6 +178,11 @@ def fitted(way: Way, goal: Goal, limit: float, now: float, cost: Callable[[Recip
     except FeatherweightError as error:
         return Fit(None, math.inf, shortened(str(error)))
     return Fit(None, least, _short_of(goal, least, why))
+
+
+def _bare(recipe: Recipe) -> Recipe:
+    """Without the stages that only measure."""
+    return replace(recipe, stages=tuple(stage for stage in recipe.stages if stage.imposes) or recipe.stages[:1])
 
 
 def _among(amounts: Sequence[float], aim: float, measured: Callable[[float], float | None]) -> Fit | None:

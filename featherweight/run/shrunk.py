@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
 from torch import nn
 
-from featherweight.files import artifact
+from featherweight.errors import StorageError
+from featherweight.files import artifact, storage
 from featherweight.network.calls import Inputs
 from featherweight.recipe.schema import Recipe
+from featherweight.run import fingerprint
 from featherweight.run.compressed import Compressed
 from featherweight.run.goals import CLOSE, FINAL_ROUNDS, Costs, Goal
 from featherweight.ship import c, export
 from featherweight.ship.activations import FromFile, Integers, calibration
 from featherweight.ship.bench import Runtime
 from featherweight.task import Task
+
+CHOICE = "choice.json"  # in a run's folder
+LARGEST_CHOICE = 1 << 24  # bytes of it that are read
 
 
 @dataclass(frozen=True)
@@ -173,3 +180,35 @@ def score_in_integers(network: nn.Module, task: Task) -> float:
         path = Path(folder) / "model.onnx"
         export.export(network, task.example_inputs, path, integers=Integers(calibration(network, task)))
         return task.evaluate(FromFile(export.onnx_runner(path), network, Inputs.of(task.example_inputs)))
+
+
+# --- a choice kept for a run that goes on --------------------------------------------------------------------------------
+
+
+def remember(choice: Choice, workdir: Path, about: Mapping[str, Any], network: nn.Module) -> None:
+    """Keep a choice in a run's folder. `about`: plain data that it depends on beside the network. Raises StorageError."""
+    held = {"about": _about(about, network), "choice": _CHOICE.dump_python(choice, mode="json")}
+    try:
+        storage.replace(workdir / CHOICE, lambda file: file.write(json.dumps(held).encode()))
+    except OSError as error:
+        raise StorageError(f"cannot write {workdir / CHOICE}: {error.strerror}. Choose another --workdir") from error
+
+
+def taken_up(workdir: Path, about: Mapping[str, Any], network: nn.Module) -> Choice | None:
+    """The choice that an interrupted run made for the same goal and network; None where there is none. A file that is damaged is
+    none: choosing again is all that it costs."""
+    try:
+        with storage.opened(workdir / CHOICE) as file:
+            held = json.loads(file.read(LARGEST_CHOICE))
+        if held["about"] != json.loads(json.dumps(_about(about, network))):
+            return None
+        return _CHOICE.validate_python(held["choice"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _about(about: Mapping[str, Any], network: nn.Module) -> dict[str, Any]:
+    return {**about, "network": fingerprint.of_network({name: p.detach() for name, p in network.named_parameters()})}
+
+
+_CHOICE: TypeAdapter[Choice] = TypeAdapter(Choice)
