@@ -3,6 +3,7 @@ the recipe to a goal first."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from featherweight.recipe.schema import Constrain, CutUnits, LearnUnits, Recipe, Stage, Train
+from featherweight.recipes.goals import ways_to
 from featherweight.run.choose import choose
 from featherweight.run.compressed import Compressed
 from featherweight.run.constrain import constrain
@@ -110,4 +112,4 @@ def chosen(
     def run(recipe: Recipe, part: Task) -> Compressed:
         return compress(model, recipe, part, device=device)
 
-    return choose(model, task, goal, run, epochs=epochs, runtimes=runtimes, told=told)
+    return choose(model, task, goal, run, functools.partial(ways_to, goal.what), epochs=epochs, runtimes=runtimes, told=told)

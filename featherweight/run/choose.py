@@ -6,7 +6,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,10 +17,10 @@ from featherweight.errors import FeatherweightError, InputError, shortened
 from featherweight.lowrank.layers import FactorError
 from featherweight.network.evaluating import evaluating
 from featherweight.recipe.schema import Recipe
+from featherweight.recipe.way import AS_IT_IS, Way
 from featherweight.run.compressed import Compressed
 from featherweight.run.goals import MARGIN, Costs, Goal, OutOfReach
 from featherweight.run.shrunk import Choice, Tried, score_in_integers
-from featherweight.run.ways import AS_IT_IS, Way, ways_to
 from featherweight.ship.bench import RUNTIMES, Runtime
 from featherweight.task import Batch, Task, loss_in_eval, steps_of
 
@@ -38,6 +38,7 @@ NEAR = {
 NARROW = 1.02  # two amounts that are so near are not told apart
 LEAST = 0.005  # share: no way is tried further
 Run = Callable[[Recipe, Task], Compressed]
+Ways = Callable[[Collection[Runtime], Runtime], Sequence[Way]]
 Told = Callable[[str], None]
 
 
@@ -65,12 +66,14 @@ def choose(
     task: Task,
     goal: Goal,
     run: Run,
+    ways: Ways,
     *,
     epochs: int = 20,
     runtimes: Sequence[Runtime] = (),
     told: Told = lambda line: None,
 ) -> Choice:
-    """The recipe that reaches `goal` at the least loss in a short probe. `run`: compresses `model`; `told` hears of each step.
+    """The recipe that reaches `goal` at the least loss in a short probe. `run`: compresses `model`; `ways`: that there are,
+    of the runtimes and the fastest of them; `told` hears of each step.
 
     Raises OutOfReach, with the least that can be reached, and InputError where the goal is met already.
     """
@@ -88,9 +91,9 @@ def choose(
             raise InputError(f"there is nothing to do: the network as it is has {goal.shown(now)}. Ask for less")
         found: list[Found] = []
         failed: list[tuple[Tried, float]] = []
-        for way in ways_to(goal, costs.runtimes, costs.fastest):
+        for way in ways(costs.runtimes, costs.fastest):
             begun = time.perf_counter()
-            fit = fitted(way, goal, limit, now, lambda recipe, way=way: costs.of(run(recipe, unscored), way.runtime))  # type: ignore[misc]
+            fit = fitted(way, goal, limit, now, lambda recipe, way=way: costs.of(run(recipe, unscored), runtime_of(way)))  # type: ignore[misc]
             seconds = time.perf_counter() - begun
             if fit.amount is None:
                 told(f"{way.shown(None)}: does not get there ({fit.why})")
@@ -110,9 +113,14 @@ def choose(
         table = (*(one.tried for one in judged), *(tried for tried, _ in failed))
         assert best.tried.cost is not None
         return Choice(
-            goal, recipe, best.tried.way, best.way.runtime, now, limit, best.tried.cost, table, costs.fastest, dict(costs.ms),
+            goal, recipe, best.tried.way, runtime_of(best.way), now, limit, best.tried.cost, table, costs.fastest, dict(costs.ms),
             costs.refused, dense, minutes,
         )  # fmt: skip
+
+
+def runtime_of(way: Way) -> Runtime | None:
+    """Which of those there are runs what comes of it."""
+    return next((name for name in RUNTIMES if name == way.runtime), None)
 
 
 def held_out(task: Task) -> Task:

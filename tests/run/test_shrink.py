@@ -16,10 +16,11 @@ from featherweight.budget.choices import Infeasible
 from featherweight.compression import chosen, compress
 from featherweight.errors import InputError
 from featherweight.recipe.schema import Recipe, Train
+from featherweight.recipe.way import Way
+from featherweight.recipes.goals import BITS, ways_to
 from featherweight.run.choose import LEAST, SEARCHED, fitted, held_out
 from featherweight.run.goals import Goal, OutOfReach
 from featherweight.run.shrunk import remember, settled, taken_up
-from featherweight.run.ways import BITS, Way, ways_to
 
 
 def network() -> nn.Module:
@@ -247,8 +248,8 @@ def test_a_choice_is_taken_up_by_the_same_network_and_goal_alone(tmp_path: Any) 
 
 def test_every_goal_has_ways_and_those_of_time_end_in_a_runtime() -> None:
     for goal in ("weights=2x", "parameters=2x", "macs=2x", "1kB"):
-        assert all(one.runtime is None for one in ways_to(Goal.of(goal), (), "eager"))
-    found = ways_to(Goal.of("1ms"), ("eager", "onnx", "integers", "c"), "onnx")
+        assert all(one.runtime is None for one in ways_to(Goal.of(goal).what, (), "eager"))
+    found = ways_to("latency_ms", ("eager", "onnx", "integers", "c"), "onnx")
     assert {one.runtime for one in found} == {"onnx", "integers", "c"} and not found[0].loses
     for one in found:
         for epochs in (0, 1, 2, 6, 20):

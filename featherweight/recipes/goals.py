@@ -1,65 +1,42 @@
-"""Ways to a goal: what may be done to a network, in an order of stages that fits together, as recipes of one amount."""
+"""Ways to a goal: recipes chained in an order of stages that fits together, each a function of one amount."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from collections.abc import Collection
+from dataclasses import replace
 
-from featherweight.recipe.schema import Recipe, Stage, Train
-from featherweight.recipes import admm_joint, admm_quantization, collaborative, decompose, l1_filters, progressive_admm
-from featherweight.run.goals import Goal
-from featherweight.ship.bench import Runtime
+from featherweight.recipe.schema import Recipe, Stage
+from featherweight.recipe.way import AS_IT_IS, Way
+from featherweight.recipes.joint import admm_joint
+from featherweight.recipes.low_rank import decompose
+from featherweight.recipes.one_shot import collaborative, l1_filters
+from featherweight.recipes.pruning import progressive_admm
+from featherweight.recipes.quantization import admm_quantization
 
 BITS = (8.0, 6.0, 5.0, 4.0, 3.0, 2.0)
 VALUES = 16  # that the weights left of a layer share
 WITH_BITS = 4  # of what channels have left
-AS_IT_IS = Recipe("shrink", (Train("dense"),))
 BY_WEIGHT, BY_DAMAGE = "channels of the least |w|", "channels by their damage"
 SOONER = 8.0  # times fewer weights, from which zeros come in two stages of falling density
 
 
-@dataclass(frozen=True)
-class Way:
-    """name     in words
-    recipe      (amount, epochs of training in all) -> what to do; with no epochs it only shows what it costs
-    runtime     that runs what comes of it; None: it is only stored
-    amounts     on offer, the mildest first; None: any share in (0, 1]; empty: there is none to choose
-    exact       does a share of the goal's own cost come of that very share?
-    loses       can it change what the network computes?
-    """
-
-    name: str
-    recipe: Callable[[float, int], Recipe]
-    runtime: Runtime | None = None
-    amounts: tuple[float, ...] | None = None
-    exact: bool = False
-    loses: bool = True
-
-    def shown(self, amount: float | None) -> str:
-        """The way and how far it goes, in words."""
-        ends = f", run in {self.runtime}" if self.runtime and self.runtime != "integers" else ""
-        if amount is None or self.amounts == ():
-            return f"{self.name}{ends}"
-        return f"{self.name}: {f'{amount:g} bits' if self.amounts else f'{100 * amount:.3g} % kept'}{ends}"
-
-
-def ways_to(goal: Goal, runtimes: Collection[Runtime], fastest: Runtime) -> list[Way]:
-    """The ways that can lead to a goal, the mildest first. `runtimes`: of a goal of time, those there are; `fastest`: that of the
-    network as it is."""
-    if goal.what == "weights":
+def ways_to(what: str, runtimes: Collection[str], fastest: str) -> list[Way]:
+    """The ways that can lead to less of `what` (weights, macs, parameters, bytes, latency_ms), the mildest first. `runtimes`: of
+    a goal of time, those there are; `fastest`: that of the network as it is."""
+    if what == "weights":
         return [Way("zeros", _zeros)]
-    if goal.what == "parameters":
+    if what == "parameters":
         return [
             Way(BY_WEIGHT, lambda share, epochs: _named(l1_filters(parameters=share, epochs=epochs)), exact=True),
             Way(BY_DAMAGE, lambda share, epochs: _named(collaborative(parameters=share, epochs=epochs)), exact=True),
         ]
-    if goal.what == "bytes":
+    if what == "bytes":
         return [
             Way("fewer bits", lambda bits, epochs: _bits(int(bits), epochs), amounts=BITS),
             Way(f"zeros and {VALUES} shared values", _zeros_and_values),
             Way(f"channels and {WITH_BITS} bits", _channels_and_bits),
         ]
-    exact = goal.what == "macs"
+    exact = what == "macs"
     by_weight = Way(BY_WEIGHT, lambda share, epochs: _named(l1_filters(macs=share, epochs=epochs)), exact=exact)
     by_damage = Way(BY_DAMAGE, lambda share, epochs: _named(collaborative(macs=share, epochs=epochs)), exact=exact)
     low_rank = Way("low rank", lambda share, epochs: _named(decompose(macs=share, fine_tune_epochs=epochs)), exact=exact)
