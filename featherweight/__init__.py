@@ -33,7 +33,8 @@ if TYPE_CHECKING:  # at run time each is imported when it is first asked for: `f
     from featherweight.run.compressed import Compressed, pack
     from featherweight.run.oneshot import cluster, factorize, prune, quantize
     from featherweight.ship.bench import bench
-    from featherweight.ship.export import export
+    from featherweight.ship.c import load_c
+    from featherweight.ship.formats import export
     from featherweight.structure import trace
     from featherweight.task import Steps, Task
     from featherweight.version import __version__
@@ -78,6 +79,7 @@ __all__ = [
     "export",
     "factorize",
     "load",
+    "load_c",
     "measure",
     "pack",
     "prune",
@@ -99,7 +101,8 @@ _HOMES = {  # module -> what is asked of it
     "run.compressed": "Compressed pack",
     "run.oneshot": "cluster factorize prune quantize",
     "ship.bench": "bench",
-    "ship.export": "export",
+    "ship.c": "load_c",
+    "ship.formats": "export",
     "structure": "trace",
     "task": "Steps Task",
     "version": "__version__",

@@ -135,8 +135,10 @@ def recipes_command(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show this one.")] = None,
     settings: Settings = None,
 ) -> None:
-    """List the built-in recipes by what they are for, or show one: its parameters as comments and itself as YAML, ready to be
-    saved as a file. `shrink` picks among them by a goal."""
+    """List the built-in recipes by what they are for, or show one: its parameters and itself as YAML, to be saved as a file.
+
+    `shrink` picks among them by a goal.
+    """
     screen = console.output()
     if name is None:
         for goal, names in GOALS.items():

@@ -10,10 +10,10 @@ import featherweight
 
 DEBUG = "FEATHERWEIGHT_DEBUG"
 EPILOG = (
-    "Exit codes: 0 done. 1 the demo missed its aim, evidence is less than required, or an error of no other kind. 2 a wrong "
-    "argument, name or recipe. 3 data missing or damaged. 4 an artifact or checkpoint damaged or foreign, or inspect disagrees "
-    "with the report. 5 training cannot go on, such as a loss that is NaN. 6 files cannot be written. 130 interrupted; the same "
-    "command goes on. "
+    "Exit codes: 0 done. 1 the demo or a goal was missed, evidence is less than required, or an error of no other kind. 2 a "
+    "wrong argument, name or recipe. 3 data missing or damaged. 4 an artifact or checkpoint damaged or foreign, or inspect "
+    "disagrees with the report. 5 training cannot go on, such as a loss that is NaN. 6 files cannot be written. 130 interrupted; "
+    "the same command goes on. "
     f"{DEBUG}=1 before a command shows the traceback of an error."
 )
 LOOKS = {
@@ -26,8 +26,9 @@ LOOKS = {
 _COMMANDS = """\
 compress: Compress MODEL on the data by the recipe, and write the artifact to DIR. Ctrl-C saves; the same command goes on.
 plan: Show what `compress` would do, with exact names and sizes, or which units a budget would cut; and run nothing.
-recipes: List the built-in recipes, or show one: its parameters as comments and itself as YAML, ready to be saved as a file.
+recipes: List the built-in recipes by what they are for, or show one: its parameters and itself as YAML, to be saved as a file.
 demo: Train LeNet-5 on scikit-learn's digits and leave a twentieth of its weights. Nothing is downloaded; a minute or two.
+shrink: Reach a goal: pick and chain what fits, by its cost as measured and short probes on batches held out, and run it once.
 inspect: Measure an artifact or packed file anew, from its files alone; or show a MODEL's structure: what can go, and why not.
 pack: Pack an artifact's network into one entropy-coded file, every byte counted, bitwise the same when loaded.
 export: Write TARGET as an ONNX model, a torch.export program or C, run the file, and say how far it is from the network.

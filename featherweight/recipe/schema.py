@@ -238,6 +238,8 @@ class Constrain:
     fisher     the power of the mean squared gradient that weighs magnitudes where sets select (see `drivers.Target`)
     respread   spread `keep` anew at every projection, not only when the stage starts
     sweep      after the projection, cut the units that it left dead; what stays trains the faster for it
+    activations  bits, 2 to 8, that the inputs of layers are rounded to while the stage trains, as `export --integers` will round
+               them (see `training.rounding`)
     """
 
     kind: Literal["constrain"] = field(default="constrain", kw_only=True)
@@ -254,6 +256,7 @@ class Constrain:
     respread: bool = False
     sweep: bool = False
     distill: AnyDistillation | None = None
+    activations: int | None = None
     imposes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -268,6 +271,10 @@ class Constrain:
             (self.allocate in ALLOCATORS, f"{where}: {allocator}{did_you_mean(self.allocate, ALLOCATORS)}"),
             (0 <= self.fisher < math.inf, f"{where}: fisher is a power, at least 0, given {self.fisher}"),
             (not self.respread or self.keep is not None, f"{where}: respread needs a budget (keep) to spread"),
+            (
+                self.activations is None or 2 <= self.activations <= 8,
+                f"{where}: activations are rounded to 2 to 8 bits, given {self.activations}",
+            ),
         )
 
     @property

@@ -24,13 +24,14 @@ from featherweight.recipes.one_shot import (
     thinet,
 )
 from featherweight.recipes.pruning import progressive_admm
-from featherweight.recipes.quantization import admm_quantization
+from featherweight.recipes.quantization import admm_quantization, quantize_aware
 from featherweight.recipes.soft_pruning import soft_filters
 from featherweight.recipes.trained_ranks import trained_rank_pruning
 
 RECIPES: dict[str, Callable[..., Recipe]] = {
     "progressive_admm": progressive_admm,
     "admm_quantization": admm_quantization,
+    "quantize_aware": quantize_aware,
     "admm_binarization": admm_binarization,
     "admm_clustering": admm_clustering,
     "admm_joint": admm_joint,
@@ -58,6 +59,6 @@ GOALS: dict[str, tuple[str, ...]] = {  # what one comes for -> recipes; every re
         *("discriminative", "discriminative_adapt", "amc", "soft_filters", "adaptive"),
     ),
     "smaller file": ("admm_joint", "admm_clustering"),
-    "fewer bits": ("admm_quantization", "admm_binarization"),
+    "fewer bits": ("admm_quantization", "quantize_aware", "admm_binarization"),
     "low rank, repaired": ("decompose", "trained_rank_pruning"),
 }

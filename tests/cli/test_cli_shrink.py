@@ -31,7 +31,8 @@ task = Task((inputs[:1],), list(zip(inputs.split(16), labels.split(16))),
             lambda model, batch: nn.functional.cross_entropy(model(batch[0]), batch[1]),
             lambda model: 100 * float((model(inputs).argmax(1) == labels).float().mean()),
             lambda p: torch.optim.Adam(p, 1e-2))
-strict = Task(task.example_inputs, task.train, task.loss, lambda model: sum(w.numel() for w in model.parameters()), task.optimizer)
+strict = Task(task.example_inputs, task.train, task.loss, lambda model: sum(w.numel() for w in model.parameters()),
+              task.optimizer)
 """
 OURS = ("own.py:net", "--data", "own.py:task")
 
