@@ -58,8 +58,8 @@ def quantize_aware(
 ) -> Recipe:
     """Weights at 2 to 8 bits with a learned scale an output, trained with activations rounded as integers will round them.
 
-    ADMM towards the levels, then training of the scales and of all that has none, straight through the rounding of what each layer
-    takes: this wins back what calibration alone loses. `featherweight export --integers` makes the file, and `--score` scores it.
+    ADMM towards the levels, then training of the scales and of all that has none, straight through the rounding of what each
+    layer takes: this wins back what calibration alone loses. `export --integers` makes the file, `--score` scores it.
 
     bits         of the weights; bits_of: parameter -> bits, in place of `targets`
     activations  bits of what layers take, 2 to 8; none: they are left as they are

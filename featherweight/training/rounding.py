@@ -1,8 +1,8 @@
 """Activations rounded while a network trains, as integers will round them: what its layers take, to 2^bits levels.
 
-The levels are evenly spaced between the extremes of the batch, and 0 is one of them, as in a QuantizeLinear of ONNX. The gradient
-passes straight through (Bengio et al. 2013, arXiv 1308.3432). Nothing is remembered from one batch to the next, so that a run that
-is taken up again sees what it would have seen; the ranges that are shipped are calibrated afterwards.
+The levels are evenly spaced between the extremes of the batch, and 0 is one of them, as in a QuantizeLinear of ONNX. The
+gradient passes straight through (Bengio et al. 2013, arXiv 1308.3432). Nothing is remembered from one batch to the next, so that
+a run that is taken up again sees what it would have seen; the ranges that are shipped are calibrated afterwards.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import featherweight as fw
 from featherweight.errors import ArtifactError, InputError, StorageError
 from featherweight.network.calls import Inputs, tensors_of
 from featherweight.ship import c
@@ -412,3 +413,16 @@ def test_c_is_timed_beside_the_others() -> None:
     found = bench(networks, (torch.zeros(1, 128),), runtimes=("eager", "c"), batches=(2,), devices=["cpu"], rounds=9)
     assert [(one.runtime, one.variant) for one in found.timings] == [(r, v) for r in ("eager", "c") for v in networks]
     assert next(one for one in found.comparisons if one.runtime == "c").ratio > 1.2
+
+
+@needs_compiler
+def test_every_door_to_a_file_leads_to_c_too(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network, example = nn.Sequential(nn.Conv1d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(24, 2)), torch.randn(1, 3, 8)
+    done = fw.prune(network, (example,), macs=0.5)
+    wrote = done.export(tmp_path / "net.c", "c", name="mine", small=True)
+    assert wrote.format == "c" and "void mine_run(" in (tmp_path / "net.c").read_text() and wrote.relative is not None
+    assert fw.export(done.model, (example,), tmp_path / "again.c", "c").relative < 1e-5  # type: ignore[operator]
+    loaded, rows = fw.load_c(tmp_path / "again.c"), torch.randn(3, 3, 8)
+    for given in (rows, (rows,), Inputs((rows,))):
+        torch.testing.assert_close(loaded(given)[0], done.model(rows).detach(), rtol=1e-5, atol=1e-6)
