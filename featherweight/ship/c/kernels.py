@@ -421,6 +421,54 @@ static void @_{kind}(const float *x, float *o, int outer, int count, int inner, 
 """
 
 
+COLUMNS = """
+/* Linear layer over all weights, which lie in blocks of 16 outputs, an input after the other: no sum across a vector. */
+static void @_columns(const float *x, float *y, int outputs, int inputs, const float *w, const float *bias) {
+  enum { each = 16 / @_LANES, most = 4 };
+  for (int k = 0; k < outputs;) {
+    const int blocks = outputs - k >= 16 * most ? most : 1;
+    @_v a[each * most];
+    for (int b = 0; b < each * blocks; b++) a[b] = *(const @_v *)(bias + k + b * @_LANES);
+    if (blocks == most)
+      for (int i = 0; i < inputs; i++)
+        for (int b = 0; b < most; b++)
+          for (int e = 0; e < each; e++)
+            a[b * each + e] += x[i] * *(const @_v *)(w + (b * inputs + i) * 16 + e * @_LANES);
+    else
+      for (int i = 0; i < inputs; i++)
+        for (int e = 0; e < each; e++) a[e] += x[i] * *(const @_v *)(w + i * 16 + e * @_LANES);
+    for (int b = 0; b < blocks; b++, k += 16, w += 16 * inputs) {
+      const int left = outputs - k;
+      float last[16];
+      float *into = left < 16 ? last : y + k;
+      for (int e = 0; e < each; e++) *(@_v *)(into + e * @_LANES) = a[b * each + e];
+      if (left < 16) memcpy(y + k, last, sizeof(float) * (size_t)left);
+    }
+  }
+}
+"""
+
+EXP = """
+typedef uint32_t @_vu __attribute__((vector_size(4 * @_LANES), aligned(4), may_alias));
+/* exp, to about 1e-7 of itself (the polynomial of Cephes): 2^n times exp of the rest, n in the last bits of z. */
+static inline @_v @_exp(@_v x) {
+  const @_v most = (@_v){0} + 88.0f, least = (@_v){0} - 87.0f;
+  x = (@_v)(((x > most) & (@_vi)most) | (~(x > most) & (@_vi)x));
+  x = (@_v)(((x < least) & (@_vi)least) | (~(x < least) & (@_vi)x));
+  const @_v z = x * 1.44269504f + 12582912.0f, k = z - 12582912.0f;
+  const @_v r = (x - k * 0.693359375f) + k * 2.12194440e-4f;
+  @_v p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.0f;
+  return (@_v)((@_vu)p + ((@_vu)z << 23));
+}
+static inline @_v @_sigmoid(@_v x) { return 1.0f / (1.0f + @_exp(-x)); }
+static inline @_v @_tangent(@_v x) { return 2.0f / (1.0f + @_exp(-2.0f * x)) - 1.0f; }
+"""
+
 CELLS = {
     "lstm": """
 /* g: the gates from the input, r: those from the state before. */
@@ -444,6 +492,35 @@ static void @_gru(float *h, float *c, const float *g, const float *r, int n) {
 }
 """,
 }
+
+
+VECTOR_CELLS = {
+    "lstm": """
+/* g: the gates from the input, r: those from the state before; arrays end in room for a whole vector. */
+static void @_lstm(float *h, float *c, const float *g, const float *r, int n) {
+  for (int i = 0; i < n; i += @_LANES) {
+    const @_v in = @_sigmoid(@_at(g, i) + @_at(r, i)), forget = @_sigmoid(@_at(g, n + i) + @_at(r, n + i));
+    const @_v cell = @_tangent(@_at(g, 2 * n + i) + @_at(r, 2 * n + i));
+    const @_v out = @_sigmoid(@_at(g, 3 * n + i) + @_at(r, 3 * n + i)), now = forget * @_at(c, i) + in * cell;
+    *(@_v *)(c + i) = now;
+    *(@_v *)(h + i) = out * @_tangent(now);
+  }
+}
+""",
+    "gru": """
+static void @_gru(float *h, float *c, const float *g, const float *r, int n) {
+  (void)c;
+  for (int i = 0; i < n; i += @_LANES) {
+    const @_v reset = @_sigmoid(@_at(g, i) + @_at(r, i)), update = @_sigmoid(@_at(g, n + i) + @_at(r, n + i));
+    const @_v fresh = @_tangent(@_at(g, 2 * n + i) + reset * @_at(r, 2 * n + i));
+    *(@_v *)(h + i) = fresh + update * (@_at(h, i) - fresh);
+  }
+}
+""",
+}
+AT = """
+static inline @_v @_at(const float *a, int i) { return *(const @_v *)(a + i); }
+"""
 
 
 SMALL = """/* A layer: outputs, places, kernel, its width, input, dilation, padding, output, stride, steps, relu, bytes of one. */

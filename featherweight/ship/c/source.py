@@ -360,21 +360,38 @@ class _Writer:
     def emit_recurrent(self, step: lower.Recurrent) -> list[str]:
         gates, inputs = step.weights[0].shape
         hidden = step.weights[1].shape[1]
-        given, state = self.temporary("g", gates), self.temporary("r", gates)
-        h, c = self.temporary("h", hidden), self.temporary("c", hidden)
+        given, state = self.temporary("g", gates + ALIGN), self.temporary("r", gates + ALIGN)  # cells read whole vectors
+        h, c = self.temporary("h", hidden + ALIGN), self.temporary("c", hidden + ALIGN)
         at = f"({step.steps - 1} - t)" if step.backward else "t"
-        read, often = f"[[a{step.reads[0]}]] + {at} * {inputs}", DENSE_RECURRENT_FROM
-        first = self.matrix(step.weights[0], step.biases[0], step.name, read, given, 0, often)
-        second = self.matrix(step.weights[1], step.biases[1], step.name, h, state, 0, often)
-        cell = self.need(step.kind, kernels.CELLS[step.kind])
+        read = f"[[a{step.reads[0]}]] + {at} * {inputs}"
+        first = self.gates(step.weights[0], step.biases[0], step.name, read, given)
+        second = self.gates(step.weights[1], step.biases[1], step.name, h, state)
+        if not self.small:
+            self.need("exp", kernels.AT + kernels.EXP)
+        cell = self.need(step.kind, (kernels.CELLS if self.small else kernels.VECTOR_CELLS)[step.kind])
         out = f"[[a{step.writes[0]}]] + {at} * {step.width} + {step.offset}"
         return [
-            f"for (int i = 0; i < {hidden}; i++) {h}[i] = {c}[i] = 0.0f;",
+            f"for (int i = 0; i < {hidden + ALIGN}; i++) {h}[i] = {c}[i] = 0.0f;",
+            f"for (int i = {gates}; i < {gates + ALIGN}; i++) {given}[i] = {state}[i] = 0.0f;",
             f"for (int t = 0; t < {step.steps}; t++) {{",
             f"  {first}", f"  {second}", f"  {cell}({h}, {c}, {given}, {state}, {hidden});",
             f"  memcpy({out}, {h}, sizeof(float) * {hidden}u);",
             "}",
         ]  # fmt: skip
+
+    def gates(self, weight: Tensor, bias: Tensor, what: str, read: str, write: str) -> str:
+        """A call that multiplies by a matrix of a recurrent layer, which is small and read at every step: over all its weights in
+        blocks of 16 outputs, but where hardly any are left."""
+        density = float((weight != 0).double().mean())
+        if self.small or (density < DENSE_RECURRENT_FROM and not self.always_dense):
+            return self.matrix(weight, bias, what, read, write, 0, DENSE_RECURRENT_FROM)
+        self.dense.append(what)
+        outputs, inputs = weight.shape
+        call, more = self.need("columns", kernels.COLUMNS), -outputs % 16
+        padded = torch.cat([weight.float(), torch.zeros(more, inputs)])
+        values = self.floats(padded.reshape(-1, 16, inputs).transpose(1, 2), what)
+        biases = self.floats(torch.cat([bias.float(), torch.zeros(more)]), what)
+        return f"{call}({read}, {write}, {outputs}, {inputs}, {values}, {biases});"
 
     def emit_map(self, step: lower.Map) -> list[str]:
         shape = [size for size in step.shape if size != 1]
