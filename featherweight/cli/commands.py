@@ -9,7 +9,19 @@ from typing import Annotated, Any
 
 import typer
 
-from featherweight.cli import artifacts, benchmarks, console, evidence, failures, inputs, jobs, outline, overview, shrink, subjects
+from featherweight.cli import (
+    artifacts,
+    benchmarks,
+    console,
+    evidence,
+    failures,
+    inputs,
+    jobs,
+    outline,
+    overview,
+    shrink,
+    subjects,
+)
 from featherweight.cli.jobs import Job
 from featherweight.cli.options import (
     AsJson,

@@ -272,7 +272,7 @@ def test_reproduce_lists_runs_and_corrects(place: Path, monkeypatch: pytest.Monk
 def test_help_needs_no_torch_and_tells_what_the_commands_are() -> None:
     """The page is made of a list, so that nothing is imported for it: the list is what the commands say of themselves."""
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    assert overview.COMMANDS == {name: " ".join(one.help.split("\n\n")[0].split()) for name, one in commands.items()}
+    assert {name: " ".join(one.help.split("\n\n")[0].split()) for name, one in commands.items()} == overview.COMMANDS
     told = "import sys; sys.argv[1:] = ['--help']; from featherweight.cli import main; main(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
     assert done.stdout.endswith("False\n") and "reproduce" in done.stdout

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from featherweight.network.calls import Example, Inputs
-from featherweight.ship.c.lower import CError
 from featherweight.ship.c.source import Source
+from featherweight.ship.c.steps import CError
 
 STANDARD = ("-std=c99", "-ffp-contract=fast")
 FAST = ("-O3", "-march=native")
