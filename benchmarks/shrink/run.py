@@ -20,6 +20,7 @@ from benchmarks.lib.rows import Line, Rows, parser, wanted
 from benchmarks.ordinary import run as ordinary
 from featherweight import Task, shrink, zoo
 from featherweight.errors import FeatherweightError
+from featherweight.run.goals import Goal
 from featherweight.zoo import tasks
 
 ROWS = Rows(__file__)
@@ -106,11 +107,14 @@ def table(done: dict[str, Line]) -> str:
             text.append(f"| {name} | | | refused | | {said} | | | {ends}")
             continue
         choice, met = line["choice"], "met" if line["met"] else "NOT met"
-        numbers = " | ".join(f"{number:,.4g}" for number in (choice["now"], choice["limit"], line["measured"]))
-        text.append(f"| {name} | {numbers} | {met} | {choice['way']} | {line['score']:.2f} | {line['before']:.2f} | {ends}")
+        shown = Goal(**choice["goal"]).shown
+        numbers = " | ".join(shown(number) for number in (choice["now"], choice["limit"], line["measured"]))
+        met += f", times spread by {line['spread']:.0%}" if line["spread"] is not None else ""
+        way = choice["way"].replace("|", "\\|")
+        text.append(f"| {name} | {numbers} | {met} | {way} | {line['score']:.2f} | {line['before']:.2f} | {ends}")
         below += ["", f"**{name}**", ""]
         for one in choice["table"]:
-            cost = "does not get there" if one["cost"] is None else f"{one['cost']:,.4g} before training"
+            cost = "does not get there" if one["cost"] is None else f"{shown(one['cost'])} before training"
             loss = "" if one["loss"] is None else f", held-out loss {one['loss']:.4f}"
             why = f" ({one_line(one['why'])})" if one["why"] else ""
             below.append(f"- {one['way']}: {cost}{loss}{why}")
