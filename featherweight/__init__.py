@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # at run time each is imported when it is first asked for: `featherweight --help` needs no torch
     from featherweight import recipes, structure
-    from featherweight.compression import compress
+    from featherweight.compression import compress, shrink
     from featherweight.errors import FeatherweightError
     from featherweight.files.artifact import load, save_cut
     from featherweight.measurement import measure
@@ -33,7 +33,8 @@ if TYPE_CHECKING:  # at run time each is imported when it is first asked for: `f
     from featherweight.run.compressed import Compressed, pack
     from featherweight.run.oneshot import cluster, factorize, prune, quantize
     from featherweight.ship.bench import bench
-    from featherweight.ship.export import export
+    from featherweight.ship.c import load_c
+    from featherweight.ship.formats import export
     from featherweight.structure import trace
     from featherweight.task import Steps, Task
     from featherweight.version import __version__
@@ -80,12 +81,14 @@ __all__ = [
     "factorize",
     "lightning_callback",
     "load",
+    "load_c",
     "measure",
     "pack",
     "prune",
     "quantize",
     "recipes",
     "save_cut",
+    "shrink",
     "structure",
     "trace",
     "trainer_callback",
@@ -93,7 +96,7 @@ __all__ = [
 
 
 _HOMES = {  # module -> what is asked of it
-    "compression": "compress",
+    "compression": "compress shrink",
     "errors": "FeatherweightError",
     "files.artifact": "load save_cut",
     "measurement": "measure",
@@ -101,7 +104,8 @@ _HOMES = {  # module -> what is asked of it
     "run.compressed": "Compressed pack",
     "run.oneshot": "cluster factorize prune quantize",
     "ship.bench": "bench",
-    "ship.export": "export",
+    "ship.c": "load_c",
+    "ship.formats": "export",
     "structure": "trace",
     "task": "Steps Task",
     "version": "__version__",

@@ -1,8 +1,10 @@
-"""The program: recipe -> plan -> edits -> file. `compress` is a straight line; read it and you have read the rest."""
+"""The program: recipe -> plan -> edits -> file. `compress` is a straight line; read it and you have read the rest. `shrink` finds
+the recipe to a goal first."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,15 @@ import torch
 from torch import nn
 
 from featherweight.recipe.schema import Constrain, CutUnits, LearnUnits, Recipe, Stage, Train
+from featherweight.recipes.goals import ways_to
+from featherweight.run.choose import choose
 from featherweight.run.compressed import Compressed
 from featherweight.run.constrain import constrain
 from featherweight.run.cut_units import cut_units
+from featherweight.run.goals import Goal
 from featherweight.run.ground import Ground, ground_of, outcome, working
 from featherweight.run.learn_units import learn_units
+from featherweight.run.shrunk import Choice, Shrunk, settled
 from featherweight.run.stage import train
 from featherweight.run.state import Result
 from featherweight.run.watch import Monitor, silent
@@ -65,3 +71,45 @@ def compress(
                 state.finish(result)
             state.advance()
         return outcome(ground)
+
+
+def shrink(
+    model: nn.Module,
+    task: Task,
+    to: str,
+    *,
+    lose: float | None = None,
+    epochs: int = 20,
+    runtimes: Sequence[Any] = (),
+    told: Callable[[str], None] = lambda line: None,
+    **run: Any,
+) -> Shrunk:
+    """Reach a goal: at most "100kB", "2ms", "macs=50%", "weights=10x" (fewer), "parameters=25%", or "faster=2x" than the fastest
+    runtime runs `model` as it is; at the cost of at most `lose` points of the task's score, which is checked at the end.
+
+    Ways are measured untrained, a few are probed on training batches of which others are held out, and the best is run once with
+    `epochs` of training; its recipe is in `choice`. The task's score is asked of the dense and of the final network only.
+    `runtimes`: for a goal of time, of "eager", "onnx", "integers" and "c" those that may be used. `told` hears of each step;
+    `run`: further arguments of `compress`. Raises OutOfReach, with the least that can be reached.
+    """
+    choice = chosen(model, task, Goal.of(to), epochs=epochs, runtimes=runtimes, told=told, device=run.get("device"))
+    told(str(choice))
+    return settled(choice, compress(model, choice.recipe, task, **run), task, lose)
+
+
+def chosen(
+    model: nn.Module,
+    task: Task,
+    goal: Goal,
+    *,
+    epochs: int = 20,
+    runtimes: Sequence[Any] = (),
+    told: Callable[[str], None] = lambda line: None,
+    device: torch.device | str | None = None,
+) -> Choice:
+    """The first half of `shrink`: what to do, and why; nothing is run in full."""
+
+    def run(recipe: Recipe, part: Task) -> Compressed:
+        return compress(model, recipe, part, device=device)
+
+    return choose(model, task, goal, run, functools.partial(ways_to, goal.what), epochs=epochs, runtimes=runtimes, told=told)

@@ -21,6 +21,7 @@ from featherweight.cli import (
     oneshot,
     outline,
     overview,
+    shrink,
     subjects,
 )
 from featherweight.cli.jobs import Job
@@ -42,10 +43,8 @@ from featherweight.cli.overview import EPILOG
 from featherweight.compression import Compressed
 from featherweight.errors import FeatherweightError, InputError, did_you_mean
 from featherweight.recipe.schema import Recipe
-from featherweight.recipes import FILES, RECIPES
-from featherweight.run.state import CHECKPOINT
+from featherweight.recipes import FILES, GOALS, RECIPES
 
-INTERRUPTED = 130
 DEMO = {"keep": "4x,10x,22x", "dense_epochs": "12", "epochs": "6", "retrain_epochs": "9", "every": "5", "rho": "0.02"}
 DEMO |= {"growth": "1.2", "rho_max": "1", "distill": "1"}  # tried on held-out training images, not on the test part
 DEMO_RATIO, DEMO_POINTS = 20.0, 1.0
@@ -102,7 +101,7 @@ def compress_command(
     if dry_run:
         _show_plan(made, chosen, as_json)
         return
-    done, files = _run(ctx, made, chosen, out, workdir)
+    done, files = jobs.run_or_saved(ctx, made, chosen, out, workdir or jobs.beside(out), keep=workdir is not None)
     if as_json:
         console.json_object(_summary(done, out, files))
     else:
@@ -121,7 +120,7 @@ def plan_command(
     as_json: AsJson = False,
     budget: Annotated[
         str | None,
-        typer.Option(help="In place of a recipe: macs=50%, parameters=50% or bytes=50% to keep, or latency_ms=3 an example."),
+        typer.Option(help="In place of a recipe: macs=50%, parameters=2x (fewer) or bytes=100kB to keep, or 3ms an example."),
     ] = None,
     shapes: Inputs = None,
     multiple: oneshot.Multiples = "auto",
@@ -151,13 +150,19 @@ def recipes_command(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show this one.")] = None,
     settings: Settings = None,
 ) -> None:
-    """List the built-in recipes, or show one: its parameters as comments and itself as YAML, ready to be saved as a file."""
-    out = console.output()
+    """List the built-in recipes by what they are for, or show one: its parameters and itself as YAML, to be saved as a file.
+
+    `shrink` picks among them by a goal.
+    """
+    screen = console.output()
     if name is None:
-        cells = [(key, function().source, inputs.first_line(function.__doc__)) for key, function in RECIPES.items()]
-        out.print(console.table(("recipe", "paper", "what it does"), cells, left=3))
+        for goal, names in GOALS.items():
+            made = {key: RECIPES[key] for key in names}
+            cells = [(key, inputs.first_line(f.__doc__), f"{f().epochs()} epochs", f().source) for key, f in made.items()]
+            screen.print(console.written(goal, "bold"))
+            screen.print(console.table(("recipe", "what it does", "trains", "paper"), cells, left=4))
         files = [(key, *inputs.head_of(path)) for key, path in FILES.items()]
-        out.print(console.table(("on ImageNet, as files", "paper", "what is published"), files, left=3))
+        screen.print(console.table(("on ImageNet, as files", "paper", "what is published"), files, left=3))
         return
     if name in FILES:
         typer.echo(FILES[name].read_text(), nl=False)
@@ -182,7 +187,7 @@ def demo_command(
     console.command(f"the same as: {ctx.find_root().info_name} {shlex.join([*same, '-o', str(out)])}")
     chosen = inputs.recipe("progressive_admm", settings)
     made = Job.load("lenet5", "digits", None, seed, threads)
-    done, files = _run(ctx, made, chosen, out, None)
+    done, files = jobs.run_or_saved(ctx, made, chosen, out, jobs.beside(out), keep=False)
     dense, last = done.rows[0].measured, done.rows[-1].measured
     assert dense.score is not None and last.score is not None
     ratio, lost = dense.nonzeros / last.nonzeros, dense.score - last.score
@@ -203,6 +208,7 @@ def demo_command(
 
 
 COMMANDS: tuple[Callable[..., None], ...] = (
+    shrink.shrink_command,
     oneshot.prune_command,
     oneshot.factorize_command,
     oneshot.quantize_command,
@@ -233,18 +239,6 @@ def reproduce_command(ctx: typer.Context, name: Annotated[str | None, typer.Argu
 
 
 # --- what the commands share ---------------------------------------------------------------------------------------------
-
-
-def _run(ctx: typer.Context, made: Job, recipe: Recipe, out: Path, workdir: Path | None) -> tuple[Compressed, dict[str, int]]:
-    place = workdir or jobs.beside(out)
-    try:
-        return jobs.run(made, recipe, out, place, keep_workdir=workdir is not None)
-    except KeyboardInterrupt:
-        saved = (place / CHECKPOINT).exists()
-        console.note(f"interrupted; {f'saved in {place}. To go on' if saved else 'nothing was done yet. To start again'}:")
-        root = ctx.find_root()
-        console.command(f"  {root.info_name} {root.obj}")
-        raise typer.Exit(INTERRUPTED) from None
 
 
 def _summary(done: Compressed, out: Path, files: dict[str, int]) -> dict[str, Any]:

@@ -276,6 +276,7 @@ def _cut(units: dict[str, Any]) -> str:
     """A budget of units in words."""
     what = next(name for name in ("macs", "parameters", "bytes", "latency_ms") if units[name] is not None)
     amount = f"{units[what]:g} ms on this machine" if what == "latency_ms" else f"{100 * units[what]:g} % of the {what}"
+    amount = f"{units[what]:,.0f} bytes" if what == "bytes" and units[what] > 1 else amount
     spread = _option(units["allocate"])
     kept = f"keep {amount}, {spread} over the sites {units['sites']}"
     multiples = "" if units["multiple"] == 1 else f", multiples of {units['multiple']}"
@@ -374,7 +375,8 @@ def cuts(found: dict[str, Any]) -> None:
     screen.print(table(("site", "keeps", "of"), cells))
     for what in ("macs", "parameters", "bytes"):
         after, before = found[what]["after"], found[what]["before"]
-        asked = f", asked {100 * found['asked'][what]:g} %" if what in found["asked"] else ""
+        amount = found["asked"].get(what)
+        asked = "" if amount is None else f", asked {100 * amount:g} %" if amount <= 1 else f", asked {amount:,.0f}"
         name = "MACs" if what == "macs" else what
         screen.print(written(f"{name}: {after:,} of {before:,}, {100 * after / max(before, 1):.2f} %{asked}"))
     spent = Spent.from_dict(found["spent"])

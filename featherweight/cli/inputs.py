@@ -329,7 +329,8 @@ def _parts(value: str, hint: Any) -> Any:
         return [part.strip() for part in value.strip("()[] ").split(",") if part.strip()]
     if type(None) in typing.get_args(hint) and value.lower() in ("none", "null", ""):
         return None
-    return schema.share(value) if float in (hint, *typing.get_args(hint)) else value
+    hints = (hint, *typing.get_args(hint))
+    return schema.share(value) if float in hints and str not in hints else value  # with str, the recipe reads the unit itself
 
 
 def _assign(data: Any, path: str, value: str) -> str | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import typer
 from torch import nn
 
 from featherweight.budget.multiples import ADVICE, multiples
@@ -25,6 +26,7 @@ from featherweight.network.devices import chosen
 from featherweight.recipe.plan import resolve
 from featherweight.recipe.schema import Constrain, CutUnits, LearnUnits, Recipe, Units
 from featherweight.run.cut_units import may_go
+from featherweight.run.shrunk import CHOICE
 from featherweight.run.state import CHECKPOINT, files_of
 from featherweight.structure import trace
 from featherweight.structure.errors import StructureError
@@ -33,6 +35,7 @@ from featherweight.zoo import own_data, sources
 from featherweight.zoo.networks import NETWORKS
 from featherweight.zoo.tasks import BATCHES
 
+INTERRUPTED = 130
 RUN = "run.json"  # in a workdir of an earlier version
 PAGE = "report.html"  # in an artifact: what `featherweight report` shows of it alone
 HINT = re.compile(r"[\w./-]{1,100}\.py:[A-Za-z_]\w{0,60}", re.ASCII)  # plain text that means the same in a shell
@@ -101,7 +104,7 @@ def run(job: Job, recipe: Recipe, out: Path, workdir: Path, keep_workdir: bool) 
 
     Raises KeyboardInterrupt after saving, and every FeatherweightError.
     """
-    _check_output(out)
+    check_output(out)
     if job.data in BUILT_IN_DATA or own_data.is_own(job.data):
         job.task.batches(0)  # reads the files: what is missing is said before a workdir is made
     first = recipe.stages[0]
@@ -135,6 +138,20 @@ def save(job: Job, done: Compressed, out: Path, shapes: Sequence[str] = ()) -> d
     return files
 
 
+def run_or_saved(
+    ctx: typer.Context, made: Job, recipe: Recipe, out: Path, place: Path, keep: bool
+) -> tuple[Compressed, dict[str, int]]:
+    """`run` of a command, which ends with INTERRUPTED and says how to go on where it is interrupted."""
+    try:
+        return run(made, recipe, out, place, keep_workdir=keep)
+    except KeyboardInterrupt:
+        saved = (place / CHECKPOINT).exists()
+        console.note(f"interrupted; {f'saved in {place}. To go on' if saved else 'nothing was done yet. To start again'}:")
+        root = ctx.find_root()
+        console.command(f"  {root.info_name} {root.obj}")
+        raise typer.Exit(INTERRUPTED) from None
+
+
 def noted(text: str, known: Collection[str]) -> str | None:
     """What an artifact holds of a name on the command line: a built-in name, or `file.py:name` as a hint that is shown and never
     run; without the folders of an absolute path, which are nobody else's business. None where it is not plain text."""
@@ -160,7 +177,7 @@ def beside(out: Path) -> Path:
     return out.resolve().with_name(f"{out.resolve().name}.work")
 
 
-def _check_output(out: Path) -> None:
+def check_output(out: Path) -> None:
     """Fail before the work and not after it. Raises InputError, StorageError."""
     try:
         artifact.check_output(out)
@@ -175,7 +192,7 @@ def _check_output(out: Path) -> None:
 def _remove(place: Path) -> None:
     """Remove our own files, and the folder if nothing else is in it. Raises InputError if another run is going on there."""
     with storage.claimed(place):
-        for path in (place / CHECKPOINT, place / RUN, *files_of(place).values()):
+        for path in (place / CHECKPOINT, place / RUN, place / CHOICE, *files_of(place).values()):
             path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # something else is in it
         place.rmdir()

@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import nn
 
+from featherweight.budget import amounts
 from featherweight.budget.costs import SHARES, What, cost_of
 from featherweight.budget.multiples import Multiple, slow_sizes
 from featherweight.errors import InputError, did_you_mean
 from featherweight.network.copies import copied
-from featherweight.recipe import schema
 from featherweight.recipe.schema import Units
 from featherweight.run.cut_units import cut
 from featherweight.structure import Graph, trace
@@ -49,29 +49,31 @@ def outline(graph: Graph) -> dict[str, Any]:
 
 
 def budget_of(text: str) -> tuple[What, float]:
-    """`macs=50%`, `bytes=0.5` -> (what, the share to keep); `latency_ms=3` -> (what, milliseconds). Raises InputError."""
+    """`macs=50%`, `parameters=4x` -> (what, the share to keep); `bytes=100kB` or `100kB`, `latency_ms=3` or `3ms` -> (what, how
+    many). Raises InputError."""
     named, given, amount = text.partition("=")
+    if not given and (told := amounts.parts(text)) and told[1] in {**amounts.BYTES, **amounts.MILLISECONDS}:
+        named, given, amount = "bytes" if told[1] in amounts.BYTES else "latency_ms", "=", text
     what = next((budget for budget in BUDGETS if budget == named), None)
     if what is None or not given:
-        forms = f"{', '.join(f'{share}=50%' for share in SHARES)} or latency_ms=3"
+        forms = f"{', '.join(f'{share}=50%' for share in SHARES)}, 100kB or 3ms"
         raise InputError(f"a budget is {forms}, given {text!r}.{did_you_mean(named, BUDGETS)}")
-    if what == "latency_ms":
-        wrong = InputError(f"the budget {text!r} needs a number of milliseconds above 0, such as latency_ms=3")
-        try:
-            milliseconds = float(amount)
-        except ValueError:
-            raise wrong from None
-        if not 0 < milliseconds < math.inf:
-            raise wrong
-        return what, milliseconds
+    read = {"latency_ms": amounts.milliseconds, "bytes": amounts.size}.get(what, amounts.share)
     try:
-        share = float(schema.share(amount))
+        found = float(read(amount))
+    except InputError:
+        raise
     except ValueError:
-        raise InputError(f"the budget {text!r} needs a number or a percentage, such as {what}=50%") from None
-    if not 0 < share <= 1:
-        percent = f": did you mean {what}={amount}%?" if 1 < share <= 100 and "%" not in amount else ""
+        kind = "number of milliseconds above 0, such as latency_ms=3"
+        kind = kind if what == "latency_ms" else f"number or a percentage, such as {what}=50%"
+        raise InputError(f"the budget {text!r} needs a {kind}") from None
+    if what == "latency_ms":
+        if not 0 < found < math.inf:
+            raise InputError(f"the budget {text!r} needs a number of milliseconds above 0, such as latency_ms=3")
+    elif not (0 < found <= 1 or (what == "bytes" and amounts.LEAST_SIZE <= found < math.inf)):
+        percent = f": did you mean {what}={amount}%?" if 1 < found <= 100 and "%" not in amount else ""
         raise InputError(f"the budget {text!r} is a share to keep, above 0 and at most 100 %{percent}")
-    return what, share
+    return what, found
 
 
 def cuts(network: nn.Module, task: Task, what: What, amount: float, multiple: Multiple = "auto") -> dict[str, Any]:

@@ -10,10 +10,10 @@ import featherweight
 
 DEBUG = "FEATHERWEIGHT_DEBUG"
 EPILOG = (
-    "Exit codes: 0 done. 1 the demo missed its aim, evidence is less than required, or an error of no other kind. 2 a wrong "
-    "argument, name or recipe. 3 data missing or damaged. 4 an artifact or checkpoint damaged or foreign, or inspect disagrees "
-    "with the report. 5 training cannot go on, such as a loss that is NaN. 6 files cannot be written. 130 interrupted; the same "
-    "command goes on. "
+    "Exit codes: 0 done. 1 the demo or a goal was missed, evidence is less than required, or an error of no other kind. 2 a "
+    "wrong argument, name or recipe. 3 data missing or damaged. 4 an artifact or checkpoint damaged or foreign, or inspect "
+    "disagrees with the report. 5 training cannot go on, such as a loss that is NaN. 6 files cannot be written. 130 interrupted; "
+    "the same command goes on. "
     f"{DEBUG}=1 before a command shows the traceback of an error."
 )
 LOOKS = {
@@ -26,8 +26,9 @@ LOOKS = {
 _COMMANDS = """\
 compress: Compress MODEL on the data by the recipe, and write the artifact to DIR. Ctrl-C saves; the same command goes on.
 plan: Show what `compress` would do, with exact names and sizes, or which units a budget would cut; and run nothing.
-recipes: List the built-in recipes, or show one: its parameters as comments and itself as YAML, ready to be saved as a file.
+recipes: List the built-in recipes by what they are for, or show one: its parameters and itself as YAML, to be saved as a file.
 demo: Train LeNet-5 on scikit-learn's digits and leave a twentieth of its weights. Nothing is downloaded; a minute or two.
+shrink: Reach a goal: pick and chain what fits, by its cost as measured and short probes on batches held out, and run it once.
 prune: Cut channels, neurons and heads of MODEL without training, and write the artifact to DIR. With --data it is scored.
 factorize: Replace layers of MODEL by two thin ones without training, and write the artifact to DIR. With --data it is scored.
 quantize: Round the weights of MODEL to few levels without training, and write the artifact to DIR. With --data it is scored.

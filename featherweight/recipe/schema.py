@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, TypeAdapter
 
 from featherweight.budget.amc import Search
+from featherweight.budget.amounts import LEAST_SIZE, milliseconds, share, size
 from featherweight.budget.costs import SHARES, What
 from featherweight.budget.multiples import Multiple
 from featherweight.budget.units import AllocateBy, Stopping
@@ -39,15 +40,16 @@ MOST_STAGES = 1000
 MOST_CANDIDATES = 1000
 
 
-def share(given: Any) -> Any:
-    """`"50%"` as 0.5 and `"4x"` (fewer) as 0.25, in recipes and on the command line alike; anything else as it is."""
-    told = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([%x])\s*", given) if isinstance(given, str) else None
-    if told is None or (told[2] == "x" and not float(told[1])):
-        return given
-    return float(told[1]) / 100 if told[2] == "%" else 1 / float(told[1])
-
-
 Share = Annotated[float, BeforeValidator(share)]
+Size = Annotated[float, BeforeValidator(size)]
+Milliseconds = Annotated[float, BeforeValidator(milliseconds)]
+
+
+def _read(held: Any, read: Callable[[Any], Any], *names: str) -> None:
+    """Amounts that a dataclass was given as text ("50%", "100kB") as numbers, also where it was made without pydantic."""
+    for name in names:
+        object.__setattr__(held, name, found := read(getattr(held, name)))
+        require((found is None or isinstance(found, int | float), f"{name} cannot be read as an amount: {short(found)}"))
 
 
 def _not_of_before(given: Any) -> Any:
@@ -83,6 +85,7 @@ class Rule:
     ignore: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        _read(self, share, "keep")
         require((self.keep is None or 0 < self.keep <= 1, f"keep is a share in (0, 1], given {self.keep}"))
 
 
@@ -98,8 +101,10 @@ class Units:
 
     criterion         which go, and what that is predicted to cost: a name of `criteria.CRITERIA`
     macs, parameters, bytes
-                      share in (0, 1] of what the network has when the stage starts to keep; bytes: of its state dict
-    latency_ms        or milliseconds that one example may take on this machine (see `latency_budget`). One budget of the four
+                      share in (0, 1] of what the network has when the stage starts to keep, also as "50%" or "2x" (fewer); bytes:
+                      of its state dict, also as a size, "100kB"
+    latency_ms        or milliseconds that one example may take on this machine, also as "2ms" (see `latency_budget`). One budget
+                      of the four
     allocate          how that is spread over the sites (see `units.allocate`), or Stopping, for which the budget is a ceiling,
                       or Search, whose agent is rewarded by what the cut network makes of training samples not looked at before
     sites             name pattern of the sites that may be cut; those that the network's class cannot express never are
@@ -119,8 +124,8 @@ class Units:
     criterion: Criterion
     macs: Share | None = None
     parameters: Share | None = None
-    bytes: Share | None = None
-    latency_ms: float | None = None
+    bytes: Size | None = None
+    latency_ms: Milliseconds | None = None
     allocate: AnyAllocateBy = "uniform"
     sites: str = "*"
     samples: int = 1024
@@ -132,15 +137,18 @@ class Units:
     soft: bool = False
 
     def __post_init__(self) -> None:
+        _read(self, share, "macs", "parameters")
+        _read(self, size, "bytes")
+        _read(self, milliseconds, "latency_ms")
         given = self._given()
-        shares = [amount for what, amount in given if what in SHARES]
+        shares = [amount for what, amount in given if what in SHARES and not (what == "bytes" and amount >= LEAST_SIZE)]
         require(
             (
                 len(given) == 1,
                 "units go by one budget, of macs, parameters, bytes or latency_ms, given "
                 f"{', '.join(f'{what}={amount}' for what, amount in given) or 'none'}",
             ),
-            (all(0 < share <= 1 for share in shares), f"a budget of units is a share to keep in (0, 1], given {shares}"),
+            (all(0 < kept <= 1 for kept in shares), f"a budget of units is a share to keep in (0, 1], given {shares}"),
             (self.latency_ms is None or 0 < self.latency_ms < math.inf, f"latency_ms must be above 0, given {self.latency_ms}"),
             (
                 self.latency_ms is None or isinstance(self.allocate, str),
@@ -164,14 +172,14 @@ class Units:
 
     @property
     def budget(self) -> tuple[What, float]:
-        """What the budget is of, and how much of it: a share, or milliseconds."""
+        """What the budget is of, and how much of it: a share, where it is above 1 bytes, or milliseconds."""
         return self._given()[0]
 
     @property
     def share(self) -> float | None:
-        """The share to keep; None for a budget of milliseconds, which is none."""
+        """The share to keep; None for a budget of milliseconds or bytes, which is none."""
         what, amount = self.budget
-        return amount if what in SHARES else None
+        return amount if what in SHARES and amount <= 1 else None
 
 
 @dataclass(frozen=True)
@@ -188,6 +196,7 @@ class Adaptive:
     rate: float = 0.02
 
     def __post_init__(self) -> None:
+        _read(self, share, "parameters")
         require(
             (0 < self.parameters <= 1, f"parameters is a share to keep in (0, 1], given {self.parameters}"),
             (0 < self.weight < math.inf, f"weight multiplies the excess of parameters, above 0, given {self.weight}"),
@@ -237,6 +246,8 @@ class Constrain:
     fisher     the power of the mean squared gradient that weighs magnitudes where sets select (see `drivers.Target`)
     respread   spread `keep` anew at every projection, not only when the stage starts
     sweep      after the projection, cut the units that it left dead; what stays trains the faster for it
+    activations  bits, 2 to 8, that the inputs of layers are rounded to while the stage trains, as `export --integers` will round
+               them (see `training.rounding`)
     """
 
     kind: Literal["constrain"] = field(default="constrain", kw_only=True)
@@ -253,9 +264,11 @@ class Constrain:
     respread: bool = False
     sweep: bool = False
     distill: AnyDistillation | None = None
+    activations: int | None = None
     imposes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        _read(self, share, "keep", "macs")
         where = f"stage {self.name!r}"
         allocator = f"no allocator is named {self.allocate!r}; there are {', '.join(ALLOCATORS)}."
         require(
@@ -266,6 +279,10 @@ class Constrain:
             (self.allocate in ALLOCATORS, f"{where}: {allocator}{did_you_mean(self.allocate, ALLOCATORS)}"),
             (0 <= self.fisher < math.inf, f"{where}: fisher is a power, at least 0, given {self.fisher}"),
             (not self.respread or self.keep is not None, f"{where}: respread needs a budget (keep) to spread"),
+            (
+                self.activations is None or 2 <= self.activations <= 8,
+                f"{where}: activations are rounded to 2 to 8 bits, given {self.activations}",
+            ),
         )
 
     @property

@@ -1,4 +1,5 @@
-"""Papers as functions that return recipes, listed in `RECIPES`; and as files with their settings for ImageNet, `FILES`."""
+"""Papers as functions that return recipes: `RECIPES`, and by what they are for `GOALS`; and as files with their settings for
+ImageNet, `FILES`."""
 
 from __future__ import annotations
 
@@ -25,13 +26,14 @@ from featherweight.recipes.one_shot import (
     thinet,
 )
 from featherweight.recipes.pruning import progressive_admm
-from featherweight.recipes.quantization import admm_quantization
+from featherweight.recipes.quantization import admm_quantization, quantize_aware
 from featherweight.recipes.soft_pruning import soft_filters
 from featherweight.recipes.trained_ranks import trained_rank_pruning
 
 RECIPES: dict[str, Callable[..., Recipe]] = {
     "progressive_admm": progressive_admm,
     "admm_quantization": admm_quantization,
+    "quantize_aware": quantize_aware,
     "admm_binarization": admm_binarization,
     "admm_clustering": admm_clustering,
     "admm_joint": admm_joint,
@@ -53,3 +55,13 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
 }
 
 FILES: dict[str, Path] = {f"imagenet/{path.stem}": path for path in sorted((Path(__file__).parent / "imagenet").glob("*.yaml"))}
+GOALS: dict[str, tuple[str, ...]] = {  # what one comes for -> recipes; every recipe is in one
+    "fewer weights": ("progressive_admm",),
+    "fewer MACs, or faster here (--set latency_ms=2ms)": (
+        *("l1_filters", "taylor", "nisp", "apoz", "thinet", "channel_lasso", "collaborative", "collaborative_ac"),
+        *("discriminative", "discriminative_adapt", "amc", "soft_filters", "adaptive"),
+    ),
+    "smaller file": ("admm_joint", "admm_clustering"),
+    "fewer bits": ("admm_quantization", "quantize_aware", "admm_binarization"),
+    "low rank, repaired": ("decompose", "trained_rank_pruning"),
+}

@@ -12,15 +12,16 @@ from collections.abc import Callable
 from typing import Any
 
 from featherweight.budget.amc import Search
+from featherweight.budget.amounts import milliseconds, size
 from featherweight.budget.multiples import Multiple
 from featherweight.budget.units import AllocateBy, Stopping
 from featherweight.recipe.schema import Criterion, CutUnits, Recipe, Train, Units
 from featherweight.training.schedule import Taught, Training, taught
 
 PARAMETERS = """
-macs      share of the multiply-accumulates to keep, a half without a budget; or of parameters or bytes; or latency_ms, for
-          one example on this machine. allocate: how it is spread over the sites (see `units.allocate`); multiple: of each
-          size, auto for what runs faster (see `multiples`), 1 for the papers' own sizes
+macs      share of the multiply-accumulates to keep (50%, or 2x fewer), a half without a budget; or of parameters or bytes, these
+          also as a size (100kB); or latency_ms, for one example on this machine (2ms). allocate: how it is spread over the sites
+          (see `units.allocate`); multiple: of each size, auto for what runs faster (see `multiples`), 1 for the papers' own sizes
 sites     name pattern of what may be cut. soft: also what a norm or a mean takes a statistic over, such as a transformer's
           width: the report says by how much that changes the outputs before fine-tuning
 samples   training samples that the criterion looks at, where it looks at any
@@ -38,8 +39,8 @@ def _one_shot(
     def recipe(
         macs: float | None = None,
         parameters: float | None = None,
-        bytes: float | None = None,
-        latency_ms: float | None = None,
+        bytes: float | str | None = None,
+        latency_ms: float | str | None = None,
         allocate: AllocateBy = "uniform",
         multiple: Multiple = "auto",
         sites: str = "*",
@@ -52,7 +53,8 @@ def _one_shot(
     ) -> Recipe:
         macs = 0.5 if {macs, parameters, bytes, latency_ms} == {None} else macs
         units = Units(
-            criterion, macs, parameters, bytes, latency_ms, allocate, sites, samples, refit, multiple=multiple, soft=soft, **fixed
+            criterion, macs, parameters, size(bytes), milliseconds(latency_ms), allocate, sites, samples, refit,
+            multiple=multiple, soft=soft, **fixed,
         )  # fmt: skip
         return _cut_once(name, source, units, epochs, rate, distill, temperature, auxiliary)
 

@@ -6,10 +6,11 @@ Published, LeNet-5 with 167x fewer weights: 3 bits in the convolutions and the o
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Literal
 
 from featherweight.errors import InputError
-from featherweight.recipe.schema import WEIGHTS, Recipe, Rule
+from featherweight.recipe.schema import WEIGHTS, Constrain, Recipe, Rule
 from featherweight.recipes.rounds import Round, Step, of_rounds
 from featherweight.weights.sets import Levels
 from featherweight.weights.views import WHOLE, View
@@ -43,6 +44,31 @@ def admm_quantization(
         raise InputError("bits names no stage: give the bits of each, such as (4, 3)")
     steps = _steps(bits, levels, view, bits_of, targets)
     return Recipe("admm_quantization", rounds.after_dense(dense_epochs, steps), "arXiv 1811.01907, 1810.07378")
+
+
+@of_rounds(epochs=4, retrain_epochs=8)
+def quantize_aware(
+    bits: int = 8,
+    activations: int | None = 8,
+    bits_of: Mapping[str, int] | None = None,
+    targets: str = WEIGHTS,
+    dense_epochs: int = 0,
+    *,
+    rounds: Round,
+) -> Recipe:
+    """Weights at 2 to 8 bits with a learned scale an output, trained with activations rounded as integers will round them.
+
+    ADMM towards the levels, then training of the scales and of all that has none, straight through the rounding of what each
+    layer takes: this wins back what calibration alone loses. `export --integers` makes the file, `--score` scores it.
+
+    bits         of the weights; bits_of: parameter -> bits, in place of `targets`
+    activations  bits of what layers take, 2 to 8; none: they are left as they are
+
+    """
+    steps = _steps((bits,), "uniform", ROW, bits_of, targets)
+    *dense, last = rounds.after_dense(dense_epochs, steps)
+    assert isinstance(last, Constrain)
+    return Recipe("quantize_aware", (*dense, replace(last, activations=activations)), "arXiv 1811.01907, 1308.3432")
 
 
 def _scale(per: str) -> View:

@@ -10,14 +10,12 @@ from collections.abc import Mapping
 from typing import Literal, cast
 
 from featherweight.errors import InputError
-from featherweight.lowrank.layers import CHANNEL, SPATIAL
 from featherweight.recipe.schema import WEIGHTS, Constrain, Recipe, Rule, Seen, Train
 from featherweight.training.schedule import Taught, Training, taught
 from featherweight.weights.drivers import Periodic
 from featherweight.weights.sets import LowRank
-from featherweight.weights.views import View
 
-VIEWS: dict[str, View] = {"channel": CHANNEL, "spatial": SPATIAL}
+VIEWS = ("channel", "spatial")  # words that each layer's kind has its own view for, see `selection.view_of`
 TARGETS = r"re:(?!conv1\.).*conv\d+\.weight"  # of the built-in networks, the convolutions but the first and the 1 x 1 shortcuts
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal, overload
 
 from torch import nn
 
@@ -17,7 +18,10 @@ from featherweight.network.calls import Example, Inputs
 from featherweight.recipe.schema import Recipe
 from featherweight.run import report
 from featherweight.run.report import Row
-from featherweight.ship import bench, export
+from featherweight.ship import bench, formats
+from featherweight.ship.activations import Integers
+from featherweight.ship.c import ExportedC
+from featherweight.ship.export import Exported, Format
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class Compressed:
     model     the network; weights that have codes are computed from them
     snapshot  the edits and the state, from which `load` makes it again
     recipe    what was done; original: the network as it was given, and example_inputs: what both are called with
+    seen      inputs that the activations are calibrated on, where they are to be integers
     """
 
     model: nn.Module
@@ -45,6 +50,7 @@ class Compressed:
     rows: list[Row]
     original: nn.Module
     example_inputs: Example | Inputs
+    seen: tuple[Inputs, ...] = ()
 
     @property
     def report(self) -> Report:
@@ -75,9 +81,16 @@ class Compressed:
         """Write the network into one entropy-coded file (`.fwz`); its size in bytes. Raises StorageError."""
         return packed.write(path, self.snapshot, self.original)
 
-    def export(self, path: str | Path, format: export.Format = "onnx") -> export.Exported:
-        """Write an ONNX or .pt2 file, run it, and compare it with the network (see `ship.export`)."""
-        return export.export(self.model, self.example_inputs, path, format)
+    @overload
+    def export(self, path: str | Path, format: Literal["c"], **options: Any) -> ExportedC: ...
+    @overload
+    def export(self, path: str | Path, format: Format = "onnx", **options: Any) -> Exported: ...
+    def export(self, path: str | Path, format: Format | Literal["c"] = "onnx", **options: Any) -> Exported | ExportedC:
+        """Write an ONNX, .pt2 or C file, run it, and compare it with the network (see `ship.formats.export`). What was calibrated
+        becomes integers in ONNX, activations too, without being told."""
+        if self.seen and format == "onnx":
+            options = {"integers": Integers(self.seen)} | options
+        return formats.export(self.model, self.example_inputs, path, format, **options)
 
     def bench(
         self, *, runtimes: Sequence[bench.Runtime] = ("eager",), batches: Sequence[int] = (1,), rounds: int = 30

@@ -301,7 +301,7 @@ def _sizes_of(ranked: Ranked, asked: Units, multiples_of: Mapping[str, int]) -> 
         whole = {site: ranking.size for site, ranking in ranked.rankings.items()}
         least = tied.sizes({site: offered(most, of[site])[0] for site, most in tied.levels.items()})
         return within(amount, ranked.stats.task.example_inputs, allocated, cost, ranked.copy, least, whole)
-    limit = amount * cost({})
+    limit = amount * cost({}) if amount <= 1 else amount
     sizes = allocated(limit)
     why = f"the stopping rule at {how.tolerance:g} keeps no more" if isinstance(how, Stopping) else ""
     why = "of all that the search tried this did best" if isinstance(how, Search) else why

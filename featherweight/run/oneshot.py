@@ -5,12 +5,14 @@ What they lose is not trained back. `compress` trains, and goes much further at 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from featherweight.budget.amounts import milliseconds, share, size
 from featherweight.budget.multiples import Multiple
 from featherweight.budget.units import AllocateBy
 from featherweight.criteria import CRITERIA, NEEDS
@@ -21,11 +23,12 @@ from featherweight.measurement import measure
 from featherweight.network import generators
 from featherweight.network.calls import Example, Inputs
 from featherweight.recipe.plan import resolve
-from featherweight.recipe.schema import WEIGHTS, Constrain, Criterion, CutUnits, Recipe, Rule, Train, Units, share
+from featherweight.recipe.schema import WEIGHTS, Constrain, Criterion, CutUnits, Recipe, Rule, Train, Units
 from featherweight.recipe.selection import said
 from featherweight.run.compressed import Compressed
 from featherweight.run.cut_units import cut
 from featherweight.run.report import Row, left
+from featherweight.ship.activations import SAMPLES
 from featherweight.task import Batch, Batches, Task
 from featherweight.weights.constrained import freeze
 from featherweight.weights.parametrized import plain
@@ -45,7 +48,7 @@ def prune(
     macs: Share | None = None,
     parameters: Share | None = None,
     bytes: Share | None = None,
-    latency_ms: float | None = None,
+    latency_ms: float | str | None = None,
     criterion: Criterion = "l1",
     allocate: AllocateBy = "uniform",
     multiple: Multiple = "auto",
@@ -57,7 +60,8 @@ def prune(
     """Cut channels, neurons, heads and recurrent units, physically, in the network's own class; `model` is not changed.
 
     macs, parameters, bytes  what is *kept* of the multiply-accumulates, parameters or bytes: a share (0.5, "50%") or so many
-                             times fewer ("4x"). Or latency_ms: milliseconds of one example here. One of them; macs=0.5 without
+                             times fewer ("4x"); bytes also as a size ("100kB"). Or latency_ms: milliseconds of one example here
+                             ("2ms"). One of them; macs=0.5 without
     criterion   which units go: l1 and l2 look at weights alone, the others at `data` through `loss(network, batch)`
     allocate    how the budget is spread: uniform, the same share of every layer; ranked, weighed, knapsack: by the criterion
     multiple    sizes are multiples of this: "auto", of 8 channels of convolutions, which ONNX Runtime runs faster (`multiples`)
@@ -76,7 +80,7 @@ def prune(
     units = None
     try:
         macs = 0.5 if {macs, parameters, bytes, latency_ms} == {None} else macs
-        budget = (_share(macs), _share(parameters), _share(bytes), latency_ms)
+        budget = (_share(macs), _share(parameters), _share(size(bytes)), milliseconds(latency_ms))
         units = Units(criterion, *budget, allocate=allocate, multiple=multiple, ignore=names)
     except InputError as error:
         problems.append(str(error))
@@ -132,12 +136,16 @@ def quantize(
     *,
     bits: int = 8,
     per: Literal["row", "layer"] = "row",
+    data: Batches | None = None,
     ignore: Ignore = (),
     evaluate: Evaluate | None = None,
 ) -> Compressed:
     """Round the weights to 2^bits equally spaced levels, with the scale of least squared error; `model` is not changed.
 
-    bits  1 to 8; per: a scale for each output (row), or for each layer. Zeros stay zeros. Activations stay as they are
+    bits  1 to 8; per: a scale for each output (row), or for each layer. Zeros stay zeros
+    data  batches to calibrate on, such as a DataLoader: activations become 8-bit integers in the ONNX file that `export` writes,
+          and what it says of their error is of these. Without it they stay as they are. The network's inputs are a batch itself,
+          or its first entries, or those of their names
 
     Raises RecipeError with every mistake.
 
@@ -154,7 +162,9 @@ def quantize(
         levels = str(error)
     if per not in ("row", "layer"):
         levels = f"per is row or layer, given {per!r}" + (f"; {levels}" if isinstance(levels, str) else "")
-    return _imposed("quantize", model, example_inputs, evaluate, ignore, levels, ROWS if per == "row" else WHOLE)
+    seen = _seen(data, example_inputs) if data is not None else ()
+    done = _imposed("quantize", model, example_inputs, evaluate, ignore, levels, ROWS if per == "row" else WHOLE)
+    return replace(done, seen=seen)
 
 
 def cluster(
@@ -266,6 +276,25 @@ def _names(model: Any, ignore: Any, problems: list[str]) -> tuple[str, ...]:
         else:
             problems.append(f"ignore holds modules, names or globs, given a {type(one).__name__}")
     return tuple(names)
+
+
+def _seen(data: Batches, example_inputs: Example | Inputs) -> tuple[Inputs, ...]:
+    """The network's inputs in the first batches, until there are SAMPLES of them. Raises InputError."""
+    example, found = Inputs.of(example_inputs), []
+    for batch in data:
+        if isinstance(batch, Mapping):
+            given = Inputs.of({name: batch[name] for name in example.kwargs if name in batch} if example.kwargs else batch)
+        else:
+            entries = batch if isinstance(batch, (tuple, list)) else (batch,)
+            given = Inputs(tuple(entries[: len(example.args)]), {})
+        if [tensor.shape[1:] for tensor in given.tensors()] != [tensor.shape[1:] for tensor in example.tensors()]:
+            raise InputError(f"a batch of data does not begin with the network's inputs ({example}): it gives {given}")
+        found.append(given)
+        if sum(one.batch for one in found) >= SAMPLES:
+            break
+    if not found:
+        raise InputError("data holds no batch: there is nothing to calibrate on")
+    return tuple(found)
 
 
 def _share(given: Any) -> float | None:

@@ -26,6 +26,7 @@ from featherweight.structure import Edit as StructureEdit
 from featherweight.task import Batch, Task, steps_of
 from featherweight.training.distillation import settled
 from featherweight.training.fit import fit, recalibrate
+from featherweight.training.rounding import rounded
 from featherweight.training.schedule import Distillation, Training
 from featherweight.weights import optimizers
 from featherweight.weights.parametrized import coded
@@ -135,6 +136,12 @@ class Running:
             left = self.unfinished
             optimizer.load_state_dict(left.optimizer)
             resumed = {"start": left.steps, "earlier": left.losses, "random": left.random, "began": left.began}
+        with rounded(self.network, getattr(self.stage, "activations", None)):
+            return self._fitted(phase, training, first, optimizer, guide, resumed)
+
+    def _fitted(
+        self, phase: str, training: Training, first: int, optimizer: Optimizer, guide: Guide | None, resumed: dict[str, Any]
+    ) -> float:
         return fit(
             self.network,
             optimizer,

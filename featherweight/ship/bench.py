@@ -132,7 +132,7 @@ def bench(
             for kind in runtimes
         }
         for runtime, device, count, batch in _settings(runtimes, devices, threads, batches, alone):
-            with _threads(count):
+            with on_threads(count):
                 calls = {
                     name: _call(network, files[name, runtime], resized(examples[name], batch), runtime, device, count)
                     for name, network in networks.items()
@@ -296,8 +296,22 @@ def _call(
     return call
 
 
+def ready(
+    model: nn.Module, example: Example | Inputs, runtime: Runtime, folder: str | Path, seen: Sequence[Inputs] = ()
+) -> Callable[[], object]:
+    """`model` as it would be shipped, in eval mode on the processor, as `runtime` takes it, called on `example` with one thread:
+    to be timed. `folder`: for the file, which has to stay while it is called; `seen`: calibration, for integers.
+
+    Raises RuntimeMissing, ExportError, CError.
+    """
+    network, inputs = shippable(model, example).cpu(), placed(Inputs.of(example), "cpu")
+    path = Path(folder) / f"{len(list(Path(folder).iterdir()))}.{runtime}"
+    return _call(network, _written(runtime, network, inputs, path, seen), inputs, runtime, "cpu", 1)
+
+
 @contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
+def on_threads(count: int) -> Iterator[None]:
+    """Inside, torch runs on so many threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -174,3 +174,19 @@ def test_the_package_shows_what_it_offers_and_nothing_else() -> None:
     for name in fw.__all__:  # no function is named like its module
         thing = getattr(fw, name)
         assert getattr(thing, "__module__", "") != f"featherweight.{name}"
+
+
+def test_quantize_with_data_ends_in_integers(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="ONNX files are checked in it")
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 14 * 14, 4))
+    batches = [(torch.randn(8, 3, 16, 16), torch.zeros(8)) for _ in range(3)]
+    done = fw.quantize(network, IMAGE, bits=7, data=batches)
+    wrote = done.export(tmp_path / "net.onnx")
+    assert wrote.integers is not None and wrote.integers["samples"] == 24 and not wrote.integers["left"]
+    assert 0 < wrote.integers["error"] < 0.1 and done.export(tmp_path / "net.onnx", integers=None).integers is None
+    assert fw.quantize(network, IMAGE, data=[batch[0] for batch in batches]).seen[0].batch == 8
+    with pytest.raises(FeatherweightError, match="does not begin with the network's inputs"):
+        fw.quantize(network, IMAGE, data=[torch.randn(8, 5)])
+    with pytest.raises(FeatherweightError, match="no batch"):
+        fw.quantize(network, IMAGE, data=[])

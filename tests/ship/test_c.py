@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import featherweight as fw
 from featherweight.errors import ArtifactError, InputError, StorageError
 from featherweight.network.calls import Inputs, tensors_of
 from featherweight.ship import c
@@ -412,3 +413,47 @@ def test_c_is_timed_beside_the_others() -> None:
     found = bench(networks, (torch.zeros(1, 128),), runtimes=("eager", "c"), batches=(2,), devices=["cpu"], rounds=9)
     assert [(one.runtime, one.variant) for one in found.timings] == [(r, v) for r in ("eager", "c") for v in networks]
     assert next(one for one in found.comparisons if one.runtime == "c").ratio > 1.2
+
+
+@needs_compiler
+def test_every_door_to_a_file_leads_to_c_too(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network, example = nn.Sequential(nn.Conv1d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(24, 2)), torch.randn(1, 3, 8)
+    done = fw.prune(network, (example,), macs=0.5)
+    wrote = done.export(tmp_path / "net.c", "c", name="mine", small=True)
+    assert wrote.format == "c" and "void mine_run(" in (tmp_path / "net.c").read_text() and wrote.relative is not None
+    assert fw.export(done.model, (example,), tmp_path / "again.c", "c").relative < 1e-5  # type: ignore[operator]
+    loaded, rows = fw.load_c(tmp_path / "again.c"), torch.randn(3, 3, 8)
+    for given in (rows, (rows,), Inputs((rows,))):
+        torch.testing.assert_close(loaded(given)[0], done.model(rows).detach(), rtol=1e-5, atol=1e-6)
+
+
+class Steps(nn.Module):
+    """A recurrent layer alone, every step of it."""
+
+    def __init__(self, kind: type[nn.RNNBase], inputs: int, hidden: int, scale: float, **options: Any) -> None:
+        super().__init__()
+        self.layer = kind(inputs, hidden, batch_first=True, **options)
+        for weight in self.layer.parameters():
+            weight.data *= scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)[0]  # type: ignore[no-any-return]
+
+
+@needs_compiler
+@pytest.mark.parametrize("options", [("-O2",), ("-O2", "-march=native")], ids=["4 lanes", "this machine"])
+@pytest.mark.parametrize(("kind", "hidden", "scale"), [(nn.LSTM, 21, 1), (nn.LSTM, 16, 150), (nn.GRU, 5, 1), (nn.GRU, 37, 150)])
+def test_recurrent_layers_of_all_widths_and_far_into_saturation(
+    kind: type[nn.RNNBase], hidden: int, scale: float, options: tuple[str, ...]
+) -> None:
+    """Large weights drive the gates to where an exponential would overflow."""
+    torch.manual_seed(hidden)
+    model = Steps(kind, 7, hidden, scale, bidirectional=hidden == 5).eval()
+    given = torch.randn(2, 9, 7)
+    plain, wanted = model(given).detach(), copy.deepcopy(model).double()(given.double()).detach()
+    made = c.written(model, (given[:1],))[1]
+    assert made.dense and not made.sparse
+    got = build.Loaded(made, options)((given,))[0]
+    assert bool(got.isfinite().all()) and (got - wanted).abs().max() < 5e-7 + 5 * (plain - wanted).abs().max()
+    assert (scale > 1) == bool((given @ model.layer.weight_ih_l0.T).abs().max() > 88)  # type: ignore[operator, union-attr]

@@ -6,8 +6,9 @@ compiled and called, `file` does all of it and compares.
 
 from featherweight.ship.c.build import CompilerMissing, Loaded, Sizes, compiler, sizes
 from featherweight.ship.c.file import ExportedC, export_c, load_c, written
-from featherweight.ship.c.lower import CError, lower
+from featherweight.ship.c.lower import lower
 from featherweight.ship.c.source import Source, source
+from featherweight.ship.c.steps import CError
 
 __all__ = [
     "CError",

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from featherweight.network.calls import Inputs
-from featherweight.ship.c.lower import CError
+from featherweight.network.calls import Example, Inputs
 from featherweight.ship.c.source import Source
+from featherweight.ship.c.steps import CError
 
 STANDARD = ("-std=c99", "-ffp-contract=fast")
 FAST = ("-O3", "-march=native")
@@ -82,7 +82,10 @@ def sizes(source: Source) -> Sizes:
 
 
 class Loaded:
-    """A compiled network: called with inputs of a batch of any size, a row at a time, it gives its outputs."""
+    """A compiled network: called with inputs of a batch of any size, a row at a time, it gives its outputs.
+
+    The inputs as they are given to the network: a tensor, a tuple by position, a dict by name.
+    """
 
     def __init__(self, source: Source, options: Sequence[str] = FAST) -> None:
         self.source = source
@@ -95,8 +98,8 @@ class Loaded:
         start = -(room.ctypes.data // 4) % 16
         self.arena = room[start : start + source.arena]
 
-    def __call__(self, inputs: Inputs) -> list[Tensor]:
-        given = [tensor.detach().cpu().to(torch.float32).contiguous().numpy() for tensor in inputs.tensors()]
+    def __call__(self, inputs: Example | Inputs) -> list[Tensor]:
+        given = [tensor.detach().cpu().to(torch.float32).contiguous().numpy() for tensor in Inputs.of(inputs).tensors()]
         shapes = self.source.inputs
         if len(given) != len(shapes) or any(one.shape[1:] != shape[1:] for one, shape in zip(given, shapes, strict=False)):
             raise CError(f"the network takes inputs of {list(shapes)}, given {[one.shape for one in given]}")

@@ -14,8 +14,9 @@ from featherweight.files import storage
 from featherweight.network.calls import Example, Inputs
 from featherweight.network.devices import placed
 from featherweight.ship.c.build import Loaded, sizes
-from featherweight.ship.c.lower import CError, Program, lower
+from featherweight.ship.c.lower import lower
 from featherweight.ship.c.source import Source, source
+from featherweight.ship.c.steps import CError, Program
 from featherweight.ship.export import BATCHES, compare, resized, shippable
 
 TOLERANCE = 1e-5  # of the largest output: the order of additions differs, and in a small file bits after a weight's 24th

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from featherweight.errors import InputError
-from featherweight.ship.c import kernels, lower
-from featherweight.ship.c.lower import CError, Program, number
+from featherweight.ship.c import convolutions, kernels, steps
+from featherweight.ship.c.memory import ALIGN, Memory
+from featherweight.ship.c.numbers import by_count, bytes_of, cropped, ungrouped
+from featherweight.ship.c.steps import CError, Program, number
 
 DENSE_FROM = 0.7  # density from which a convolution is taken over all weights: an estimate between 10 %, which pays, and 100 %
 DENSE_LINEAR_FROM, DENSE_RECURRENT_FROM = 0.25, 0.03  # a recurrent layer's matrices are small, and read at every step
-ALIGN = 16  # floats
 STAGING, PADDING, ALIGNED, UNALIGNED = (
     2.8,
     7.0,
@@ -58,18 +59,8 @@ def source(
     return _Writer(program, name, always_dense, small, whole).written()
 
 
-class _Writer:
-    def __init__(self, program: Program, name: str, always_dense: bool, small: bool, whole: Collection[str]) -> None:
-        self.program, self.name, self.always_dense, self.small, self.whole = program, name, always_dense, small, whole
-        self.largest = 0  # number of what a small layer is
-        self.tables: list[str] = []
-        self.body: list[str] = []
-        self.used: dict[str, str] = {}  # kernel -> its source, in the order in which they are needed
-        self.bytes = 0
-        self.number = 0
-        self.dense: list[str] = []
-        self.sparse: list[str] = []
-        self.scratch: dict[tuple[int, str], int] = {}  # (step, use) -> floats
+class _Writer(Memory):
+    """What a step becomes."""
 
     def written(self) -> Source:
         program, lines = self.program, []
@@ -100,86 +91,13 @@ class _Writer:
         return Source(self.name, made.replace("@", self.name), max(arena, 1), tuple(v.shape for v in program.inputs),
                       tuple(v.shape for v in program.outputs), self.bytes, tuple(self.dense), tuple(self.sparse))  # fmt: skip
 
-    # --- memory ---
-
-    def plan(self) -> tuple[dict[str, str], int]:
-        """Array or scratch -> its place, an expression of C, and the floats of the arena; what is not live at once may share."""
-        program, places = self.program, {}
-        for i, value in enumerate(program.inputs):
-            places[f"a{value.array}"] = f"in{i}"
-        self.copies: list[tuple[int, int]] = []  # (output, array) that are copied at the end
-        last_read: dict[int, int] = {}
-        for i, value in enumerate(program.outputs):
-            if f"a{value.array}" in places:
-                self.copies.append((i, value.array))
-                last_read[value.array] = len(program.steps)
-            else:
-                places[f"a{value.array}"] = f"out{i}"
-        spans: dict[str, tuple[int, int, int]] = {}
-        for at, step in enumerate(program.steps):
-            for array in (*step.reads, *step.writes):
-                first, _, _ = spans.get(f"a{array}", (at, at, 0))
-                spans[f"a{array}"] = (first, max(at, last_read.get(array, 0)), program.sizes[array])
-        for (at, use), floats in self.scratch.items():
-            spans[f"s{at}{use}"] = (at, at, floats)
-        taken: list[tuple[int, int, int, int]] = []  # offset, end, first, last
-        arena = ALIGN  # room before, and behind, that may be read beside an array
-        for key, (first, last, floats) in sorted(spans.items(), key=lambda item: (-item[1][2], item[0])):
-            if key in places:
-                continue
-            size, offset = -(-floats // ALIGN) * ALIGN, ALIGN
-            for start, end, begun, ended in sorted(taken):
-                if begun <= last and first <= ended and offset + size > start and end > offset:
-                    offset = end
-            taken.append((offset, offset + size, first, last))
-            arena = max(arena, offset + size)
-            places[key] = f"(arena + {offset})"
-        return places, arena + ALIGN
-
-    def last(self, places: dict[str, str]) -> list[str]:
-        """Outputs that are inputs, or other outputs."""
-        sizes = self.program.sizes
-        return [f"memcpy(out{i}, {places[f'a{array}']}, sizeof(float) * {sizes[array]}u);" for i, array in self.copies]
-
-    def temporary(self, use: str, floats: int) -> str:
-        self.scratch[self.at, use] = floats
-        return f"[[s{self.at}{use}]]"
-
-    # --- tables ---
-
-    def need(self, key: str, text: str) -> str:
-        self.used.setdefault(key, text)
-        return f"{self.name}_{key}"
-
-    def floats(self, values: Tensor, what: str) -> str:
-        values = values.float().reshape(-1)
-        if not bool(values.isfinite().all()):
-            raise CError(f"{what} has weights that are not finite numbers")
-        return self.table("float", _constants(values) if values.numel() else ["0.0f"], 4)
-
-    def integers(self, values: Sequence[int], bits: int, signed: bool = False) -> str:
-        return self.table(f"{'' if signed else 'u'}int{bits}_t", [str(value) for value in values] or ["0"], bits // 8)
-
-    def table(self, kind: str, texts: list[str], size: int) -> str:
-        self.number += 1
-        name = f"{self.name}_t{self.number}"
-        lines, line = [], ""
-        for text in texts:
-            if len(line) + len(text) > 120:
-                lines.append(line)
-                line = ""
-            line += f"{text},"
-        self.tables.append(f"static const {kind} {name}[{len(texts)}] = {{\n" + "\n".join([*lines, line]) + "};")
-        self.bytes += size * len(texts)
-        return name
-
     # --- steps ---
 
-    def emit(self, step: lower.Step) -> list[str]:
+    def emit(self, step: steps.Step) -> list[str]:
         return getattr(self, f"emit_{type(step).__name__.lower()}")(step)
 
-    def emit_conv(self, step: lower.Conv) -> list[str]:
-        weight = _whole(step.weight.float(), step.groups)
+    def emit_conv(self, step: steps.Conv) -> list[str]:
+        weight = ungrouped(step.weight.float(), step.groups)
         outputs, channels, kh, kw = weight.shape
         if self.small:
             (_, height, width), shape = step.size, (*step.dilation, *step.pad, *step.out, *step.stride)
@@ -217,7 +135,7 @@ class _Writer:
             whole = len(needed) == (channels * kw if shared else channels * kh * kw)
             planes = "0" if whole else self.integers(needed, 32, signed=True)
             staged = self.temporary("w", len(needed) * room)
-            call = self.need("stage", kernels.STAGE)
+            call = self.need("stage", convolutions.STAGE)
             read = self.inside(lines, step, read)
             lines.append(f"{call}({read}, {staged}, {planes}, {len(needed)}, {height}, {width}, {rows}, {ow}, {sy}, {sx}, {dy}, "
                          f"{dx}, {py}, {px}, {1 if shared else kh}, {kw}, {room});")  # fmt: skip
@@ -231,13 +149,13 @@ class _Writer:
             self.dense.append(step.name)
             flat = torch.cat([weight.reshape(outputs, -1), torch.zeros(-outputs % 4, channels * kh * kw)])
             blocks = flat.reshape(-1, 4, flat.shape[1]).transpose(1, 2)
-            call = self.need("conv_all", kernels.dense_all())
+            call = self.need("conv_all", convolutions.dense_all())
             places = self.integers(place.reshape(-1).tolist(), 32, signed=True)
             values = self.floats(blocks, step.name)
             return [*lines, f"{call}({read}, {write}, {size}, {outputs}, {places}, {flat.shape[1]}, {values}, {bias}, {relu});"]
         bits, tables = self.entries(weight, held, place, step.name)
-        self.need(f"tiles_{bits}", kernels.sparse_tiles(bits))
-        call = self.need(f"conv_{bits}", kernels.sparse_flat(bits))
+        self.need(f"tiles_{bits}", convolutions.sparse_tiles(bits))
+        call = self.need(f"conv_{bits}", convolutions.sparse_flat(bits))
         tile = 8 if self.distinct * 8 * 64 <= NEAR_CACHE else 4
         return [*lines, f"{call}({read}, {write}, {size}, {outputs}, {tables}, {bias}, {relu}, {tile});"]
 
@@ -252,7 +170,7 @@ class _Writer:
         laid = STAGING * staged / 16 + ALIGNED * nonzeros * oh * ow / 16
         return PADDING * padded / 16 + UNALIGNED * nonzeros * oh * vectors <= laid
 
-    def inside(self, lines: list[str], step: lower.Conv, read: str) -> str:
+    def inside(self, lines: list[str], step: steps.Conv, read: str) -> str:
         """The array that is read, in the arena: the caller's has no room beside it that may be read."""
         if step.reads[0] not in {value.array for value in (*self.program.inputs, *self.program.outputs)}:
             return read
@@ -261,7 +179,7 @@ class _Writer:
         lines.append(f"memcpy({copy}, {read}, sizeof(float) * {count}u);")
         return copy
 
-    def rows(self, step: lower.Conv, weight: Tensor, held: Tensor, c: Tensor, ky: Tensor, kx: Tensor) -> list[str]:
+    def rows(self, step: steps.Conv, weight: Tensor, held: Tensor, c: Tensor, ky: Tensor, kx: Tensor) -> list[str]:
         outputs, channels, kh, kw = weight.shape
         (_, height, width), (oh, ow), (dy, dx), (py, px) = step.size, step.out, step.dilation, step.pad
         tall, wide = oh + (kh - 1) * dy, -(-(ow + (kw - 1) * dx) // 8) * 8
@@ -269,15 +187,15 @@ class _Writer:
         read = f"[[a{step.reads[0]}]]"
         if (py, px) != (0, 0) or tall > height or ow + (kw - 1) * dx > width:
             padded = self.temporary("w", channels * tall * wide)
-            call = self.need("stage", kernels.STAGE)
+            call = self.need("stage", convolutions.STAGE)
             read = self.inside(lines, step, read)
             lines.append(f"{call}({read}, {padded}, 0, {channels}, {height}, {width}, {tall}, {wide}, 1, 1, 1, 1, {py}, "
                          f"{px}, 1, 1, {tall * wide});")  # fmt: skip
             read, height, width = padded, tall, wide
         place = c * (height * width) + ky * (dy * width) + kx * dx
         bias, tables = self.floats(step.bias[by_count(held)], step.name), self.entries(weight, held, place, step.name)
-        self.need(f"tiles_{tables[0]}", kernels.sparse_tiles(tables[0]))
-        call, tile = self.need(f"rows_{tables[0]}", kernels.sparse_rows(tables[0])), 8
+        self.need(f"tiles_{tables[0]}", convolutions.sparse_tiles(tables[0]))
+        call, tile = self.need(f"rows_{tables[0]}", convolutions.sparse_rows(tables[0])), 8
         return [*lines, f"{call}({read}, {width}, "
                 f"[[a{step.writes[0]}]], {oh}, {ow}, {outputs}, {tables[1]}, {bias}, {int(step.relu)}, {tile});"]  # fmt: skip
 
@@ -337,17 +255,17 @@ class _Writer:
         self.tables.append(f"static const {self.name}_p {own}[] = {{{', '.join(map(str, given))}}};")
         self.bytes += 2 * len(given)
         call = self.need("spread", kernels.SPREAD)
-        values = values if width == 4 else _cropped(values)
+        values = values if width == 4 else cropped(values)
         kept, index = torch.unique(values, return_inverse=True)
         table = "0"
         if len(kept) <= 256 and width * len(kept) + len(values) < width * len(values):
-            table, entries = self.integers(_bytes(kept, width), 8), self.integers(index.tolist(), 8)
+            table, entries = self.integers(bytes_of(kept, width), 8), self.integers(index.tolist(), 8)
         else:
-            entries = self.integers(_bytes(values, width), 8)
-        biases = self.integers(_bytes(bias.float(), 4), 8)
+            entries = self.integers(bytes_of(values, width), 8)
+        biases = self.integers(bytes_of(bias.float(), 4), 8)
         return f"{call}({arrays[0]}, {arrays[1]}, {own}, {self.integers(steps, 8)}, {entries}, {table}, {biases});"
 
-    def emit_linear(self, step: lower.Linear) -> list[str]:
+    def emit_linear(self, step: steps.Linear) -> list[str]:
         read, write = f"[[a{step.reads[0]}]]", f"[[a{step.writes[0]}]]"
         if step.rows == 1:
             return [self.matrix(step.weight, step.bias, step.name, read, write, int(step.relu))]
@@ -357,26 +275,43 @@ class _Writer:
         )
         return [f"for (int r = 0; r < {step.rows}; r++) {call}"]
 
-    def emit_recurrent(self, step: lower.Recurrent) -> list[str]:
+    def emit_recurrent(self, step: steps.Recurrent) -> list[str]:
         gates, inputs = step.weights[0].shape
         hidden = step.weights[1].shape[1]
-        given, state = self.temporary("g", gates), self.temporary("r", gates)
-        h, c = self.temporary("h", hidden), self.temporary("c", hidden)
+        given, state = self.temporary("g", gates + ALIGN), self.temporary("r", gates + ALIGN)  # cells read whole vectors
+        h, c = self.temporary("h", hidden + ALIGN), self.temporary("c", hidden + ALIGN)
         at = f"({step.steps - 1} - t)" if step.backward else "t"
-        read, often = f"[[a{step.reads[0]}]] + {at} * {inputs}", DENSE_RECURRENT_FROM
-        first = self.matrix(step.weights[0], step.biases[0], step.name, read, given, 0, often)
-        second = self.matrix(step.weights[1], step.biases[1], step.name, h, state, 0, often)
-        cell = self.need(step.kind, kernels.CELLS[step.kind])
+        read = f"[[a{step.reads[0]}]] + {at} * {inputs}"
+        first = self.gates(step.weights[0], step.biases[0], step.name, read, given)
+        second = self.gates(step.weights[1], step.biases[1], step.name, h, state)
+        if not self.small:
+            self.need("exp", kernels.AT + kernels.EXP)
+        cell = self.need(step.kind, (kernels.CELLS if self.small else kernels.VECTOR_CELLS)[step.kind])
         out = f"[[a{step.writes[0]}]] + {at} * {step.width} + {step.offset}"
         return [
-            f"for (int i = 0; i < {hidden}; i++) {h}[i] = {c}[i] = 0.0f;",
+            f"for (int i = 0; i < {hidden + ALIGN}; i++) {h}[i] = {c}[i] = 0.0f;",
+            f"for (int i = {gates}; i < {gates + ALIGN}; i++) {given}[i] = {state}[i] = 0.0f;",
             f"for (int t = 0; t < {step.steps}; t++) {{",
             f"  {first}", f"  {second}", f"  {cell}({h}, {c}, {given}, {state}, {hidden});",
             f"  memcpy({out}, {h}, sizeof(float) * {hidden}u);",
             "}",
         ]  # fmt: skip
 
-    def emit_map(self, step: lower.Map) -> list[str]:
+    def gates(self, weight: Tensor, bias: Tensor, what: str, read: str, write: str) -> str:
+        """A call that multiplies by a matrix of a recurrent layer, which is small and read at every step: over all its weights in
+        blocks of 16 outputs, but where hardly any are left."""
+        density = float((weight != 0).double().mean())
+        if self.small or (density < DENSE_RECURRENT_FROM and not self.always_dense):
+            return self.matrix(weight, bias, what, read, write, 0, DENSE_RECURRENT_FROM)
+        self.dense.append(what)
+        outputs, inputs = weight.shape
+        call, more = self.need("columns", kernels.COLUMNS), -outputs % 16
+        padded = torch.cat([weight.float(), torch.zeros(more, inputs)])
+        values = self.floats(padded.reshape(-1, 16, inputs).transpose(1, 2), what)
+        biases = self.floats(torch.cat([bias.float(), torch.zeros(more)]), what)
+        return f"{call}({read}, {write}, {outputs}, {inputs}, {values}, {biases});"
+
+    def emit_map(self, step: steps.Map) -> list[str]:
         shape = [size for size in step.shape if size != 1]
         strides = [[s for s, size in zip(held, step.shape, strict=True) if size != 1] for held in step.strides]
         tables, constants = [], []
@@ -394,7 +329,7 @@ class _Writer:
             inner = f"{{ const float v = {text}; [[a{step.writes[0]}]][{own}] = v < 0.0f ? 0.0f : v; }}"
         return [f"{_loops(shape)}{inner}"]
 
-    def emit_copy(self, step: lower.Copy) -> list[str]:
+    def emit_copy(self, step: steps.Copy) -> list[str]:
         (start, source), (begin, target) = step.source, step.target
         keep = [i for i, size in enumerate(step.shape) if size != 1]
         shape = [step.shape[i] for i in keep]
@@ -402,10 +337,10 @@ class _Writer:
         to, of = f"[[a{step.writes[0]}]]", f"[[a{step.reads[0]}]]"
         return [f"{_loops(shape)}{to}[{_index(write, begin)}] = {of}[{_index(read, start)}];"]
 
-    def emit_fill(self, step: lower.Fill) -> list[str]:
+    def emit_fill(self, step: steps.Fill) -> list[str]:
         return [f"for (int i0 = 0; i0 < {step.count}; i0++) [[a{step.writes[0]}]][i0] = {number(step.value)};"]
 
-    def emit_pool(self, step: lower.Pool) -> list[str]:
+    def emit_pool(self, step: steps.Pool) -> list[str]:
         c, h, w = step.size
         (oh, ow), (kh, kw), (sy, sx), (py, px), (dy, dx) = step.out, step.kernel, step.stride, step.pad, step.dilation
         read, write = f"[[a{step.reads[0]}]]", f"[[a{step.writes[0]}]]"
@@ -422,7 +357,7 @@ class _Writer:
         return [f"{self.need('pool', kernels.POOL)}({read}, {write}, {c}, {h}, {w}, {oh}, {ow}, {kh}, {kw}, {sy}, {sx}, {py}, "
                 f"{px}, {dy}, {dx}, {int(step.kind == 'mean')}, {divide}, {int(step.adaptive)});"]  # fmt: skip
 
-    def emit_reduce(self, step: lower.Reduce) -> list[str]:
+    def emit_reduce(self, step: steps.Reduce) -> list[str]:
         call = self.need(step.kind, kernels.reduce(step.kind))
         arrays = f"[[a{step.reads[0]}]], [[a{step.writes[0]}]]"
         return [f"{call}({arrays}, {step.outer}, {step.count}, {step.inner}, {number(step.eps)});"]
@@ -431,44 +366,9 @@ class _Writer:
 # --- small questions -----------------------------------------------------------------------------------------------------
 
 
-def _constants(values: Tensor) -> list[str]:
-    """The shortest texts that are these float32 numbers, to the bit."""
-    texts = [str(value) for value in values.numpy()]
-    return [f"{text}f" if "." in text or "e" in text else f"{text}.0f" for text in texts]
-
-
-def by_count(held: Tensor) -> list[int]:
-    """The outputs by how many weights each has."""
-    return held.flatten(1).sum(1).argsort(stable=True).tolist()
-
-
-def _cropped(values: Tensor) -> Tensor:
-    """float32 numbers to the nearest that have their last byte 0."""
-    whole = torch.from_numpy(values.contiguous().numpy().view("int32").copy())
-    return torch.from_numpy(((whole.long() + 128) // 256 * 256).to(torch.int32).numpy().view("float32"))
-
-
-def _bytes(values: Tensor, width: int) -> list[int]:
-    """The first bytes of each float32, as many as `width`, the lowest of them first."""
-    whole = torch.from_numpy(values.contiguous().numpy().view("int32").copy()).long() % 2**32
-    return torch.stack([whole >> shift & 255 for shift in (0, 8, 16, 24)[4 - width :]], 1).reshape(-1).tolist()
-
-
 def _comment(name: str) -> str:
     """A name as it may stand in a comment: nothing in it can end one."""
     return re.sub(r"[^A-Za-z0-9_.]", "", name)[:80]
-
-
-def _whole(weight: Tensor, groups: int) -> Tensor:
-    """(outputs, inputs / groups, ...) -> (outputs, inputs, ...), zero between the groups."""
-    if groups == 1:
-        return weight
-    outputs, inputs = len(weight) // groups, weight.shape[1]
-    whole = weight.new_zeros(len(weight), inputs * groups, *weight.shape[2:])
-    for group in range(groups):
-        rows = slice(group * outputs, (group + 1) * outputs)
-        whole[rows, group * inputs : (group + 1) * inputs] = weight[rows]
-    return whole
 
 
 def _merged(shape: Sequence[int], strides: Sequence[Sequence[int]]) -> tuple[list[int], list[list[int]]]:
