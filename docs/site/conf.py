@@ -20,7 +20,6 @@ default_role = "code"
 myst_heading_anchors = 3
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # they are in the source, and a signature of the schema's types would fill a screen
-autodoc_preserve_defaults = True
 python_maximum_signature_line_length = 100
 html_theme = "furo"
 html_title = "featherweight"
