@@ -1,18 +1,17 @@
-"""What is generated of the pages is as the script makes it; names and messages that they explain are there; and the site builds."""
+"""What is generated of the pages is as the script makes it, and what they explain is there. `.ci/run` builds the site."""
 
 from __future__ import annotations
 
 import ast
 import importlib.util
-import os
 import re
-import subprocess
-import sys
+import tomllib
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import yaml
 
 import featherweight
 from featherweight import recipes
@@ -80,15 +79,6 @@ def test_a_message_that_nobody_gives_is_found() -> None:
     assert not re.search(re.escape("the network is too cheerful"), said())
 
 
-@pytest.mark.skipif(importlib.util.find_spec("sphinx") is None, reason="the extra docs is not installed")
-def test_the_site_builds_without_a_warning_and_asks_no_other_host(tmp_path: Path) -> None:
-    command = [sys.executable, str(DOCS / "site" / "build.py"), str(tmp_path / "site")]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert (tmp_path / "site" / "docs" / "index.html").is_file()
-    assert (tmp_path / "site" / "searchindex.js").is_file()
-
-
 def test_a_request_to_another_host_is_found(tmp_path: Path) -> None:
     build = script("build")
     (tmp_path / "a.html").write_text('<p><a href="https://example.org">fine</a></p><link rel="stylesheet" href="own.css">')
@@ -97,3 +87,17 @@ def test_a_request_to_another_host_is_found(tmp_path: Path) -> None:
     (tmp_path / "c.html").write_text('<link rel="stylesheet" href="//fonts.example.org/x.css">')
     (tmp_path / "d.css").write_text("p { background: url(https://example.org/x.png) }")
     assert len(build.requests(tmp_path)) == 3
+
+
+def test_every_dependency_is_in_the_notices_of_third_parties() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    asked = [*project["dependencies"], *(one for extra in project["optional-dependencies"].values() for one in extra)]
+    names = {re.split(r"[\[<>=]", one)[0] for one in asked} - {"featherweight"}
+    notices = (ROOT / "THIRD_PARTY.md").read_text()
+    assert [name for name in sorted(names) if not re.search(rf"^\|[^|]*\b{re.escape(name)}\b[^|]*\|", notices, re.M)] == []
+
+
+def test_the_citation_is_of_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == featherweight.__version__
+    assert f"## {featherweight.__version__}" in (ROOT / "CHANGELOG.md").read_text()

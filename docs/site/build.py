@@ -13,9 +13,20 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("README.md", "CHANGELOG.md", "SECURITY.md", "CONTRIBUTING.md", "THIRD_PARTY.md", "benchmarks/*/README.md", "docs/**/*.md")
+PAGES = (
+    "README.md",
+    "CHANGELOG.md",
+    "SECURITY.md",
+    "CONTRIBUTING.md",
+    "THIRD_PARTY.md",
+    "benchmarks/README.md",
+    "benchmarks/*/README.md",
+    "docs/**/*.md",
+)
 LINK = re.compile(r"(\]\()([^)\s#]+)(#[^)\s]*)?(\))")
-ASKED = re.compile(r"""<(?:script|img|iframe|source)\b[^>]*\bsrc=["'](?:https?:)?//|<link\b(?![^>]*rel="canonical")[^>]*\bhref=["'](?:https?:)?//""")
+ASKED = re.compile(
+    r"""<(?:script|img|iframe|source)\b[^>]*\bsrc=["'](?:https?:)?//|<link\b(?![^>]*rel="canonical")[^>]*\bhref=["'](?:https?:)?//"""
+)
 IMPORTED = re.compile(r"""@import|url\(["']?(?:https?:)?//""")
 
 
@@ -33,17 +44,11 @@ def gathered(folder: Path) -> None:
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(found, copy)
         target.write_text(LINK.sub(lambda link, page=page: _to_a_page(link, page), text))
-    listed = "\n".join(f"- [{_title(page)}]({page.parent.name}/README.md)" for page in pages if page.parts[-3] == "benchmarks")
-    (folder / "benchmarks" / "README.md").write_text(f"# Benchmarks\n\nEach page is written from committed rows.\n\n{listed}\n")
 
 
 def _to_a_page(link: re.Match[str], page: Path) -> str:
     folder = (page.parent / link[2]).is_dir() and "://" not in link[2]
     return f"{link[1]}{link[2].rstrip('/')}/README.md{link[3] or ''}{link[4]}" if folder else link[0]
-
-
-def _title(page: Path) -> str:
-    return page.read_text().partition("\n")[0].lstrip("# ")
 
 
 def requests(folder: Path) -> list[str]:
@@ -60,7 +65,9 @@ def build(folder: Path) -> int:
     shutil.rmtree(pages, ignore_errors=True)
     gathered(pages)
     failed = build_main(["-b", "html", "-W", "--keep-going", "-q", "-c", str(Path(__file__).parent), str(pages), str(folder)])
-    (folder / "index.html").write_text('<!doctype html><meta http-equiv="refresh" content="0; url=docs/index.html"><title>featherweight</title>\n')
+    (folder / "index.html").write_text(
+        '<!doctype html><meta http-equiv="refresh" content="0; url=docs/index.html"><title>featherweight</title>\n'
+    )
     asked = requests(folder)
     sys.stderr.writelines(f"{hit}\n" for hit in asked)
     return failed or bool(asked)

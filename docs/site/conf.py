@@ -24,6 +24,8 @@ python_maximum_signature_line_length = 100
 html_theme = "furo"
 html_title = "featherweight"
 html_show_sourcelink = False
+html_show_copyright = False
+smartquotes = False
 html_theme_options = {"top_of_page_buttons": []}
 suppress_warnings = [
     "myst.header",  # benchmarks' pages are written by programs, and may leave a level of headings out
@@ -34,7 +36,7 @@ NAME = re.compile(r"(\s*)((?:[\w%.*]+(?:, [\w.]+)*)(?:\s\(.*?\))?)\s{2,}(\S.*)")
 
 
 def plain_docstring(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Our docstrings are text for readers of the source: paragraphs, `name  meaning` lines, examples. Made into what Sphinx reads."""
+    """Our docstrings are for readers of the source: paragraphs, `name  meaning` lines, examples. Made into what Sphinx reads."""
     out: list[str] = []
     inside = False  # an item of a list
     example = False
@@ -49,7 +51,7 @@ def plain_docstring(app: Any, what: str, name: str, obj: Any, options: Any, line
         elif example:
             out.append(line.strip() if line.lstrip().startswith((">>>", "...")) else line)
         elif found := NAME.fullmatch(line):
-            out += ["" if inside else "", f"* **{escaped(found[2])}**: {escaped(found[3])}"]
+            out += ["", f"* **{escaped(found[2])}**: {escaped(found[3])}"]
             inside = True
         elif inside and line.startswith("  "):
             out.append(f"  {escaped(line.strip())}")
@@ -62,9 +64,9 @@ def plain_docstring(app: Any, what: str, name: str, obj: Any, options: Any, line
 
 
 def escaped(text: str) -> str:
-    """Without signs that mean something in reStructuredText, but in code."""
-    parts = re.split(r"(`[^`]+`)", text)
-    return "".join(part if part.startswith("`") else re.sub(r"([*|\\]|_(?=\W|$)|`)", r"\\\1", part) for part in parts)
+    """Without signs that mean something in reStructuredText, but in code and in *emphasis*."""
+    parts = re.split(r"(`[^`]+`|(?<!\w)\*\w+\*(?!\w))", text)
+    return "".join(part if number % 2 else re.sub(r"([*|\\]|_(?=\W|$)|`)", r"\\\1", part) for number, part in enumerate(parts))
 
 
 def setup(app: Any) -> None:

@@ -1,11 +1,13 @@
-"""Writes what is generated of the pages: `python docs/site/generate.py`. `tests/test_site.py` asserts that they are as it makes them.
+"""Writes what is generated of the pages: `python docs/site/generate.py`. `tests/test_site.py` asserts that it was run.
 
-`docs/command_line.md` comes from the commands themselves. Between `<!-- measured: NAME -->` and `<!-- end of measured -->` stand
-rows of the benchmarks: NAME is that of a recipe, or `README: WORDS`, the row of the README's table that begins with them.
+`docs/command_line.md` comes from the commands themselves, `benchmarks/README.md` from the headings of the benchmarks. Between
+`<!-- measured: NAME -->` and `<!-- end of measured -->` stand rows of the benchmarks: NAME is that of a recipe, or `README: WORDS`,
+the row of the README's table that begins with them.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 import re
@@ -23,6 +25,7 @@ from featherweight.cli import app
 
 DOCS = ROOT / "docs"
 COMMAND_LINE = DOCS / "command_line.md"
+BENCHMARKS = ROOT / "benchmarks" / "README.md"
 MEASURED = re.compile(r"<!-- measured: (.*?) -->\n.*?<!-- end of measured -->", re.S)
 TOP = """# Command line
 
@@ -45,11 +48,21 @@ What `featherweight --help` and `featherweight COMMAND --help` say, on one page.
 def pages() -> Iterator[tuple[Path, str]]:
     """Each page with a generated part, and what it has to be."""
     yield COMMAND_LINE, command_line()
+    yield BENCHMARKS, benchmarks()
     for page in sorted(DOCS.rglob("*.md")):
-        text = page.read_text()
-        made = MEASURED.sub(lambda found: f"<!-- measured: {found[1]} -->\n{measured(found[1], page)}\n<!-- end of measured -->", text)
-        if MEASURED.search(text):
-            yield page, made
+        if MEASURED.search(text := page.read_text()):
+            yield page, MEASURED.sub(functools.partial(_filled, page), text)
+
+
+def _filled(page: Path, found: re.Match[str]) -> str:
+    return f"<!-- measured: {found[1]} -->\n{measured(found[1], page)}\n<!-- end of measured -->"
+
+
+def benchmarks() -> str:
+    pages = sorted((ROOT / "benchmarks").glob("*/README.md"))
+    titles = [(page.parent.name, page.read_text().partition("\n")[0].lstrip("# ")) for page in pages]
+    listed = "\n".join(f"- [{title}]({name}/README.md)" for name, title in titles)
+    return f"# Benchmarks\n\nEach page is written from committed rows by `featherweight reproduce`.\n\n{listed}\n"
 
 
 # --- the command line ----------------------------------------------------------------------------------------------------
