@@ -1,7 +1,7 @@
 """Writes what is generated of the pages: `python docs/site/generate.py`. `tests/test_site.py` asserts that it was run.
 
 `docs/command_line.md` comes from the commands themselves, `benchmarks/README.md` from the headings of the benchmarks. Between
-`<!-- measured: NAME -->` and `<!-- end of measured -->` stand rows of the benchmarks: NAME is that of a recipe, or `README: WORDS`,
+`<!-- measured: NAME -->` and `<!-- end of measured -->` stand rows of the benchmarks: NAME is a recipe's, or `README: WORDS`,
 the row of the README's table that begins with them.
 """
 
