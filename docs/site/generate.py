@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT))
 import typer
 
 from featherweight.cli import app
+from featherweight.cli.options import EPILOG
 
 DOCS = ROOT / "docs"
 COMMAND_LINE = DOCS / "command_line.md"
@@ -31,17 +32,6 @@ TOP = """# Command line
 
 What `featherweight --help` and `featherweight COMMAND --help` say, on one page. It is written from the commands by
 `docs/site/generate.py`.
-
-| exit code | means |
-|---|---|
-| 0 | done |
-| 1 | an error that is ours, or what `evidence --require` asked for is not met |
-| 2 | an option, name, recipe or network that does not fit |
-| 3 | data that is missing or damaged |
-| 4 | an artifact or checkpoint that is damaged, or of another network |
-| 5 | training that cannot go on |
-| 6 | a file that cannot be written |
-| 130 | interrupted with Ctrl-C; what was reached is saved, and the same command goes on |
 """
 
 
@@ -70,7 +60,10 @@ def benchmarks() -> str:
 
 def command_line() -> str:
     group: Any = typer.main.get_command(app)
-    return "\n".join([TOP, *(_command(name, command) for name, command in group.commands.items() if not command.hidden)])
+    codes, debug = EPILOG.removeprefix("Exit codes: ").rsplit(". ", 1)
+    told = [f"| {code} | {means.rstrip('. ')} |" for code, means in re.findall(r"(\d+) (.*?)(?=\. \d|$)", codes)]
+    top = [TOP, "| exit code | means |", "|---|---|", *told, "", debug, ""]
+    return "\n".join([*top, *(_command(name, command) for name, command in group.commands.items() if not command.hidden)])
 
 
 def _command(name: str, command: Any) -> str:
@@ -104,7 +97,7 @@ def _parameter(parameter: Any, context: Any) -> str:
     if parameter.secondary_opts:
         names += ", " + ", ".join(f"`{name}`" for name in parameter.secondary_opts)
     default = parameter.default
-    told = "" if default in (None, False, True, (), []) or callable(default) else f"`{default}`"
+    told = "" if default is None or isinstance(default, bool | list | tuple) or callable(default) else f"`{default}`"
     return f"| {names} | {_cell(said)} | {'required' if parameter.required else told} |"
 
 
