@@ -22,7 +22,6 @@ sys.path.insert(0, str(ROOT))
 import typer
 
 from featherweight.cli import app
-from featherweight.cli.options import EPILOG
 
 DOCS = ROOT / "docs"
 COMMAND_LINE = DOCS / "command_line.md"
@@ -60,7 +59,7 @@ def benchmarks() -> str:
 
 def command_line() -> str:
     group: Any = typer.main.get_command(app)
-    codes, debug = EPILOG.removeprefix("Exit codes: ").rsplit(". ", 1)
+    codes, debug = group.commands["compress"].epilog.removeprefix("Exit codes: ").rsplit(". ", 1)
     told = [f"| {code} | {means.rstrip('. ')} |" for code, means in re.findall(r"(\d+) (.*?)(?=\. \d|$)", codes)]
     top = [TOP, "| exit code | means |", "|---|---|", *told, "", debug, ""]
     return "\n".join([*top, *(_command(name, command) for name, command in group.commands.items() if not command.hidden)])
