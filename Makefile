@@ -1,4 +1,4 @@
-# Two commands do everything, environment included: `make demo` and `make test`.
+# Two commands do everything, environment included: `make demo` and `make test`. `make docs` builds the site into build/site.
 VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
@@ -6,15 +6,23 @@ PIP = $(BIN)/python -m pip --quiet --disable-pip-version-check
 # Only wheels whose hash is in the lock: nothing is built from source, so that no build tool is fetched on the way.
 LOCKED = $(PIP) install --require-hashes --no-deps --only-binary :all:
 
-.PHONY: demo test lock clean
+.PHONY: demo test docs lock clean
 
 demo: $(VENV)/ready
 	$(BIN)/featherweight demo
 
 test: $(VENV)/ready
-	$(BIN)/ruff check featherweight tests benchmarks
+	$(BIN)/ruff check featherweight tests benchmarks docs
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+docs: $(VENV)/docs-ready
+	$(BIN)/python docs/site/build.py build/site
+
+$(VENV)/docs-ready: $(VENV)/ready requirements/docs.txt
+	$(LOCKED) --requirement requirements/docs.txt
+	$(PIP) check
+	touch $@
 
 # Which build of torch it is (for a processor, for CUDA) is the machine's choice: pip fetches the one that it finds there, and it is
 # installed if the lock has its hash. A CUDA build asks for more libraries, and `pip check` says so.
@@ -50,6 +58,13 @@ lock:
 	awk -v place="$$place/" -v more="    --hash=$(MORE_TORCH) \\\\" \
 	    'index($$0, "$(MORE_TORCH)") { next } /^[a-z]/ { file = place (/^torch==/ ? "torch" : /^(nvidia|cuda|triton)/ ? "cuda" : "packages") ".txt" } \
 	     { print >> file } /^torch==/ { print more >> file }' "$$place/lock"; \
+	"$$place/venv/bin/uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	    --no-emit-index-url --no-emit-find-links --extra dev --extra onnx --extra docs --constraint "$$place/lock" \
+	    --output-file "$$place/with-docs" pyproject.toml; \
+	echo "# What the site needs besides. Written by \`make lock\`." > "$$place/docs.txt"; \
+	awk 'NR == FNR { if (/^[a-z]/) known[$$1]; next } /^[a-z]/ { mine = !($$1 in known) && !/^(torch|nvidia|cuda|triton)/ } mine { print }' \
+	    "$$place/lock" "$$place/with-docs" >> "$$place/docs.txt"; \
+	rm "$$place/with-docs"; \
 	cp "$$place"/*.txt requirements/
 
 clean:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from featherweight.files import artifact
+from featherweight.files.description import FORMAT
+from featherweight.files.packed import container
 
 WRITTEN = Path(__file__).parent / "written"
 OUTPUTS = json.loads((WRITTEN / "outputs.json").read_text())
@@ -41,3 +43,11 @@ def test_every_kind_of_file_is_there() -> None:
     assert set(OUTPUTS) == {"cut", "coded", "coded.fwz", "factored", "exported"}
     kinds = {edit["edit"] for name in ("cut", "coded", "factored") for edit in artifact.describe(WRITTEN / name).edits}
     assert kinds == {"structure", "code", "factor"}
+
+
+def test_a_file_of_each_version_that_is_written_now_is_there() -> None:
+    """Where a format's number changes, a file of the new one is added, and those of the old ones stay."""
+    packed = {file.read_bytes()[2] & ~container.HAS_BULK for file in WRITTEN.glob("*.fwz")}
+    folders = {json.loads(file.read_text())["format"] for file in WRITTEN.glob("*/compression.json")}
+    assert container.VERSION in packed and FORMAT in folders
+    assert f"is at {container.VERSION}" in (Path(__file__).parents[2] / "docs" / "format.md").read_text()

@@ -1,0 +1,96 @@
+"""docs/format.md is enough to read a `.fwz` file from: a reader that was written from it alone gives what featherweight gives."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import numpy as np
+import page_reader
+import pytest
+import torch
+from networks import Small, coded_small
+from torch import nn
+
+from featherweight import zoo
+from featherweight.files import packed
+from featherweight.files.edits import Snapshot
+from featherweight.weights.codes import Scaled, Sparse
+from featherweight.weights.parametrized import attach, plain
+from featherweight.weights.views import WHOLE
+
+ROOT = Path(__file__).parents[3]
+FILES = [*ROOT.glob("benchmarks/**/*.fwz")]
+
+
+def described(network: nn.Module) -> page_reader.Network:
+    """What its class tells."""
+    state = network.state_dict(keep_vars=True)
+    first: dict[int, str] = {}
+    ties = {name: first.setdefault(id(tensor), name) for name, tensor in state.items()}
+    return page_reader.Network(
+        [(name, tuple(tensor.shape), str(tensor.dtype)) for name, tensor in state.items()],
+        [name for name, _ in network.named_parameters()],
+        [name for name, _ in network.named_modules()],
+        {name: one for name, one in ties.items() if one != name},
+    )
+
+
+def assert_read_alike(data: bytes, network: nn.Module) -> None:
+    with np.errstate(all="ignore"):  # the values of the tests are at the ends of what float32 holds
+        found = page_reader.read(data, described(network))
+    expected = plain(packed.unpack(data, network)).state_dict()
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        other = torch.from_numpy(np.ascontiguousarray(found[name])).reshape(tensor.shape)
+        # a product of factors may differ in its last bits; all else is the same to the bit, in float32 where numpy has no type
+        assert torch.allclose(other, tensor.to(other.dtype), rtol=1e-5, atol=1e-5, equal_nan=True), name
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_committed_file_is_read_from_the_page_alone(file: Path) -> None:
+    assert_read_alike(file.read_bytes(), zoo.lenet5())
+
+
+def test_there_are_files() -> None:
+    assert len(FILES) > 10
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_every_kind_of_code_is_read_from_the_page_alone(seed: int) -> None:
+    _, snapshot = coded_small(seed)
+    assert_read_alike(packed.pack(snapshot, Small()), Small())
+
+
+def test_a_network_with_units_cut_is_read_from_the_page_alone() -> None:
+    cuts = [["0.weight", 0, 6, 0], ["0.bias", 0, 6, 0], ["1.weight", 1, 6, 0]]
+    attributes = [["0", "out_features", 6, 3], ["1", "in_features", 6, 3]]
+    change = {"kind": "cut", "sites": {"0": 3}, "keeps": [[0, 2, 5]], "cuts": cuts, "attributes": attributes, "identities": []}
+    small = nn.Sequential(nn.Linear(8, 3), nn.Linear(3, 4))
+    original = nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 4))
+    data = packed.pack(Snapshot.of(small, [{"edit": "structure", "change": change}]), original)
+    assert_read_alike(data, original)
+
+
+@pytest.mark.parametrize("skew", [0.02, 0.4])
+def test_tables_gaps_lanes_and_words_are_read_from_the_page_alone(skew: float) -> None:
+    random = np.random.default_rng(0)
+    network = nn.Sequential(nn.Linear(100, 40), nn.Linear(40, 100, bias=False), nn.Linear(100, 40))
+    original = nn.Sequential(nn.Linear(100, 40), nn.Linear(40, 100, bias=False), nn.Linear(100, 40))
+    index = torch.from_numpy(np.flatnonzero(random.random(4_000) < 0.8 * skew + 0.5))
+    attach(network, "0.weight", WHOLE, Sparse(1, 4_000, index))
+    many = torch.from_numpy(random.binomial(15, skew, (1, 4_000)))
+    attach(network, "1.weight", WHOLE, Scaled(many, torch.arange(16).float() - 8))
+    few = torch.from_numpy(random.binomial(1, skew, (1, 4_000)))
+    attach(network, "2.weight", WHOLE, Scaled(few, torch.tensor([-1.0, 1.0])))
+    data = packed.pack(Snapshot.of(network, []), original)
+    assert data[2] & 128, "there is a bulk"
+    assert_read_alike(data, original)
+
+
+@pytest.mark.parametrize("file", sorted(Path(__file__).parent.glob("page_*.py")), ids=lambda file: file.stem)
+def test_the_reader_is_of_the_page_alone(file: Path) -> None:
+    tree = ast.parse(file.read_text())
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert not any(name.startswith("featherweight") for name in imported)
