@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from featherweight.cli import console, subjects
+from featherweight.cli import console, display, subjects
 from featherweight.cli.jobs import Job
 from featherweight.cli.subjects import Subject
 from featherweight.errors import InputError
@@ -150,7 +150,7 @@ def _steps(began: float) -> Any:
     """Progress on standard error: a line a step, with the time so far."""
 
     def said(message: str) -> None:
-        console.note(f"{console.clock(time.monotonic() - began)}  {message}")
+        console.note(f"{display.clock(time.monotonic() - began)}  {message}")
 
     return said
 

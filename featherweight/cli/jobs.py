@@ -16,7 +16,7 @@ import typer
 from torch import nn
 
 from featherweight.budget.multiples import ADVICE, multiples
-from featherweight.cli import console, inputs, remembered
+from featherweight.cli import console, display, inputs, remembered
 from featherweight.cli.inputs import BUILT_IN_DATA
 from featherweight.compression import Compressed, compress
 from featherweight.errors import FeatherweightError, InputError, StorageError
@@ -113,9 +113,9 @@ def run(job: Job, recipe: Recipe, out: Path, workdir: Path, keep_workdir: bool) 
     elif not job.trained and (isinstance(first, Constrain) or not first.train.epochs):
         hint = "give --weights FILE, or let the recipe train it first (progressive_admm: --set dense_epochs=20)"
         console.note(f"note: {job.model} starts from random weights, and no stage trains it before it is compressed; {hint}")
-    with console.Display([stage.name for stage in recipe.stages]) as display:
-        done = compress(job.network, recipe, job.task, workdir=workdir, monitor=display, identity=job.identity)
-    display.finished(done.rows[-1].stage, done.rows[-1].measured.score)
+    with display.Display([stage.name for stage in recipe.stages]) as shown:
+        done = compress(job.network, recipe, job.task, workdir=workdir, monitor=shown, identity=job.identity)
+    shown.finished(done.rows[-1].stage, done.rows[-1].measured.score)
     files = save(job, done, out)
     try:
         files[PAGE] = report_page.build([out]).write(out / PAGE)

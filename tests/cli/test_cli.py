@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from featherweight import errors
-from featherweight.cli import console, overview
+from featherweight.cli import console, display, overview
 from featherweight.cli import inputs as given
 from featherweight.cli.commands import app
 from featherweight.measurement import Measurement
@@ -495,7 +495,7 @@ def interruptible() -> Iterator[None]:
 
 
 def test_the_second_interrupt_ends_at_once(interruptible: None) -> None:
-    with pytest.raises(KeyboardInterrupt), console.Display(["a"]):
+    with pytest.raises(KeyboardInterrupt), display.Display(["a"]):
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.01)  # the first one only asks
         os.kill(os.getpid(), signal.SIGINT)
@@ -505,12 +505,12 @@ def test_the_second_interrupt_ends_at_once(interruptible: None) -> None:
 
 def test_the_monitor_stops_after_the_first_interrupt(interruptible: None) -> None:
     step = Progress("a", "train", 1, 2, 0.5, None, {}, 1.0)
-    with console.Display(["a"]) as display:
-        display(step)
+    with display.Display(["a"]) as shown:
+        shown(step)
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.01)
         with pytest.raises(KeyboardInterrupt):
-            display(step)
+            shown(step)
 
 
 def test_what_could_not_be_counted_is_compared_too() -> None:
@@ -521,10 +521,10 @@ def test_what_could_not_be_counted_is_compared_too() -> None:
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_live_lines_fit_the_terminal(width: int) -> None:
-    display = console.Display(["dense", "20x"])
-    display(Progress("20x", "train", 10, 920, 0.25, 98.7654, {"stage2.0.shortcut.conv.weight": 0.5, "b": 0.1}, 3700.0))
+    shown = display.Display(["dense", "20x"])
+    shown(Progress("20x", "train", 10, 920, 0.25, 98.7654, {"stage2.0.shortcut.conv.weight": 0.5, "b": 0.1}, 3700.0))
     screen = console.Console(width=width, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
-    screen.print(display)
+    screen.print(shown)
     first, second, *_ = screen.export_text().splitlines()
     assert "stage 2/2 20x, train" in first and "10/920" in first and "1:01:40 left" in first and len(first) <= width
     assert "loss 0.2500" in second and "98.77" in second and "0.500 at stage2.0.shortcut.conv.weight" in second
