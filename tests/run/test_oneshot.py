@@ -78,8 +78,8 @@ def test_a_share_is_asked_in_three_ways_alike() -> None:
 
 
 def test_sizes_that_the_class_cannot_express_are_allotted_anew() -> None:
-    """The zeros that option A of ResNet pads with hang on two sizes: a random half of both fits, those of a budget need not, and are
-    not asked for."""
+    """The zeros that option A of ResNet pads with hang on two sizes: a random half of both fits, those of a budget need not, and
+    are not asked for."""
     torch.manual_seed(0)
     done = fw.prune(zoo.resnet20(), IMAGE, macs=0.5)
     spent = done.rows[-1].spent
