@@ -388,7 +388,7 @@ def test_what_sizes_leave_out_stands_in_the_report_and_under_an_inspection() -> 
         "buffers are in no size: 400 bytes",
     )
     row = Row("dense", measured, None, {}, 0, 0.0, None, {})
-    assert notes([row])[1:] == [f"sizes: {note}" for note in sorted(measured.notes)]
+    assert [note for note in notes([row]) if note.startswith("sizes")] == [f"sizes: {note}" for note in sorted(measured.notes)]
     assert Row.from_dict(row.to_dict()) == row
     old = row.to_dict()
     del old["measured"]["notes"]  # as earlier versions wrote it
