@@ -97,7 +97,7 @@ def recipe_of(cut: Cut, share: float) -> Recipe:
     _, narrow, tuned = RECIPES[name](macs=share, sites=cifar.INNER).stages
     assert narrow.units is not None
     tuned = replace(tuned, train=cut.tuning, distill=TAUGHT if cut.long else None)
-    return Recipe(cut.method, (replace(narrow, units=replace(narrow.units, **changed)), tuned))
+    return Recipe(cut.method, (replace(narrow, units=replace(narrow.units, **({"multiple": 1} | changed))), tuned))
 
 
 def soft(dense: nn.Module, example: tuple[torch.Tensor, ...], share: float, tuning: Training) -> Recipe:

@@ -244,7 +244,7 @@ def plain(recipe: Recipe, after: Measurement, before: Measurement) -> tuple[str,
         share = round(after.macs / before.macs, 3)
         if low_rank:
             return "MACs", decompose(macs=share, fine_tune_epochs=epochs, rate=rate)
-        return "MACs", l1_filters(macs=share, epochs=epochs, rate=rate)
+        return "MACs", l1_filters(macs=share, epochs=epochs, rate=rate, multiple=1)
     stages = [
         replace(
             stage, driver=None, fisher=0.0, respread=False, allocate="lamp", distill=None, train=Training(0),

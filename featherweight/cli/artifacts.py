@@ -34,9 +34,9 @@ def inspect_command(
 
     Exits with 4 where an artifact's files disagree with its report.
     """
-    held = subjects.load(target, model, data, seed, threads, shapes=shapes or (), device=device)
-    if shapes and not subjects.is_model(target) and (held.description is None or subjects.scored(held.description)):
+    if shapes and not subjects.takes_shapes(target):
         raise InputError("--input shows the structure of a MODEL; an artifact or packed file is scored: give --data")
+    held = subjects.load(target, model, data, seed, threads, shapes=shapes or (), device=device)
     if subjects.is_model(target):
         found = outline.outline(trace(held.network, held.task.example_inputs))
         console.json_object(found) if as_json else console.outline(target, found)

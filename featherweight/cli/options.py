@@ -8,15 +8,18 @@ from typing import Annotated
 import typer
 
 from featherweight.cli import inputs
+from featherweight.zoo import own_data, sources
 from featherweight.zoo.networks import NETWORKS
 
-DATA = ", ".join(inputs.BUILT_IN_DATA)
+MODELS = ", ".join((*NETWORKS, *sources.FORMS))
+DATA = ", ".join((*inputs.BUILT_IN_DATA, *own_data.FORMS))
 Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help=f"{', '.join(NETWORKS)}; or file.py:function, which returns a module.")
+    str,
+    typer.Argument(
+        metavar="MODEL", help=f"{', '.join((*NETWORKS, *sources.FORMS))}; or file.py:function, which returns a module."
+    ),
 ]
-Data = Annotated[
-    str, typer.Option("--data", metavar="D", help=f"{DATA}, or tfbs:PATH; or file.py:task, a Task or a function seed -> Task.")
-]
+Data = Annotated[str, typer.Option("--data", metavar="D", help=f"{DATA}, or tfbs:PATH; or file.py:task, a Task or seed -> Task.")]
 RecipeName = Annotated[
     str, typer.Option("--recipe", metavar="R", help="A built-in recipe (see `recipes`), or a .yaml or .json file.")
 ]
@@ -28,7 +31,7 @@ Settings = Annotated[
         help="A parameter of the recipe (keep=5x,10x), or a path in a file's data (stages.1.keep=0.1).",
     ),
 ]
-Weights = Annotated[Path | None, typer.Option(metavar="FILE", help="A .safetensors file with the trained weights.")]
+Weights = Annotated[Path | None, typer.Option(metavar="FILE", help="A .safetensors, .pt or .pth file with the trained weights.")]
 Workdir = Annotated[Path | None, typer.Option(metavar="W", help="Folder for checkpoints. Default: DIR.work, removed at the end.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seeds torch and the task.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads of torch. Default: torch's own choice.")]

@@ -197,6 +197,12 @@ def is_model(target: str) -> bool:
     return not Path(target).is_dir() and (target in NETWORKS or ".py:" in target or sources.is_source(target))
 
 
+def takes_shapes(target: str) -> bool:
+    """Is the shape of an input enough, as of a MODEL that is looked at, and of an artifact that was made without data?"""
+    path = Path(target)
+    return is_model(target) or (path.suffix != PACKED and not scored(artifact.describe(path)))
+
+
 def data_for(model: str) -> str | None:
     """The built-in task whose images, or sequences, a built-in network takes; None where a network's library gives an example."""
     if sources.is_source(model):

@@ -125,12 +125,8 @@ def message(result: Result) -> str:
 def test_compress_writes_an_artifact_and_nothing_else(place: Path) -> None:
     result = compressed()
     assert sorted(path.name for path in place.iterdir() if path.name != "__pycache__") == ["mine.yaml", "out", "own.py"]
-    assert sorted(path.name for path in (place / "out").iterdir()) == [
-        "README.md",
-        "compression.json",
-        "model.safetensors",
-        "report.html",
-    ]
+    files = ["README.md", "compression.json", "model.safetensors", "report.html"]
+    assert sorted(path.name for path in (place / "out").iterdir()) == files
     assert "half" in result.stdout and "2.0x" in result.stdout and "out/model.safetensors" in result.stdout
     assert f"{(place / 'out/model.safetensors').stat().st_size:,} bytes" in result.stdout
     assert [line.split(":")[0] for line in result.stderr.splitlines()] == ["stage dense done", "stage half done"]

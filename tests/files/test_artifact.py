@@ -110,7 +110,7 @@ def test_a_snapshot_is_a_copy() -> None:
 def test_sizes_told_are_the_sizes_on_disk(tmp_path: Path) -> None:
     sizes = write(compressed("rows"), tmp_path / "art")
     assert sizes == {file.name: file.stat().st_size for file in (tmp_path / "art").iterdir()}
-    assert set(sizes) == {WEIGHTS, DESCRIPTION}
+    assert set(sizes) == {WEIGHTS, DESCRIPTION, "README.md"}
     assert artifact.file_sizes(tmp_path / "art") == sizes
 
 
