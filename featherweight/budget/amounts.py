@@ -6,9 +6,10 @@ A text with the unit of something else is refused by name, and never read as a n
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
-from featherweight.errors import InputError, short
+from featherweight.errors import InputError, require, short
 
 NUMBER = re.compile(r"\s*(\d+\.?\d*(?:e[+-]?\d+)?|\.\d+)\s*([A-Za-z%]*)\s*")
 BYTES = {"B": 1, "kB": 1000, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
@@ -55,3 +56,10 @@ def milliseconds(given: Any) -> Any:
     if unit and unit not in MILLISECONDS:
         raise InputError(f"latency_ms is a number of milliseconds, such as 2 or '2ms', given {short(given)}")
     return number * MILLISECONDS.get(unit, 1.0)
+
+
+def read_fields(held: Any, read: Callable[[Any], Any], *names: str) -> None:
+    """Amounts that a frozen dataclass was given as text ("50%", "100kB") as numbers, also where it was made without pydantic."""
+    for name in names:
+        object.__setattr__(held, name, found := read(getattr(held, name)))
+        require((found is None or isinstance(found, int | float), f"{name} cannot be read as an amount: {short(found)}"))

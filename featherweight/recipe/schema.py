@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, TypeAdapter
 
 from featherweight.budget.amc import Search
-from featherweight.budget.amounts import LEAST_SIZE, milliseconds, share, size
+from featherweight.budget.amounts import LEAST_SIZE, milliseconds, read_fields, share, size
 from featherweight.budget.costs import SHARES, What
 from featherweight.budget.multiples import Multiple
 from featherweight.budget.units import AllocateBy, Stopping
@@ -43,13 +42,6 @@ MOST_CANDIDATES = 1000
 Share = Annotated[float, BeforeValidator(share)]
 Size = Annotated[float, BeforeValidator(size)]
 Milliseconds = Annotated[float, BeforeValidator(milliseconds)]
-
-
-def _read(held: Any, read: Callable[[Any], Any], *names: str) -> None:
-    """Amounts that a dataclass was given as text ("50%", "100kB") as numbers, also where it was made without pydantic."""
-    for name in names:
-        object.__setattr__(held, name, found := read(getattr(held, name)))
-        require((found is None or isinstance(found, int | float), f"{name} cannot be read as an amount: {short(found)}"))
 
 
 def _not_of_before(given: Any) -> Any:
@@ -85,7 +77,7 @@ class Rule:
     ignore: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _read(self, share, "keep")
+        read_fields(self, share, "keep")
         require((self.keep is None or 0 < self.keep <= 1, f"keep is a share in (0, 1], given {self.keep}"))
 
 
@@ -137,9 +129,9 @@ class Units:
     soft: bool = False
 
     def __post_init__(self) -> None:
-        _read(self, share, "macs", "parameters")
-        _read(self, size, "bytes")
-        _read(self, milliseconds, "latency_ms")
+        read_fields(self, share, "macs", "parameters")
+        read_fields(self, size, "bytes")
+        read_fields(self, milliseconds, "latency_ms")
         given = self._given()
         shares = [amount for what, amount in given if what in SHARES and not (what == "bytes" and amount >= LEAST_SIZE)]
         require(
@@ -196,7 +188,7 @@ class Adaptive:
     rate: float = 0.02
 
     def __post_init__(self) -> None:
-        _read(self, share, "parameters")
+        read_fields(self, share, "parameters")
         require(
             (0 < self.parameters <= 1, f"parameters is a share to keep in (0, 1], given {self.parameters}"),
             (0 < self.weight < math.inf, f"weight multiplies the excess of parameters, above 0, given {self.weight}"),
@@ -268,7 +260,7 @@ class Constrain:
     imposes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _read(self, share, "keep", "macs")
+        read_fields(self, share, "keep", "macs")
         where = f"stage {self.name!r}"
         allocator = f"no allocator is named {self.allocate!r}; there are {', '.join(ALLOCATORS)}."
         require(

@@ -49,7 +49,8 @@ def ways_to(what: str, runtimes: Collection[str], fastest: str) -> list[Way]:
         [replace(by_weight, name=f"{BY_WEIGHT}, activations in 8 bits", runtime="integers")] if "integers" in runtimes else []
     )
     found += [Way("zeros", _zeros, "c")] if "c" in runtimes else []
-    return [*found, replace(by_damage, runtime=fastest), replace(low_rank, runtime=fastest)]
+    found += [replace(by_damage, runtime=fastest), replace(low_rank, runtime=fastest)]
+    return [way for way in found if way.runtime in runtimes]
 
 
 def _named(recipe: Recipe) -> Recipe:

@@ -46,7 +46,7 @@ def admm_quantization(
     return Recipe("admm_quantization", rounds.after_dense(dense_epochs, steps), "arXiv 1811.01907, 1810.07378")
 
 
-@of_rounds(epochs=4, retrain_epochs=8)
+@of_rounds(epochs=2, retrain_epochs=4, rate=0.1, retrain_rate=0.1)
 def quantize_aware(
     bits: int = 8,
     activations: int | None = 8,
@@ -60,6 +60,8 @@ def quantize_aware(
 
     ADMM towards the levels, then training of the scales and of all that has none, straight through the rounding of what each
     layer takes: this wins back what calibration alone loses. `export --integers` makes the file, `--score` scores it.
+
+    A tenth of the task's rate: at the whole of it 8 bits lost two points of a regression that calibration alone keeps.
 
     bits         of the weights; bits_of: parameter -> bits, in place of `targets`
     activations  bits of what layers take, 2 to 8; none: they are left as they are

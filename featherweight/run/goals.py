@@ -138,7 +138,7 @@ class Costs:
     def runtimes(self) -> set[Runtime]:
         """Those that a way may use: what runs the network as it is, and integers where ONNX Runtime does."""
         integers: set[Runtime] = {"integers"} if "integers" in self.asked or (not self.asked and "onnx" in self.ms) else set()
-        return {*(name for name in RUNTIMES if name in self.ms), *integers}
+        return {*(name for name in RUNTIMES if name in self.ms and (not self.asked or name in self.asked)), *integers}
 
     def of(self, done: Compressed, runtime: Runtime | None) -> float:
         """Of a compressed network, as it would be shipped."""

@@ -251,6 +251,7 @@ def test_every_goal_has_ways_and_those_of_time_end_in_a_runtime() -> None:
         assert all(one.runtime is None for one in ways_to(Goal.of(goal).what, (), "eager"))
     found = ways_to("latency_ms", ("eager", "onnx", "integers", "c"), "onnx")
     assert {one.runtime for one in found} == {"onnx", "integers", "c"} and not found[0].loses
+    assert {one.runtime for one in ways_to("latency_ms", ("integers",), "eager")} == {"integers"}
     for one in found:
         for epochs in (0, 1, 2, 6, 20):
             assert one.recipe(0.2, epochs).epochs() <= epochs

@@ -67,7 +67,7 @@ def test_training_with_it_wins_back_what_rounding_loses() -> None:
     network = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4))
     scores = {}
     for activations in (None, 3):
-        recipe = quantize_aware(bits=4, activations=activations, dense_epochs=6, epochs=2, retrain_epochs=4)
+        recipe = quantize_aware(4, activations, dense_epochs=6, epochs=2, retrain_epochs=4, rate=1.0, retrain_rate=1.0)
         torch.manual_seed(0)
         done = compress(network, recipe, task)
         scores[activations] = done.rows[-1].measured.score or 0.0
