@@ -77,7 +77,9 @@ def main() -> None:
         held, second = files(wheel), files(built("wheel", unpacked, again))
         assert held == second, f"the sdist's wheel differs: {sorted(held.keys() ^ second.keys())}"
         assert all(name.startswith("featherweight") for name in held), sorted(held)
-        assert all(any(one.startswith(f"featherweight/{name}") for one in held) for name in NEEDED), "files beside the modules are missing"
+        assert all(any(one.startswith(f"featherweight/{name}") for one in held) for name in NEEDED), (
+            "files beside the modules are missing"
+        )
         assert any(name.endswith("licenses/LICENSE") for name in held), "the licence is missing"
         python = installed(wheel, there / "environment")
         where = run(python, "-c", "import featherweight; print(featherweight.__file__)", where=there).strip()

@@ -2,7 +2,7 @@
 
 `docs/command_line.md` comes from the commands themselves, `benchmarks/README.md` from the headings of the benchmarks. Between
 `<!-- measured: NAME -->` and `<!-- end of measured -->` stand rows of the benchmarks: NAME is a recipe's, or `README: WORDS`,
-the row of the README's table that begins with them.
+the row of the README's table that begins with them, or `channels: NAMES`, rows of methods that cut channels.
 """
 
 from __future__ import annotations
@@ -114,7 +114,9 @@ def _paragraphs(text: str) -> list[str]:
 def measured(name: str, page: Path) -> str:
     """A table, and links to the benchmarks that it is from."""
     kind, _, words = name.partition(": ")
-    return _of_the_readme(words, page) if kind == "README" else _of_a_recipe(name, page)
+    if kind == "README":
+        return _of_the_readme(words, page)
+    return _of_channels(words.split(", "), page) if kind == "channels" else _of_a_recipe(name, page)
 
 
 def _of_the_readme(words: str, page: Path) -> str:
@@ -134,6 +136,25 @@ def _of_a_recipe(name: str, page: Path) -> str:
     source = f"[benchmarks/ordinary]({_up(page)}benchmarks/ordinary/README.md)"
     head = f"`{name}` as it is by default, on six small networks; magnitude is the plain way to the same size ({source}):"
     return "\n".join([head, "", "| network | dense | this | magnitude |", "|---|---|---|---|", *table])
+
+
+def _of_channels(names: list[str], page: Path) -> str:
+    """Rows of these methods on ResNet-20 and ResNet-56, the seed and the epochs that all of them have."""
+    lines = (ROOT / "benchmarks" / "channels" / "rows.jsonl").read_text().splitlines()
+    rows = {row["row"]: row for row in map(json.loads, lines)}
+    table = []
+    for network in ("ResNet-20", "ResNet-56"):
+        for name in names:
+            for saved in ("47.0 %", "52.6 %"):
+                for how, key in ((name, f"{name}, {saved}"), (f"{name}, knapsack", f"{name}, knapsack, {saved}")):
+                    if row := rows.get(key if network == "ResNet-20" else f"{network}, {key}"):
+                        before = "" if row["before"] is None else f"{row['before']:.2f}"
+                        table.append(f"| {network} | {how} | {saved} | {before} | {row['top1']:.2f} |")
+    if not table:
+        raise SystemExit(f"{page}: benchmarks/channels has no row of {names}")
+    source = f"[benchmarks/channels]({_up(page)}benchmarks/channels/README.md)"
+    head = f"CIFAR-10, top-1 before and after the same few epochs of fine-tuning, one seed; more, and how, in {source}:"
+    return "\n".join([head, "", "| network | units by | fewer MACs | before | after |", "|---|---|---|---|---|", *table])
 
 
 def _network(row: dict[str, Any]) -> str:
