@@ -57,6 +57,7 @@ def attach(model: nn.Module, name: str, view: View, code: Code, *, blank: bool =
     parametrize.register_parametrization(module, attribute, viewed, unsafe=blank)  # unsafe: without decoding for a look
     for free in module.parametrizations[attribute].parameters(recurse=False):  # type: ignore[union-attr, index]
         vars(free).update(marks)
+        free.grad = None  # torch keeps the parameter and gives it another shape, and its gradient is of the old one
 
 
 def detach(model: nn.Module, name: str) -> None:

@@ -128,6 +128,20 @@ def test_left_open_it_is_on_where_outputs_are_logits_and_the_network_is_trained(
     assert torch.equal(torch.get_rng_state(), generator)
 
 
+@pytest.mark.parametrize("period", [2, 3, 4, "sorted"])
+def test_a_trained_network_is_seen_in_whatever_order_labels_come(period: int | str) -> None:
+    """A batch whose labels come in turns meets its like again after some shifts, and all of it is then the same."""
+    count, classes = 24, period if isinstance(period, int) else 2
+    labels = torch.arange(count) % classes if isinstance(period, int) else torch.arange(count) // (count // 2)
+    knows = nn.Linear(classes, classes, bias=False)
+    nn.init.eye_(knows.weight).data.mul_(10)  # fits each sample
+    task = Task.classification([(F.one_hot(labels, classes).float(), labels)], [])
+    asked = Distillation(auto=True)
+    assert settled(asked, task, knows, 0)[0] is asked
+    nn.init.zeros_(knows.weight)
+    assert "is not trained" in settled(asked, task, knows, 0)[1]
+
+
 @pytest.mark.parametrize("recipe", [name for name, make in RECIPES.items() if any(stage.distill for stage in make().stages)])
 @pytest.mark.parametrize("name", ["regression"])
 def test_another_loss_gives_another_network_in_every_recipe_that_distils_by_default(recipe: str, name: str) -> None:

@@ -369,6 +369,17 @@ def test_a_parameter_that_is_replaced_inside_is_named() -> None:
         model[0].weight = nn.Parameter(model[0].weight.detach().clone())
 
 
+def test_the_gradient_of_the_last_step_does_not_stay_on_a_parameter_of_another_shape() -> None:
+    model = nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 2))
+    optimizer = SGD(model.parameters(), 0.1)
+    with Constrained(ADMM(0.1, 2), model, optimizer, {NAME: Target(TopK(13))}):
+        loss = model(INPUTS).square().mean()
+        loss.backward()
+        optimizer.step()
+    model(INPUTS).square().mean().backward()  # at once, without zero_grad of a new optimizer
+    assert all(parameter.grad is None or parameter.grad.shape == parameter.shape for parameter in model.parameters())
+
+
 # --- DistributedDataParallel ---------------------------------------------------------------------------------------------
 
 DDP_PAIRS = [("sgd", ADMM(0.1, 3)), ("adamw fused", ADMM(0.1, 3, coupling="proximal")), ("adafactor", Periodic(3, 0.01))]

@@ -1,4 +1,4 @@
-"""Where the entries of a code lie and which symbol each is, from docs/format.md alone; imports nothing of ours."""
+"""Where the entries of a code lie and which symbol each is, after docs/format.md; imports nothing of ours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A reader of `.fwz` files, written from docs/format.md alone, in plain integers; imports nothing of ours.
+"""A reader of `.fwz` files that follows docs/format.md, in plain integers; imports nothing of ours.
 
 It is as short and as slow as the page is long. Where the page is wrong, or says too little, this does not open a file.
 """

@@ -1,4 +1,4 @@
-"""The coded part and the bulk of a `.fwz` file, from docs/format.md alone; imports nothing of ours."""
+"""The coded part and the bulk of a `.fwz` file, after docs/format.md; imports nothing of ours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers and plain data in a `.fwz` file, from docs/format.md alone; imports nothing of ours."""
+"""Numbers and plain data in a `.fwz` file, after docs/format.md; imports nothing of ours."""
 
 from __future__ import annotations
 

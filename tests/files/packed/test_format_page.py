@@ -1,4 +1,4 @@
-"""docs/format.md is enough to read a `.fwz` file from: a reader that was written from it alone gives what featherweight gives."""
+"""docs/format.md is enough to read a `.fwz` file: a reader that follows it, without our code, gives what ours gives."""
 
 from __future__ import annotations
 
