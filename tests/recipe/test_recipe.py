@@ -116,7 +116,8 @@ units = st.builds(
     ),
     st.sampled_from(BUDGETS),
     amount=share,
-    multiple=st.integers(1, 32),
+    multiple=st.integers(1, 32) | st.just("auto"),
+    soft=st.booleans(),
     criterion=st.sampled_from(get_args(Criterion)),
     allocate=st.sampled_from(get_args(AllocateBy)) | st.builds(Stopping, st.floats(0.001, 0.999)) | st.just(Search(9, 2)),
     sites=word,
@@ -174,7 +175,10 @@ def test_every_field_survives() -> None:
         (Training, {"epochs", "rate", "shape", "floor", "warmup"}),
         (Distillation, {"weight", "temperature", "loss", "distance", "auto"}),
         (Rule, {"targets", "set", "view", "keep", "ignore"}),
-        (Units, {"criterion", *BUDGETS, "allocate", "sites", "samples", "refit", "curvature", "multiple", "certify", "ignore"}),
+        (
+            Units,
+            {"criterion", *BUDGETS, "allocate", "sites", "samples", "refit", "curvature", "multiple", "certify", "ignore", "soft"},
+        ),
         (Adaptive, {"parameters", "weight", "rate"}),
         (Recipe, {"name", "stages", "source", "candidates"}),
     ):
