@@ -221,8 +221,16 @@ def _export(model: nn.Module, inputs: Inputs, dynamic_batch: bool, training: boo
         batch = torch.export.Dim("batch", min=1)
         shapes = batch_shapes(model, inputs, batch, others)
     mode = as_trained if training else evaluation
-    with mode(model), plain_outputs(model), quiet():
+    with mode(model), plain_outputs(model), quiet(), without_stack_traces():
         return torch.export.export(model, inputs.args, inputs.kwargs or None, dynamic_shapes=shapes, strict=False)
+
+
+def without_stack_traces() -> contextlib.AbstractContextManager[object]:
+    """Inside, torch notes no line of the user's code beside each operation: nothing here reads them, and they are a tenth of an
+    export. A torch that cannot be asked for that notes them."""
+    config = getattr(torch.fx, "config", None)
+    asked = hasattr(config, "do_not_emit_stack_traces") and hasattr(config, "patch")
+    return config.patch(do_not_emit_stack_traces=True) if asked else contextlib.nullcontext()  # type: ignore[union-attr]
 
 
 @contextlib.contextmanager

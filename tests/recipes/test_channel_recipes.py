@@ -102,14 +102,15 @@ def test_every_recipe_that_cuts_units_is_here() -> None:
     assert set(SHORT) == cutting - {"progressive_admm", "admm_joint"}  # which sweep dead units out, and are of single weights
 
 
-# All run on the own network, which nisp cannot follow: a plain one stands in. On the ResNet, one recipe of each stage: the others
-# differ from l1_filters by their criterion, and criteria meet residual networks in tests/criteria.
+# On each network one recipe of each kind; nisp cannot follow the own one, and a plain one stands in. The others differ from
+# l1_filters by their criterion: criteria meet residual networks in tests/criteria, and all recipes run in test_imagenet.
+ON_OWN = ("l1_filters", "thinet", "nisp", "collaborative_ac", "discriminative_adapt", "soft_filters", "adaptive")
 ON_RESNET = ("l1_filters", "nisp", "collaborative_ac", "discriminative_adapt", "amc", "soft_filters", "adaptive")
 
 
 @pytest.mark.parametrize(
     ("name", "network"),
-    [*((name, "own") for name in SHORT), *((name, "resnet") for name in ON_RESNET), ("nisp", "vgg16")],
+    [*((name, "own") for name in ON_OWN), *((name, "resnet") for name in ON_RESNET), ("nisp", "vgg16")],
 )
 def test_a_recipe_runs_on_every_kind_of_network(name: str, network: str, tmp_path: Path) -> None:
     make, sites, filters = NETWORKS[network]

@@ -70,9 +70,9 @@ def test_a_library_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(callbacks.importlib, "import_module", absent)
     with pytest.raises(InputError, match="pip install transformers"):
-        fw.trainer_callback({})
+        callbacks.trainer_callback({})
     with pytest.raises(InputError, match="pip install lightning"):
-        fw.lightning_callback({})
+        callbacks.lightning_callback({})
 
 
 class Classifier(nn.Module):
