@@ -36,7 +36,7 @@ from featherweight.recipe.plan import matches
 from featherweight.recipe.schema import Recipe, Train
 from featherweight.recipes import RECIPES
 from featherweight.ship import bench
-from featherweight.ship.export import require
+from featherweight.ship.runtimes import require
 from featherweight.structure.count import count_macs
 from featherweight.task import Task
 from featherweight.training.distillation import distilled

@@ -30,7 +30,8 @@ from featherweight.network.calls import Inputs
 from featherweight.recipes import l1_filters, progressive_admm
 from featherweight.ship import bench, c
 from featherweight.ship.activations import FromFile, Integers, calibration
-from featherweight.ship.export import Form, export, onnx_caller, onnx_runner, shippable
+from featherweight.ship.export import Form, export, shippable
+from featherweight.ship.runtimes import onnx_caller, onnx_runner
 from featherweight.weights import parametrized
 from featherweight.weights.sets import Codebook, Levels, Set, TopK
 from featherweight.weights.views import WHOLE, View

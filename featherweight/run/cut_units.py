@@ -2,52 +2,43 @@
 
 from __future__ import annotations
 
-import bisect
-import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
+from torch import nn
 
 from featherweight.budget import amc
-from featherweight.budget.amc import Place, Search
+from featherweight.budget.amc import Search
 from featherweight.budget.choices import Infeasible
 from featherweight.budget.costs import Spent, cost_of, counted
 from featherweight.budget.multiples import CHANNELS, multiples
-from featherweight.budget.tied import Tied
 from featherweight.budget.units import Sizes, Stopping, allocate, offered
-from featherweight.criteria import CRITERIA, NEEDS, Ordered, Quadratic, Ranking, refit, unfitted
+from featherweight.criteria import CRITERIA, NEEDS, Ranking
 from featherweight.criteria.auxiliary import new_heads, with_auxiliary
 from featherweight.criteria.readers import producers
-from featherweight.criteria.statistics import Stats, collect, unobservable
+from featherweight.criteria.statistics import collect, unobservable
 from featherweight.errors import InputError, did_you_mean
-from featherweight.network.calls import Inputs
-from featherweight.network.copies import copied
-from featherweight.network.evaluating import evaluating
 from featherweight.recipe.plan import matches
 from featherweight.recipe.schema import CutUnits, Units
+from featherweight.run.agent import more, place_of, reward_of
 from featherweight.run.ground import Ground
 from featherweight.run.latency_budget import within
+from featherweight.run.ranked import Damage, Groups, Ranked
 from featherweight.run.stage import begin
 from featherweight.run.state import Result
 from featherweight.run.watch import Monitor
-from featherweight.structure import Edit, Graph, expressible, free_sizes, prune, trace
+from featherweight.structure import Edit, Graph, expressible, free_sizes, trace
 from featherweight.structure import Result as Cut
 from featherweight.structure.errors import NotExact
-from featherweight.task import Batch, Task
-from featherweight.training.distillation import logits_of
-from featherweight.weights.parametrized import coded, layouts_kept
+from featherweight.task import Task
+from featherweight.weights.parametrized import coded
 
 NOT_EXPRESSIBLE = (
     "the network's own class cannot express a cut of it (structure.prune with where='graph' cuts it, in an exported module)"
 )
 FREE = f"sizes are no multiples of {CHANNELS} channels, which run faster: the budget is below what those cost"
 NOT_TIED = "a number of the network's class ties it to {other}, which keeps all its units"
-Groups = tuple[tuple[str, ...], ...]
 ELSE = "make the weights smaller instead: progressive_admm (zeros), admm_quantization (bits) or decompose (ranks)"
 
 
@@ -106,7 +97,7 @@ def cut(network: nn.Module, task: Task, asked: Units, epoch: int, auxiliary: boo
     stats = collect(
         network, graph, watched, statistics, sites=sites, samples=asked.samples, epoch=epoch, curvature=asked.curvature
     )
-    halved = isinstance(asked.allocate, Search) and stats.count > 1 and not _more(task, epoch, stats.count)
+    halved = isinstance(asked.allocate, Search) and stats.count > 1 and not more(task, epoch, stats.count)
     caveats = [stats.caveat()] if stats.caveat() else []
     if halved:  # the search is judged by samples that the criterion did not look at
         caveats.append(f"the criterion looked at half of the {stats.samples:,} samples, and the search was judged by the others")
@@ -210,63 +201,6 @@ def _statistics(asked: Units) -> set[str]:
     return {*NEEDS[asked.criterion], *(("gram",) if asked.refit else ())}
 
 
-@dataclass(frozen=True)
-class Ranked:
-    """A network whose units are ranked, to be cut to any sizes."""
-
-    network: nn.Module
-    graph: Graph
-    stats: Stats
-    groups: Groups
-    rankings: Mapping[str, Ranking]
-    refit: bool
-
-    @property
-    def tied(self) -> Tied:
-        """The sites as they are allocated."""
-        return Tied(self.groups, {name: ranking.size for name, ranking in self.rankings.items()})
-
-    def cut(self, network: nn.Module, sizes: Sizes) -> Cut | None:
-        """Cut `network`, which is ours or a copy of it, in place. None where all units stay."""
-        keep = self.keep(sizes)
-        if not keep:
-            return None
-        fitted = refit(network, self.graph, self.stats, keep) if self.refit else {}
-        parameters = dict(network.named_parameters())
-        before = {name: parameters[name].detach().clone() for name in fitted}
-        with torch.no_grad():
-            for name, values in fitted.items():
-                parameters[name].copy_(values)
-        try:
-            with layouts_kept(network):
-                return prune(network, self.graph, keep, where="class")
-        except BaseException:
-            with torch.no_grad():
-                for name, values in before.items():
-                    parameters[name].copy_(values)
-            raise
-
-    def keep(self, sizes: Sizes) -> dict[str, tuple[int, ...]]:
-        """The units that stay of each site that loses some."""
-        return {site: self.rankings[site].keep(size) for site, size in sizes.items() if size < self.rankings[site].size}
-
-    def not_refitted(self, sizes: Sizes) -> list[str]:
-        """Which of the layers that read what is cut keep their weights, though they were to be fitted anew, and why."""
-        found = unfitted(self.network, self.stats, self.keep(sizes)) if self.refit else {}
-        return [f"{module} is not fitted anew: {why}" for module, why in found.items()]
-
-    def gaps(self, sizes: Sizes) -> dict[str, float]:
-        """Site that is cut -> how far its choice is from the best one at most, where the criterion can prove it."""
-        held = {site: (self.rankings[site], size) for site, size in sizes.items()}
-        return {site: r.certificate(k).gap for site, (r, k) in held.items() if isinstance(r, Quadratic) and k < r.size}
-
-    def copy(self, sizes: Sizes) -> nn.Module:
-        """A copy of the network, cut."""
-        made = copied(self.network)
-        self.cut(made, sizes)
-        return made
-
-
 def _sizes(ranked: Ranked, asked: Units) -> tuple[Sizes, Spent]:
     """The sizes that meet the budget, and what they cost."""
     of = multiples(asked.multiple, ranked.network, ranked.graph)
@@ -283,7 +217,7 @@ def _sizes_of(ranked: Ranked, asked: Units, multiples_of: Mapping[str, int]) -> 
     """`multiples_of`: site -> what its size is a multiple of."""
     tied = ranked.tied
     of = tied.multiples(multiples_of)
-    losses = tied.losses({site: _Damage(ranking) for site, ranking in ranked.rankings.items()})
+    losses = tied.losses({site: Damage(ranking) for site, ranking in ranked.rankings.items()})
     what, amount = asked.budget
     cost = cost_of(what, ranked.network, ranked.graph)
 
@@ -291,9 +225,9 @@ def _sizes_of(ranked: Ranked, asked: Units, multiples_of: Mapping[str, int]) -> 
 
     def allocated(limit: float) -> Sizes:
         if isinstance(how, Search):
-            places = [_place(ranked, site, offered(most, of[site])) for site, most in tied.levels.items()]
+            places = [place_of(ranked, site, offered(most, of[site])) for site, most in tied.levels.items()]
             seed = int(torch.randint(2**31, ()))  # of the run's own generator, which a checkpoint holds
-            reward = _reward(ranked, asked.samples)
+            reward = reward_of(ranked, asked.samples)
             return tied.sizes(amc.allocate(places, tied.cost(cost), limit, lambda taken: reward(tied.sizes(taken)), how, seed))
         return tied.sizes(allocate(how, losses, tied.cost(cost), limit, of))
 
@@ -306,105 +240,3 @@ def _sizes_of(ranked: Ranked, asked: Units, multiples_of: Mapping[str, int]) -> 
     why = f"the stopping rule at {how.tolerance:g} keeps no more" if isinstance(how, Stopping) else ""
     why = "of all that the search tried this did best" if isinstance(how, Search) else why
     return sizes, counted(what, cost, sizes, limit, why)
-
-
-def _place(ranked: Ranked, site: str, sizes: tuple[int, ...]) -> Place:
-    """What AMC's agent is told of the layer that makes the units of a site."""
-    name = producers(ranked.graph, site)
-    path = name[0][0].rpartition(".")[0] if name else ""
-    layer = ranked.network.get_submodule(path)
-    if not isinstance(layer, _ConvNd):
-        return Place(site, sizes, inputs=layer.in_features if isinstance(layer, nn.Linear) else 0, height=1, width=1)
-    made: list[Tensor] = []
-    handle = layer.register_forward_hook(lambda module, inputs, output: made.append(output))
-    try:
-        with evaluating(ranked.network), torch.no_grad():
-            Inputs.of(ranked.stats.task.example_inputs).call(ranked.network)
-    finally:
-        handle.remove()
-    return Place(site, sizes, layer.in_channels, made[0].shape[2], made[0].shape[-1], layer.stride[0], layer.kernel_size[0])
-
-
-def _reward(ranked: Ranked, samples: int) -> Callable[[Sizes], float]:
-    """sizes -> how good the network so cut is, untuned, on training batches of about `samples` that nothing else here looked at:
-    the share of right answers where a batch is (inputs, class of each), else minus the loss. The task's score is never asked.
-
-    Raises InputError where the epoch is one batch.
-    """
-    task, count = ranked.stats.task, ranked.stats.count
-    held: list[Batch] = []
-    seen = 0
-    for batch in itertools.islice(iter(task.batches(ranked.stats.epoch)), count, None):
-        held.append(batch)
-        seen += Inputs((batch,)).batch
-        if seen >= samples:
-            break
-    if not held:
-        raise InputError(
-            f"the search is judged by training batches that the criterion did not look at, and the epoch holds {count}: give "
-            "smaller batches, or fewer `samples`"
-        )
-
-    def reward(sizes: Sizes) -> float:
-        network = ranked.copy(sizes)
-        with evaluating(network):  # with gradients: a loss may differentiate inside
-            return sum(_judged(network, task, batch) for batch in held) / len(held)
-
-    return reward
-
-
-def _more(task: Task, epoch: int, count: int) -> bool:
-    """Does the epoch hold more than `count` batches?"""
-    return next(itertools.islice(iter(task.batches(epoch)), count, None), None) is not None
-
-
-def _judged(network: nn.Module, task: Task, batch: Batch) -> float:
-    """The share of right answers where the batch is a pair with the class of each sample, else minus the loss. The network is
-    called as the task's loss calls it."""
-    given: list[Any] = []
-    handle = network.register_forward_hook(lambda module, inputs, output: given.append(output))
-    try:
-        loss = task.loss(network, batch)
-    finally:
-        handle.remove()
-    if given and isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(labels := batch[1], Tensor):
-        logits = given[-1] if isinstance(given[-1], Tensor) or task.logits is None else logits_of(task, given[-1])
-        if isinstance(logits, Tensor) and logits.ndim == 2 and labels.dtype == torch.int64 and labels.shape == logits.shape[:1]:
-            return float((logits.argmax(1) == labels).float().mean())
-    return -float(loss.detach())
-
-
-SOLVED = 33  # sizes at which a ranking that solves a problem for each is asked; between them the damage is interpolated
-
-
-class _Damage(Sequence[float]):
-    """The damage of keeping 0 .. size units, found when asked for: an even share asks for hardly any of it."""
-
-    def __init__(self, ranking: Ranking) -> None:
-        self.ranking = ranking
-        sizes = range(1, ranking.size + 1)
-        known = isinstance(ranking, Ordered) or ranking.size <= SOLVED
-        self.solved = list(sizes) if known else sorted({round(k) for k in np.linspace(1, ranking.size, SOLVED)})
-        self.found: dict[int, float] = {}
-
-    def __len__(self) -> int:
-        return self.ranking.size + 1
-
-    def __getitem__(self, k: Any) -> Any:
-        if isinstance(k, slice):
-            return [self[i] for i in range(*k.indices(len(self)))]
-        if not 0 <= k < len(self):
-            raise IndexError(k)
-        if k == 0:  # is not offered: it counts as one step more of the same
-            return 2 * self[1] - self[min(2, self.ranking.size)]
-        above = bisect.bisect_left(self.solved, k)
-        high = self.solved[above]
-        if high == k:
-            return self._at(k)
-        low = self.solved[above - 1]
-        return self._at(low) + (self._at(high) - self._at(low)) * (k - low) / (high - low)
-
-    def _at(self, k: int) -> float:
-        if k not in self.found:
-            self.found[k] = self.ranking.loss(k)
-        return self.found[k]

@@ -22,6 +22,7 @@ from featherweight.run.goals import CLOSE, FINAL_ROUNDS, Costs, Goal
 from featherweight.ship import c, export
 from featherweight.ship.activations import FromFile, Integers, calibration
 from featherweight.ship.bench import Runtime
+from featherweight.ship.runtimes import onnx_runner
 from featherweight.task import Task
 
 CHOICE = "choice.json"  # in a run's folder
@@ -179,7 +180,7 @@ def score_in_integers(network: nn.Module, task: Task) -> float:
     with tempfile.TemporaryDirectory(prefix="featherweight-") as folder:
         path = Path(folder) / "model.onnx"
         export.export(network, task.example_inputs, path, integers=Integers(calibration(network, task)))
-        return task.evaluate(FromFile(export.onnx_runner(path), network, Inputs.of(task.example_inputs)))
+        return task.evaluate(FromFile(onnx_runner(path), network, Inputs.of(task.example_inputs)))
 
 
 # --- a choice kept for a run that goes on --------------------------------------------------------------------------------

@@ -23,7 +23,8 @@ from featherweight.network.calls import Example, Inputs
 from featherweight.network.devices import chosen, placed, synchronise
 from featherweight.ship import c
 from featherweight.ship.activations import Integers
-from featherweight.ship.export import export, onnx_caller, require, resized, shippable
+from featherweight.ship.export import export, shippable
+from featherweight.ship.runtimes import onnx_caller, require, resized
 
 Runtime = Literal["eager", "onnx", "integers", "c"]
 RUNTIMES: tuple[Runtime, ...] = ("eager", "onnx", "integers", "c")

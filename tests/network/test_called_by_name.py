@@ -21,8 +21,8 @@ from featherweight.lowrank.layers import input_shapes
 from featherweight.network.calls import Inputs, changed, first_tensor, tensors_of
 from featherweight.recipes import RECIPES
 from featherweight.run import latency_budget
+from featherweight.run.agent import judged
 from featherweight.run.contract import check_task
-from featherweight.run.cut_units import _judged
 from featherweight.structure import trace
 from featherweight.structure.count import count_macs
 
@@ -123,9 +123,9 @@ def test_a_search_is_judged_by_right_answers_also_of_a_network_with_other_output
     network = NAMED.make().eval()
     best = network(row=ROW).logits.argmax(1)
     task = task_of(NAMED, loss=lambda model, batch: model(row=batch[0]).logits.square().mean())
-    assert _judged(network, task, (ROW, best)) == 1.0
-    assert _judged(network, task, (ROW, (best + 1) % 4)) == 0.0
-    assert _judged(network, dataclasses.replace(task, logits=None), (ROW, best)) < 0, "minus the loss"
+    assert judged(network, task, (ROW, best)) == 1.0
+    assert judged(network, task, (ROW, (best + 1) % 4)) == 0.0
+    assert judged(network, dataclasses.replace(task, logits=None), (ROW, best)) < 0, "minus the loss"
 
 
 @dataclasses.dataclass(frozen=True)

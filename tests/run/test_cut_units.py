@@ -26,8 +26,8 @@ from featherweight.recipe.reading import from_dict
 from featherweight.recipe.schema import Criterion, Stage, Units
 from featherweight.recipes import soft_filters
 from featherweight.recipes.soft_pruning import macs_by_formula
-from featherweight.run import cut_units
-from featherweight.run.cut_units import _Damage
+from featherweight.run import agent, cut_units, ranked
+from featherweight.run.ranked import Damage
 from featherweight.run.report import Row, notes
 from featherweight.structure import Graph, trace
 from featherweight.task import Task
@@ -248,13 +248,13 @@ def test_a_search_is_rewarded_for_right_answers_on_batches_not_seen() -> None:
     graph = trace(made, TASK.example_inputs)
     stats = collect(made, graph, TASK, ["gram"], samples=64)
     sites = tuple((name,) for name in graph.sites)
-    ranked = cut_units.Ranked(made, graph, stats, sites, CRITERIA["l1"](made, graph, stats), False)
+    held = ranked.Ranked(made, graph, stats, sites, CRITERIA["l1"](made, graph, stats), False)
     sizes = {name: site.size for name, site in graph.sites.items()}
     made.eval()
     right = [float((made(x).argmax(1) == y).float().mean()) for x, y in TASK.batches(0)[2:]]
-    assert cut_units._reward(ranked, 64)(sizes) == pytest.approx(sum(right) / 2)
-    assert cut_units._reward(ranked, 20)(sizes) == pytest.approx(right[0])
-    place = cut_units._place(ranked, "conv1", (6, 12))
+    assert agent.reward_of(held, 64)(sizes) == pytest.approx(sum(right) / 2)
+    assert agent.reward_of(held, 20)(sizes) == pytest.approx(right[0])
+    place = agent.place_of(held, "conv1", (6, 12))
     assert (place.inputs, place.height, place.width, place.stride, place.kernel) == (8, 6, 6, 1, 3)
 
 
@@ -327,7 +327,7 @@ def test_an_even_share_asks_a_costly_ranking_for_few_sizes() -> None:
             asked.append(k)
             return float((500 - k) ** 2)
 
-    losses = {"wide": _Damage(Costly())}
+    losses = {"wide": Damage(Costly())}
     sizes = allocate("uniform", losses, lambda sizes: sizes.get("wide", 500) * 10, 2505)
     assert sizes == {"wide": 250} and len(set(asked)) <= 4
     assert len(losses["wide"]) == 501 and losses["wide"][500] == 0 and len({*map(float, losses["wide"])}) > 490

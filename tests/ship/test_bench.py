@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from featherweight.errors import InputError
 from featherweight.ship import bench as latency
 from featherweight.ship.bench import Bench, Comparison, Timing, bench, interleaved, judge, text
-from featherweight.ship.export import RuntimeMissing
+from featherweight.ship.runtimes import RuntimeMissing
 from featherweight.weights import codes, parametrized
 from featherweight.weights.views import View
 

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from featherweight.errors import FeatherweightError, InputError, StorageError
 from featherweight.ship import export
-from featherweight.ship.export import ExportError, RuntimeMissing, compare, resized, shippable
+from featherweight.ship.export import shippable
+from featherweight.ship.runtimes import ExportError, RuntimeMissing, compare, resized
 from featherweight.weights import codes, parametrized, sets
 from featherweight.weights.views import WHOLE, View
 

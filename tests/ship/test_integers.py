@@ -18,8 +18,9 @@ from featherweight import Task
 from featherweight.errors import InputError
 from featherweight.network.calls import Inputs
 from featherweight.ship.activations import FromFile, Integers, calibration, quantise
-from featherweight.ship.export import export, onnx_runner, scored
+from featherweight.ship.export import export, scored
 from featherweight.ship.integers import IntegerError, Stored, put, stored
+from featherweight.ship.runtimes import onnx_runner
 from featherweight.weights import codes, parametrized, sets
 from featherweight.weights.views import WHOLE, View
 

@@ -17,7 +17,8 @@ from featherweight.ship.c.build import Loaded, sizes
 from featherweight.ship.c.lower import lower
 from featherweight.ship.c.source import Source, source
 from featherweight.ship.c.steps import CError, Program
-from featherweight.ship.export import BATCHES, compare, resized, shippable
+from featherweight.ship.export import BATCHES, shippable
+from featherweight.ship.runtimes import compare, resized
 
 TOLERANCE = 1e-5  # of the largest output: the order of additions differs, and in a small file bits after a weight's 24th
 LARGEST = 1 << 30  # bytes of a C file that is read
