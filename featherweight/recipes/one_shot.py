@@ -8,6 +8,8 @@ formulas; ours are counted on the network that is left.
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -60,6 +62,19 @@ def _one_shot(
 
     recipe.__name__ = recipe.__qualname__ = name
     recipe.__doc__ = f"{does}\n{PARAMETERS}"
+    return _as_before(recipe)
+
+
+def _as_before(make: Callable[..., Recipe]) -> Callable[..., Recipe]:
+    """Takes `allot` of version 0.0 as `allocate`, until 0.2."""
+
+    @functools.wraps(make)
+    def recipe(*args: Any, **given: Any) -> Recipe:
+        if "allot" in given:
+            warnings.warn("allot is allocate now", DeprecationWarning, stacklevel=2)
+            given["allocate"] = given.pop("allot")
+        return make(*args, **given)
+
     return recipe
 
 

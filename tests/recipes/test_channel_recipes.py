@@ -136,3 +136,9 @@ def test_a_recipe_runs_on_every_kind_of_network(name: str, network: str, tmp_pat
     result.save(tmp_path / "small")
     with torch.no_grad():
         assert torch.equal(load(tmp_path / "small", make()).eval()(IMAGES[:4]), result.model.eval()(IMAGES[:4]))
+
+
+def test_the_name_of_before_is_taken_with_a_warning() -> None:
+    with pytest.warns(DeprecationWarning, match="allot is allocate now"):
+        before = RECIPES["taylor"](allot="knapsack")
+    assert before == RECIPES["taylor"](allocate="knapsack")
