@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import operator
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -37,18 +38,20 @@ def itself(output: Any) -> Any:
 
 
 def _with_old_names(kind: type[T]) -> type[T]:
-    """Takes the names of version 0.0 too, until 0.2."""
-    make = kind.__init__
+    """Takes and has the names of version 0.0 too, until 0.2."""
+    make, renamed = kind.__init__, {"example": "example_inputs", "score": "evaluate"}
 
     @functools.wraps(make)
     def init(self: T, *args: Any, **kwargs: Any) -> None:
-        for old, new in {"example": "example_inputs", "batches": "train", "score": "evaluate"}.items():
-            if old in kwargs and new not in kwargs:
+        for old, new in (renamed | {"batches": "train"}).items():
+            if old in kwargs:  # beside the new one in `dataclasses.replace(task, score=..)`, which gives all that there is
                 warnings.warn(f"Task({old}=...) is Task({new}=...) now", DeprecationWarning, stacklevel=2)
                 kwargs[new] = kwargs.pop(old)
         make(self, *args, **kwargs)
 
     kind.__init__ = init  # type: ignore[method-assign,assignment]
+    for old, new in renamed.items():
+        setattr(kind, old, property(operator.attrgetter(new), doc=f"`{new}`, as version 0.0 called it"))
     return kind
 
 

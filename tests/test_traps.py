@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import oracles
@@ -376,3 +377,11 @@ def test_the_users_network_and_globals_are_left_as_they_were() -> None:
 def test_a_snapshot_of_an_untouched_network_has_no_edits() -> None:
     assert Snapshot.of(table.toy(), []).edits == []
     assert set(featherweight.__all__) <= set(dir(featherweight))
+
+
+def test_a_task_has_the_names_of_before() -> None:
+    task = featherweight.Task((torch.zeros(1),), [1], lambda n, b: b, lambda n: 1.0, lambda p: torch.optim.SGD(p, 1.0))
+    assert task.example is task.example_inputs and task.score is task.evaluate  # type: ignore[attr-defined]
+    with pytest.warns(DeprecationWarning, match="is Task"):
+        other = replace(task, score=lambda n: 2.0)  # type: ignore[call-arg]
+    assert other.evaluate(torch.nn.Identity()) == 2.0 and other.example_inputs is task.example_inputs
