@@ -75,7 +75,7 @@ def imported(path: Path) -> set[str]:
     found = set()
     for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            found |= {"featherweight.__init__" if alias.name == "featherweight" else alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path} imports relatively"
             found |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}

@@ -6,8 +6,6 @@ from typing import Annotated
 
 import typer
 
-import featherweight
-
 DEBUG = "FEATHERWEIGHT_DEBUG"
 EPILOG = (
     "Exit codes: 0 done. 1 the demo or a goal was missed, evidence is less than required, or an error of no other kind. 2 a "
@@ -46,7 +44,9 @@ COMMANDS = dict(line.split(": ", 1) for line in _COMMANDS.splitlines())  # as th
 def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     """Makes trained PyTorch networks small and fast, and measures what came out."""
     if version:
-        typer.echo(featherweight.__version__)
+        from featherweight.files.description import WRITER  # asked for seldom, and the page of help is to import nothing
+
+        typer.echo(WRITER)
         raise typer.Exit
 
 

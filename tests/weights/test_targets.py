@@ -61,10 +61,10 @@ def test_by_default_no_norm_no_bias_no_frozen_and_no_tied_parameter_is_a_target(
     for make in RECIPES.values():
         for stage in make().stages:
             if isinstance(stage, Constrain):
-                judge(network, stage)
+                assert_only_weights_of_layers_are_targets(network, stage)
 
 
-def judge(network: nn.Module, stage: Constrain) -> None:
+def assert_only_weights_of_layers_are_targets(network: nn.Module, stage: Constrain) -> None:
     try:
         plan = resolve(stage, network)
     except RecipeError as error:
