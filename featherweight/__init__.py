@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # at run time each is imported when it is first asked for: `f
     from featherweight.compression import compress, shrink
     from featherweight.errors import FeatherweightError
     from featherweight.files.artifact import load, save_cut
-    from featherweight.measurement import measure
+    from featherweight.measurement import Measurement, measure
     from featherweight.recipe.schema import (
         Adaptive,
         Constrain,
@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # at run time each is imported when it is first asked for: `f
     )
     from featherweight.run.compressed import Compressed, pack
     from featherweight.run.oneshot import cluster, factorize, prune, quantize
+    from featherweight.run.report import Row
     from featherweight.ship.bench import bench
     from featherweight.ship.c import load_c
     from featherweight.ship.formats import export
@@ -59,8 +60,10 @@ __all__ = [
     "LearnUnits",
     "Levels",
     "LowRank",
+    "Measurement",
     "Periodic",
     "Recipe",
+    "Row",
     "Rule",
     "SparseCodebook",
     "Steps",
@@ -99,10 +102,11 @@ _HOMES = {  # module -> what is asked of it
     "compression": "compress shrink",
     "errors": "FeatherweightError",
     "files.artifact": "load save_cut",
-    "measurement": "measure",
+    "measurement": "Measurement measure",
     "recipe.schema": "Adaptive Constrain CutUnits Distillation LearnUnits Recipe Rule Train Training Units",
     "run.compressed": "Compressed pack",
     "run.oneshot": "cluster factorize prune quantize",
+    "run.report": "Row",
     "ship.bench": "bench",
     "ship.c": "load_c",
     "ship.formats": "export",

@@ -14,9 +14,8 @@ from torch import nn
 
 from benchmarks.lib import cifar
 from benchmarks.lib.rows import Line, Rows, parser, wanted
-from featherweight import compress
+from featherweight import Distillation, compress
 from featherweight.recipes import adaptive
-from featherweight.training.schedule import Distillation
 from featherweight.zoo import tasks
 
 ROWS = Rows(__file__)

@@ -22,7 +22,6 @@ from benchmarks.lib.rows import Line, Rows, parser, wanted
 from featherweight import structure
 from featherweight.criteria import Quadratic, collaborative
 from featherweight.criteria.statistics import collect
-from featherweight.recipe.plan import matches
 from featherweight.zoo import tasks
 
 ROWS = Rows(__file__)
@@ -47,7 +46,7 @@ def certify(curvature: str, saved: str) -> Line:
     """Size of a site -> what was proved at the sites of that size."""
     network, task = cifar.resnet56(), tasks.cifar10(0)
     graph = structure.trace(network, task.example_inputs)
-    sites = [site for site in graph.sites if matches(cifar.INNER, site)]
+    sites = cifar.inner(graph.sites)
     stats = collect(network, graph, task, ["gradients", "pairs"], sites=sites, samples=1024, curvature=curvature)  # type: ignore[arg-type]
     found: dict[str, list[Line]] = {}
     for ranking in collaborative(network, graph, stats).values():

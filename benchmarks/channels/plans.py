@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmarks.lib import cifar
-from featherweight.budget.units import Stopping
-from featherweight.training.schedule import Distillation, Training
+from featherweight import CutUnits, Distillation, Training
+from featherweight.recipes import discriminative_adapt
 
 SEED = 0
 MORE_SEEDS = (1, 2)  # for the methods that the paper is compared with: one seed's difference of 0.2 says nothing
@@ -22,13 +22,14 @@ PAPERS = "collaborative, as in the paper"
 REFITTED = "l1_filters, refitted"
 SPREAD, SPREAD_TAYLOR = "collaborative, knapsack", "taylor, knapsack"
 SOFT = "soft_filters"
+STOPS = next(s.units for s in discriminative_adapt(tolerance=0.001).stages if isinstance(s, CutUnits)).allocate
 CHANGED: dict[str, tuple[str, dict[str, Any]]] = {  # row -> a recipe, and the fields of its `Units` that differ
     "l2_filters": ("l1_filters", {"criterion": "l2"}),
     "bn_scale": ("l1_filters", {"criterion": "bn_scale"}),
     REFITTED: ("l1_filters", {"refit": True}),
     PAPERS: ("collaborative", {"curvature": "loss", "refit": False}),
     "discriminative": ("discriminative", {"refit": False}),
-    "discriminative_adapt": ("discriminative_adapt", {"refit": False, "allocate": Stopping(0.001)}),
+    "discriminative_adapt": ("discriminative_adapt", {"refit": False, "allocate": STOPS}),
     SPREAD: ("collaborative", {"allocate": "knapsack"}),
     SPREAD_TAYLOR: ("taylor", {"allocate": "knapsack"}),
 }

@@ -29,19 +29,13 @@ from benchmarks.channels.plans import CHANGED, LEAST, METHODS, NETWORKS, PEERS, 
 from benchmarks.channels.table import table, uneven
 from benchmarks.lib import cifar
 from benchmarks.lib.rows import Line, Rows, parser, wanted
-from featherweight import compress, structure
-from featherweight.measurement import measure
-from featherweight.network import devices
-from featherweight.recipe.plan import matches
-from featherweight.recipe.schema import Recipe, Train
+from featherweight import Recipe, Task, Train, Training, compress, measure, structure
 from featherweight.recipes import RECIPES
 from featherweight.ship import bench
 from featherweight.ship.runtimes import require
 from featherweight.structure.count import count_macs
-from featherweight.task import Task
 from featherweight.training.distillation import distilled
 from featherweight.training.fit import recalibrate
-from featherweight.training.schedule import Training
 from featherweight.zoo import tasks
 
 ROWS = Rows(__file__)
@@ -87,7 +81,7 @@ def run(cut: Cut, held_out: int = 0, again: bool = False) -> Line:
         "verdict": str(timed.comparisons[0]),
         "selection_minutes": seconds / 60,
         "tuning_minutes": tuned.seconds / 60,
-        "precision": "bfloat16" if devices.multiplies_bfloat16() else "float32",
+        "precision": "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32",
     }
 
 
@@ -103,7 +97,7 @@ def recipe_of(cut: Cut, share: float) -> Recipe:
 def soft(dense: nn.Module, example: tuple[torch.Tensor, ...], share: float, tuning: Training) -> Recipe:
     """soft_filters inside the blocks, keeping what leaves `share` of the MACs: they fall with the share of filters kept."""
     graph = structure.trace(dense, example)
-    inner = {name: site.size for name, site in graph.sites.items() if matches(cifar.INNER, name)}
+    inner = {name: graph.sites[name].size for name in cifar.inner(graph.sites)}
     saved_by_half = 1 - graph.macs({name: size // 2 for name, size in inner.items()}) / graph.macs()
     keep = 1 - 0.5 * (1 - share) / saved_by_half
     training = {"every": 391, "epochs": tuning.epochs, "rate": tuning.rate, "retrain_epochs": 0}

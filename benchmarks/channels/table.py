@@ -24,9 +24,7 @@ from benchmarks.channels.plans import (
 )
 from benchmarks.lib import cifar
 from benchmarks.lib.rows import Line
-from featherweight import structure, zoo
-from featherweight.measurement import Measurement
-from featherweight.recipe.plan import matches
+from featherweight import Measurement, structure, zoo
 from featherweight.recipes.soft_pruning import macs_by_formula
 
 # the published delta of ResNet-56, and the share of every convolution's filters that it was pruned by
@@ -128,7 +126,7 @@ def resnet56() -> structure.Graph:
 def saved_inside(pruned: float) -> float:
     """Percent of ResNet-56's MACs that this share of the filters inside its blocks takes, counted on the network that is left."""
     graph = resnet56()
-    sizes = {name: round((1 - pruned) * site.size) for name, site in graph.sites.items() if matches(cifar.INNER, name)}
+    sizes = {name: round((1 - pruned) * graph.sites[name].size) for name in cifar.inner(graph.sites)}
     return 100 * (1 - graph.macs(sizes) / graph.macs())
 
 

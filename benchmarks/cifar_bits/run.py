@@ -21,11 +21,9 @@ from torch import Tensor, nn
 
 from benchmarks.lib.cifar import channels_last, resnet20
 from benchmarks.lib.rows import Line, Rows, parser, wanted
-from featherweight import compress, zoo
+from featherweight import Distillation, Recipe, Train, Training, compress, zoo
 from featherweight.files import packed
-from featherweight.recipe.schema import Recipe, Train
 from featherweight.recipes import admm_binarization, admm_quantization
-from featherweight.training.schedule import Distillation, Training
 from featherweight.zoo import tasks
 
 ROWS = Rows(__file__)

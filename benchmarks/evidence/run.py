@@ -26,12 +26,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from benchmarks.lib.rows import Line, Rows, parser, wanted
-from featherweight import compress, recipes
+from featherweight import Recipe, Training, compress, recipes
 from featherweight.evidence import motifs, optimise, study
 from featherweight.evidence.examples import of_sequences
-from featherweight.recipe.schema import Recipe
 from featherweight.training.fit import Step, fit
-from featherweight.training.schedule import Training
 from featherweight.zoo import datasets, sequences
 from featherweight.zoo.networks import NETWORKS
 

@@ -16,12 +16,10 @@ from typing import Any
 
 import torch
 
+from benchmarks.lib.cifar import channels_last
 from benchmarks.lib.rows import Line, Rows, parser, wanted
-from featherweight import Compressed, compress, zoo
-from featherweight.recipe.schema import Recipe, Stage, Train
+from featherweight import Compressed, Constrain, Distillation, Recipe, Row, Train, Training, compress, zoo
 from featherweight.recipes import progressive_admm
-from featherweight.run.report import Row
-from featherweight.training.schedule import Distillation, Training
 from featherweight.zoo import tasks
 
 ROWS = Rows(__file__)
@@ -76,7 +74,7 @@ the dense network's outputs, is the steadier figure. A cell that holds `-` was n
 def recipe(run: Run) -> Recipe:
     """The stages of `run`. The dense network is trained before, on augmented images (see `train`): "dense" has no epochs here."""
     per_epoch = -(-60_000 // BATCH)
-    stages: list[Stage] = []
+    stages: list[Train | Constrain] = []
     before = 1.0
     for ratio, epochs, retrain_epochs in run.jumps:
         first = not stages
@@ -103,7 +101,7 @@ def recipe(run: Run) -> Recipe:
     return Recipe("progressive_admm", tuple(stages), "arXiv 1810.07378, 1903.09769")
 
 
-def falling(stage: Stage, before: float, ratio: float, epochs: int) -> list[Stage]:
+def falling(stage: Constrain, before: float, ratio: float, epochs: int) -> list[Constrain]:
     """As many epochs without ADMM: a projection before each, the ratio growing geometrically; then the retraining."""
     steps = [before * (ratio / before) ** ((i + 1) / epochs) for i in range(epochs)]
     one = replace(stage, driver=None, respread=False, train=Training(0), retrain=Training(1, 10.0, "constant"), sweep=False)
@@ -116,7 +114,7 @@ def dense(seed: int) -> Compressed:
     torch.manual_seed(seed)
     augmented = tasks.mnist(seed, batch_size=128, augment=True)
     recipe = Recipe("dense", (Train("dense", train=Training(DENSE_EPOCHS, 2.0, warmup=0.03)),))
-    network = zoo.lenet5().to(memory_format=torch.channels_last)
+    network = channels_last(zoo.lenet5())
     return compress(network, recipe, augmented, workdir=WORK / f"dense{seed}", checkpoint_seconds=60)
 
 

@@ -22,15 +22,11 @@ from torch import Tensor, nn
 
 from benchmarks.lenet5_pruning import run as lenet5_pruning  # for the dense networks, which this benchmark goes on from
 from benchmarks.lib.rows import Line, Rows, parser, wanted
-from featherweight import compress, zoo
+from featherweight import Distillation, Recipe, Row, Task, Training, compress, zoo
 from featherweight.files import artifact, packed
 from featherweight.files.edits import Snapshot
-from featherweight.recipe.schema import Recipe
 from featherweight.recipes import admm_binarization, admm_clustering, progressive_admm
-from featherweight.run.report import Row
-from featherweight.task import Task
 from featherweight.training.fit import fit
-from featherweight.training.schedule import Distillation, Training
 from featherweight.weights.codes import SparseShared
 from featherweight.weights.parametrized import attach, plain
 from featherweight.weights.views import WHOLE

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from featherweight import zoo
+from featherweight import Measurement, Row, zoo
 from featherweight.files import artifact
-from featherweight.measurement import Measurement
-from featherweight.run.report import Row
 
 HOME = Path(__file__).parents[1]
 BASELINE = HOME / "trp" / "artifacts" / "resnet20-baseline"
@@ -33,6 +33,11 @@ def _trained(folder: Path, network: nn.Module, benchmark: str) -> nn.Module:
     if not folder.exists():
         raise SystemExit(f"{folder} is not there: `featherweight reproduce {benchmark} --weights FILE` trains it")
     return artifact.load(folder, network)
+
+
+def inner(sites: Iterable[str]) -> list[str]:
+    """Those that `INNER` means."""
+    return [site for site in sites if re.fullmatch(INNER.removeprefix("re:"), site)]
 
 
 def measured(folder: Path = BASELINE) -> Measurement:

@@ -13,8 +13,7 @@ import torch
 from torch import nn
 
 from benchmarks.lib import timing as timed
-from featherweight import CutUnits, Recipe, compress, zoo
-from featherweight.recipe.schema import Units
+from featherweight import CutUnits, Recipe, Units, compress, zoo
 
 TABLE = Path(__file__).with_name("README.md")
 NETWORKS = {"ResNet-20": (zoo.resnet20_projection, 16), "VGG-16": (zoo.vgg16_cifar10, 1)}  # and the batch size

@@ -24,13 +24,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.lib.rows import Line, Rows, parser, wanted
-from featherweight import FeatherweightError, LowRank, Recipe, Task, Training, compress
-from featherweight.errors import shortened
-from featherweight.measurement import Measurement, measure
-from featherweight.network.evaluating import evaluating
+from featherweight import FeatherweightError, LowRank, Measurement, Recipe, Row, Task, Training, compress, measure
 from featherweight.recipes import RECIPES, decompose, l1_filters
-from featherweight.run.report import Row
-from featherweight.task import itself
 
 ROWS = Rows(__file__)
 WORK = ROWS.work
@@ -181,8 +176,10 @@ KINDS = {
 
 def score_of(kind: Kind, network: nn.Module, samples: tuple[Tensor, ...]) -> float:
     *inputs, target = samples
-    with evaluating(network), torch.no_grad():
-        output = network(*inputs)
+    was = network.training
+    with torch.no_grad():
+        output = network.eval()(*inputs)
+    network.train(was)
     if kind.classes is None:
         return 100 * float(1 - (output - target).square().mean() / target.var())
     return 100 * float((output.argmax(kind.classes) == target).float().mean())
@@ -202,7 +199,7 @@ def task_of(kind: Kind) -> Task:
     return Task(
         tuple(part[:1] for part in train[:-1]), batches, loss, lambda network: score_of(kind, network, test),
         lambda parameters: torch.optim.Adam(parameters, RATE),
-        logits=None if kind.classes is None else itself, classes=kind.classes or 1,
+        logits=None if kind.classes is None else lambda output: output, classes=kind.classes or 1,
     )  # fmt: skip
 
 
@@ -327,9 +324,14 @@ def table(done: dict[str, Line]) -> str:
     return "\n".join(text)
 
 
+def _one_line(text: str, most: int = 300) -> str:
+    words = " ".join(text.split())
+    return words if len(words) <= most else f"{words[:most]}... ({len(words)} characters)"
+
+
 def _cells(kind: str, recipe: str, line: Line) -> list[str]:
     if "refused" in line:
-        return ["refused", *[""] * 6, shortened(" ".join(line["refused"].split()), 300)]
+        return ["refused", *[""] * 6, _one_line(line["refused"])]
     rival = f"{line['magnitude']:.1f}" if "magnitude" in line else "-"
     cells = [f"{line['score']:.1f}", rival, line["at"], *(f"{100 * line[what]:.0f} %" for what in ("nonzeros", "bits"))]
     why = REASONS.get(f"{kind}, {recipe}", REASONS.get(recipe, "no reason found yet"))

@@ -9,6 +9,7 @@ quartiles say how much to believe it. No absolute time is kept: they are this ma
 
 from __future__ import annotations
 
+import re
 import statistics
 import time
 from collections.abc import Callable
@@ -17,18 +18,18 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from benchmarks.lib.cifar import channels_last
 from benchmarks.lib.rows import Line, Rows, parser, wanted
-from featherweight import ADMM, Codebook, Levels, LowRank, Periodic, Target, TopK
-from featherweight.lowrank.layers import CHANNEL, SPATIAL
-from featherweight.lowrank.ranks import convolutions
+from featherweight import ADMM, Codebook, Levels, LowRank, Periodic, Target, TopK, View
+from featherweight.recipes.trained_ranks import TARGETS
 from featherweight.weights.constrained import Constrained
 from featherweight.weights.counts import magnitude
 from featherweight.weights.targets import Spread
-from featherweight.weights.views import View
 from featherweight.zoo import tasks
 from featherweight.zoo.networks import NETWORKS
 
 ROWS = Rows(__file__)
+CHANNEL, SPATIAL = View("o i h w -> o (i h w)"), View("o i h w -> (i h) (o w)")
 
 
 def steps(network: nn.Module, inputs: Tensor, labels: Tensor, optimizer: torch.optim.Optimizer) -> Callable[[], None]:
@@ -52,7 +53,7 @@ def imposed_ratio(name: str, shape: tuple[int, ...], every: int, pairs: int, imp
     labels = torch.randint(0, 10, shape[:1])
     runs = []
     for imposed in (True, False):
-        network = NETWORKS[name]().to(memory_format=torch.channels_last).train()
+        network = channels_last(NETWORKS[name]()).train()
         optimizer = torch.optim.Adam(network.parameters(), 1e-4)
         if imposed:
             impose(network, optimizer, every).__enter__()  # left open: what freezes at the end is no part of a step
@@ -96,7 +97,8 @@ def low_rank(view: View) -> Impose:
     """Trained Rank Pruning with the nuclear norm, as its recipe imposes it on all convolutions."""
 
     def impose(network: nn.Module, optimizer: torch.optim.Optimizer, every: int) -> Constrained:
-        targets = {name: Target(LowRank(energy=0.02), view) for name in convolutions(network)}
+        names = [name for name, _ in network.named_parameters() if re.fullmatch(TARGETS.removeprefix("re:"), name)]
+        targets = {name: Target(LowRank(energy=0.02), view) for name in names}
         return Constrained(Periodic(every, 3e-4), network, optimizer, targets)
 
     return impose
@@ -147,7 +149,11 @@ def cases() -> dict[str, tuple[float, int, Callable[[int], list[float]]]]:
         "Z and U update of 100 M weights, 5 % kept, over one topk": (1.5, 9, lambda pairs: projection_ratio(10**8, 0.05, pairs)),
         "VGG-16 (14.7 M weights), pruning by gradient, 20": (1.05, 3, cifar("vgg16_cifar10", admm(pruned))),
         "ResNet-20, trained rank pruning channel-wise, 20": (1.10, 9, cifar("resnet20", low_rank(CHANNEL))),
-        "ResNet-20, trained rank pruning spatial-wise, 20": (1.10, 9, cifar("resnet20", low_rank(SPATIAL))),
+        "ResNet-20, trained rank pruning spatial-wise, 20": (
+            1.10,
+            9,
+            cifar("resnet20", low_rank(SPATIAL)),
+        ),
     }
 
 

@@ -19,9 +19,7 @@ from safetensors.torch import load_file
 
 from benchmarks.lib.cifar import ENOUGH, RESNET56, channels_last, resnet56
 from benchmarks.lib.rows import Line, Rows
-from featherweight import compress, zoo
-from featherweight.recipe.schema import Recipe, Train
-from featherweight.training.schedule import Training
+from featherweight import Recipe, Train, Training, compress, zoo
 from featherweight.zoo import tasks
 
 ROWS = Rows(__file__)

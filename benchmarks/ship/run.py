@@ -26,7 +26,6 @@ from benchmarks.lib.cifar import channels_last, resnet20, resnet56
 from benchmarks.lib.rows import Line, Rows, parser, wanted
 from featherweight import compress, zoo
 from featherweight.files import artifact
-from featherweight.network.calls import Inputs
 from featherweight.recipes import l1_filters, progressive_admm
 from featherweight.ship import bench, c
 from featherweight.ship.activations import FromFile, Integers, calibration
@@ -61,14 +60,14 @@ calibrated on 256 training images (min-max, per channel, every layer), and nothi
 # --- what is timed -------------------------------------------------------------------------------------------------------
 
 
-def in_onnx(model: nn.Module, images: Tensor, folder: Path, weights: Form = "float", seen: list[Inputs] | None = None) -> Path:
+def in_onnx(model: nn.Module, images: Tensor, folder: Path, weights: Form = "float", seen: list[Any] | None = None) -> Path:
     path = Path(tempfile.mkdtemp(dir=folder)) / "model.onnx"
     export(model, (images,), path, weights=weights, integers=Integers(seen) if seen else None)
     return path
 
 
 def onnx_call(path: Path, images: Tensor) -> Callable[[], object]:
-    return onnx_caller(path, Inputs((images,)))  # type: ignore[no-any-return]
+    return onnx_caller(path, (images,))  # type: ignore[no-any-return]
 
 
 def c_call(model: nn.Module, images: Tensor, dense: bool = False) -> tuple[Callable[[], object], float, c.Source]:
@@ -77,8 +76,8 @@ def c_call(model: nn.Module, images: Tensor, dense: bool = False) -> tuple[Calla
     loaded = c.Loaded(made)
     with torch.no_grad():
         whole = network(images)
-    difference = float((loaded(Inputs((images,)))[0] - whole).abs().max() / whole.abs().max())
-    return loaded.caller(Inputs((images,))), difference, made
+    difference = float((loaded((images,))[0] - whole).abs().max() / whole.abs().max())
+    return loaded.caller((images,)), difference, made
 
 
 def race(calls: Calls) -> dict[str, Any]:
@@ -132,7 +131,7 @@ def lenet() -> Line:
             said = f"differs by {difference:.0e}; {size.flash:,} bytes of flash, {size.ram:,} of RAM"
             notes[f"C, {label}"] = said
             little = c.written(cut, (images,), small=True)[1]
-            calls[f"C, {label}, small"] = c.Loaded(little).caller(Inputs((images,)))
+            calls[f"C, {label}, small"] = c.Loaded(little).caller((images,))
             done = c.export_c(cut, (images,), Path(folder) / "small.c", small=True)
             notes[f"C, {label}, small"] = f"differs by {done.relative:.0e}; {done.flash:,} bytes of flash, {done.ram:,} of RAM"
             if label == "301x":
@@ -192,7 +191,7 @@ def integers(model: nn.Module) -> Line:
         small = in_onnx(model, images, Path(folder), seen=calibration(model, task))
         notes = {}
         for name, path in (("ONNX, float32", whole), ("ONNX, integers", small)):
-            score = task.evaluate(FromFile(onnx_runner(path), model, Inputs((images,))))
+            score = task.evaluate(FromFile(onnx_runner(path), model, (images,)))
             notes[name] = f"{score:.2f} %, {path.stat().st_size:,} bytes"
         return race({"ONNX, float32": onnx_call(whole, images), "ONNX, integers": onnx_call(small, images)}) | {"notes": notes}
 
@@ -203,7 +202,7 @@ def halved(model: nn.Module) -> Line:
     images = torch.randn(1, 3, 32, 32)
     cut = compress(model, l1_filters(macs=0.5, multiple=8), timed.task()).model.eval()
     with tempfile.TemporaryDirectory() as folder:
-        seen = [Inputs((torch.randn(64, 3, 32, 32),))]
+        seen = [(torch.randn(64, 3, 32, 32),)]
         files = {"ONNX, float32, dense": in_onnx(model.eval(), images, Path(folder))}
         files["ONNX, integers, dense"] = in_onnx(model, images, Path(folder), seen=seen)
         files["ONNX, float32, half the MACs"] = in_onnx(cut, images, Path(folder))

@@ -18,8 +18,7 @@ from torch import nn
 from benchmarks.lib.cifar import resnet20
 from benchmarks.lib.rows import Line, Rows, parser, wanted
 from benchmarks.ordinary import run as ordinary
-from featherweight import Task, shrink, zoo
-from featherweight.errors import FeatherweightError
+from featherweight import FeatherweightError, Task, shrink, zoo
 from featherweight.run.goals import Goal
 from featherweight.zoo import tasks
 

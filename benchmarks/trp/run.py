@@ -10,6 +10,7 @@ pytorchcv's resnet20_cifar10 to start from. A row is taken up where it was kille
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -20,18 +21,14 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from benchmarks.lib.cifar import BASELINE, channels_last, resnet20
+from benchmarks.lib.cifar import BASELINE, channels_last, measured, resnet20
 from benchmarks.lib.rows import Line, Rows, parser, wanted
-from featherweight import compress, zoo
+from featherweight import Distillation, Recipe, Row, Train, Training, compress, zoo
 from featherweight.files import artifact
-from featherweight.lowrank.ranks import allocate, convolutions
-from featherweight.recipe.schema import Recipe, Train
 from featherweight.recipes import trained_rank_pruning
 from featherweight.recipes.low_rank import decompose, low_rank_from_scratch
-from featherweight.recipes.trained_ranks import TARGETS, VIEWS
-from featherweight.run.report import Row
+from featherweight.recipes.trained_ranks import TARGETS
 from featherweight.ship import bench
-from featherweight.training.schedule import Distillation, Training
 from featherweight.zoo import tasks
 
 ROWS = Rows(__file__)
@@ -50,6 +47,7 @@ ROUNDS = 200  # of the times, all networks in turns
 
 View = Literal["channel", "spatial"]
 MACS = {"channel": 1 / 2.17, "spatial": 1 / 2.84}  # kept, as in the paper's rows with the nuclear norm
+UNKNOWN: dict[View, dict[str, int]] = {"channel": {"-": 1}, "spatial": {"-": 1}}  # ranks, where only names of rows are asked
 PAPER = {
     "baseline": "91.74",
     "TRP + nuclear, channel": "90.50 (-1.24) at 2.17x",
@@ -88,7 +86,7 @@ class Plan:
 
 
 def plans(ranks: dict[View, dict[str, int]]) -> dict[str, Plan]:
-    """`ranks`: of each view, as allocated on the baseline; a network from scratch has no weights to allocate by."""
+    """`ranks`: of each view, as "decomposed" allocated them; a network from scratch has no weights to allocate by."""
     rows: dict[str, Plan] = {}
     views: tuple[View, ...] = ("spatial", "channel")
     for view in views:
@@ -126,9 +124,14 @@ def train_baseline(weights: Path | None) -> None:
     result.save(BASELINE, model="resnet20_projection", data="cifar10")
 
 
-def run(name: str, plan: Plan, dense: nn.Module, before: int) -> Line:
+def run(name: str, dense: nn.Module, before: int) -> Line:
     """Train one row and measure what came out beside the baseline `dense`, of `before` MACs."""
     torch.manual_seed(SEED)
+    done = ROWS.done()
+    ranks = {view: done[f"decomposed, {view}"]["ranks"] for view in UNKNOWN if f"decomposed, {view}" in done}
+    plan = plans(UNKNOWN | ranks)[name]
+    if plan.scratch and not ranks.keys() >= UNKNOWN.keys():
+        raise SystemExit(f"{name} takes its ranks from the rows 'decomposed, ..': run those first")
     start, task, started = zoo.resnet20_projection() if plan.scratch else dense, tasks.cifar10(SEED), time.time()
     work = WORK / name.replace(",", "").replace(" ", "-")
     result = compress(channels_last(start), plan.recipe, task, workdir=work, checkpoint_seconds=60)
@@ -172,7 +175,7 @@ def table(done: dict[str, Line]) -> str:
 
     cells = [f"{top1:.2f}", "", f"{held.macs:,}", f"{held.parameters:,}", *timed("baseline")]
     text.append(f"| baseline | {' | '.join(cells)} | {base.epochs} more | {base.seconds / 60:.0f} | {PAPER['baseline']} |")
-    names = list(plans({"channel": {"-": 1}, "spatial": {"-": 1}}))
+    names = list(plans(UNKNOWN))
     for name in sorted(names, key=lambda name: name.endswith("channel")):
         if name in done:
             row = done[name]
@@ -191,7 +194,8 @@ def table(done: dict[str, Line]) -> str:
 
 
 def _ranks(given: dict[str, int]) -> str:
-    layers = convolutions(zoo.resnet20_projection())
+    names = [name for name, _ in zoo.resnet20_projection().named_parameters()]
+    layers = [name for name in names if re.fullmatch(TARGETS.removeprefix("re:"), name)]
     stages = [[layer for layer in layers if layer.startswith(f"stage{number}")] for number in (1, 2, 3)]
     return " / ".join(" ".join(str(given.get(layer, "-")) for layer in stage) for stage in stages)
 
@@ -204,17 +208,12 @@ def main(arguments: list[str] | None = None) -> None:
     if not BASELINE.exists():
         train_baseline(chosen.weights)
     dense = resnet20()
-    example = tasks.cifar10(SEED).example_inputs
-    allocated: dict[View, dict[str, int]] = {}
-    views: tuple[View, ...] = ("channel", "spatial")
-    for view in views:
-        found = allocate(dense, example, dict.fromkeys(convolutions(dense), VIEWS[view]), MACS[view])
-        allocated[view], before = found.ranks, found.macs_before
-    rows = plans(allocated)
-    names = [*rows, TIMES]
+    before = measured().macs
+    assert before is not None
+    names = [*plans(UNKNOWN), TIMES]
     if chosen.row is not None and chosen.row not in names:
         raise SystemExit(f"no row is named {chosen.row!r}; there are: {'; '.join(names)}")
-    ROWS.fill(wanted(chosen, names), lambda name: times(dense) if name == TIMES else run(name, rows[name], dense, before), table)
+    ROWS.fill(wanted(chosen, names), lambda name: times(dense) if name == TIMES else run(name, dense, before), table)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from featherweight.errors import InputError, did_you_mean
-from featherweight.network.calls import Inputs
+from featherweight.network.calls import Example, Inputs
 from featherweight.network.calls import plain as plain_output
 from featherweight.network.devices import placed
 from featherweight.network.evaluating import evaluating
@@ -66,7 +66,7 @@ class Integers:
     ends     are the first and the last layer, often the most sensitive, integers too?
     """
 
-    inputs: Sequence[Inputs]
+    inputs: Sequence[Example | Inputs]
     method: Method = "minmax"
     float32: tuple[str, ...] = ()
     ends: bool = True
@@ -150,9 +150,9 @@ def quantise(
     return Quantised(sum(len(next(iter(one.values()))) for one in batches), tuple(nodes), left, error)
 
 
-def _pieces(model: Any, inputs: Sequence[Inputs], dynamic: bool) -> list[Arrays]:
+def _pieces(model: Any, given: Sequence[Example | Inputs], dynamic: bool) -> list[Arrays]:
     """The calibration data as runs of one size, which percentiles need, by the names of the model's inputs."""
-    names = [value.name for value in model.graph.input]
+    names, inputs = [value.name for value in model.graph.input], [Inputs.of(one) for one in given]
     batched = [next((i for i, tensor in enumerate(one.tensors()) if one.has_batch(tensor)), None) for one in inputs]
     if not inputs or any(place is None for place in batched):
         raise InputError("integers need calibration data: inputs with a batch")
@@ -286,11 +286,11 @@ def _silent() -> Iterator[None]:
 class FromFile(nn.Module):
     """An exported file in place of the network, for a task to score: called and giving outputs as `network` does."""
 
-    def __init__(self, run: Any, network: nn.Module, example: Inputs) -> None:
+    def __init__(self, run: Any, network: nn.Module, example: Example | Inputs) -> None:
         super().__init__()
         self.run = run
         with torch.no_grad(), evaluating(network):
-            output = plain_output(example.call(network))
+            output = plain_output(Inputs.of(example).call(network))
         self.places, self.form = _pytree.tree_flatten(output)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

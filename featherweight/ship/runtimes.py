@@ -97,10 +97,12 @@ def onnx_runner(path: Path, threads: int = 1, providers: tuple[str, ...] = ("CPU
     return lambda inputs: [torch.from_numpy(array) for array in _checked(lambda: session.run(None, _fed(session, inputs)))]
 
 
-def onnx_caller(path: Path, inputs: Inputs, threads: int = 1, providers: tuple[str, ...] = ("CPUExecutionProvider",)) -> Any:
+def onnx_caller(
+    path: Path, inputs: Example | Inputs, threads: int = 1, providers: tuple[str, ...] = ("CPUExecutionProvider",)
+) -> Any:
     """A function without arguments that runs an ONNX file on these inputs, with no more of Python than the call: to be timed."""
     session = _session(path, threads, providers)
-    given = _fed(session, inputs)
+    given = _fed(session, Inputs.of(inputs))
     _checked(lambda: session.run(None, given))
     return lambda: session.run(None, given)
 

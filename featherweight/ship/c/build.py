@@ -110,9 +110,9 @@ class Loaded:
             self.function(*(ctypes.c_void_p(one.ctypes.data) for one in (*arrays, self.arena)))
         return [torch.from_numpy(one) for one in outputs]
 
-    def caller(self, inputs: Inputs) -> Any:
+    def caller(self, inputs: Example | Inputs) -> Any:
         """A function without arguments that runs these inputs, with no more of Python than one call a row: to be timed."""
-        given = [tensor.detach().cpu().to(torch.float32).contiguous().numpy() for tensor in inputs.tensors()]
+        given = [tensor.detach().cpu().to(torch.float32).contiguous().numpy() for tensor in Inputs.of(inputs).tensors()]
         count = len(given[0])
         outputs = [np.empty((count, *shape[1:]), np.float32) for shape in self.source.outputs]
         rows = [
