@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from zeroing import half
 
 from featherweight.structure import prune, trace
+from featherweight.structure.count import as_it_runs, count_macs
 from featherweight.zoo.networks import resnet20, resnet56
 
 
@@ -52,7 +53,9 @@ def test_grouped_and_transposed_convolutions_by_hand() -> None:
 @pytest.mark.parametrize(("network", "macs"), [(resnet20, 40.55e6), (resnet56, 125.49e6)])
 def test_published_residual_networks(network, macs: float) -> None:
     """Option-A shortcuts; the figures of the filter-pruning papers."""
-    assert trace(network().eval(), (torch.randn(1, 3, 32, 32),)).macs() == pytest.approx(macs, abs=5e3)
+    example = (torch.randn(1, 3, 32, 32),)
+    counted = trace(network().eval(), example).macs()
+    assert counted == pytest.approx(macs, abs=5e3) and count_macs(network(), example) == (counted, ())
 
 
 def test_the_batch_of_the_example_counts() -> None:
@@ -94,5 +97,27 @@ def test_operations_without_a_rule_are_listed() -> None:
             return self.b(torch.linalg.matrix_exp(self.a(x).unsqueeze(1).expand(-1, 6, -1)).sum(1))
 
     graph = trace(Odd(), (torch.randn(1, 4),))
+    assert as_it_runs(Odd(), (torch.randn(1, 4),)) is None and count_macs(Odd(), (torch.randn(1, 4),))[0] == graph.macs()
     assert graph.uncounted == {"linalg_matrix_exp": 1} or graph.uncounted == {"matrix_exp": 1}
     assert "no rule" in graph.frozen["a.weight"]
+
+
+def test_counting_leaves_no_mark_and_asks_no_value() -> None:
+    class Remembers(nn.Module):
+        """Keeps what it saw, and decides by a value where asked to."""
+
+        def __init__(self, decides: bool) -> None:
+            super().__init__()
+            self.layer, self.decides, self.seen = nn.Linear(4, 6), decides, torch.zeros(1)
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            self.seen = x
+            return self.layer(x) if not self.decides or bool(x.sum() > 0) else self.layer(-x)
+
+    network, example, state = Remembers(False), (torch.randn(3, 4),), torch.random.get_rng_state()
+    assert count_macs(network, example) == (4 * 6, ())
+    assert network.calls == 0 and network.seen.shape == (1,) and torch.equal(torch.random.get_rng_state(), state)
+    counted, reasons = count_macs(Remembers(True), example)
+    assert counted is None and "value" in reasons[0]

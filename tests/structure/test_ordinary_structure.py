@@ -21,12 +21,15 @@ from featherweight.network.calls import Inputs
 from featherweight.network.copies import copied_whole
 from featherweight.ship import export
 from featherweight.structure import Graph, drop, prune, sweep, trace
+from featherweight.structure.count import as_it_runs
+from featherweight.weights.parametrized import plain
 
 # an example by position, or one by name
 EXAMPLES = {name: ordinary.kwargs or ordinary.args for name, ordinary in ORDINARY.items()}
 # tests of one network stand together (scope="module"), so that it is traced once
 CUT = [name for name in ORDINARY if name not in ("foreign parametrizations", "old weight norm")]  # nothing of these can go
 
+ON_THE_GRAPH = ("foreign parametrizations", "complex outputs", "random in eval")  # they multiply in ways that have no rule
 WITH_BLOCKS = ("encoder, keyword, dict",)
 
 
@@ -34,6 +37,14 @@ WITH_BLOCKS = ("encoder, keyword, dict",)
 def traced(name: str) -> tuple[nn.Module, Graph]:
     network = ORDINARY[name].make()
     return network, trace(network, EXAMPLES[name])
+
+
+@pytest.mark.parametrize("name", ORDINARY)
+def test_a_run_without_values_counts_what_the_graph_does(name: str) -> None:
+    """Where every operation is known; the count is the graph's else."""
+    network, graph = traced(name)
+    counted = as_it_runs(plain(network), EXAMPLES[name])
+    assert counted == (graph.macs() if name not in ON_THE_GRAPH else None)
 
 
 def fresh(name: str) -> tuple[nn.Module, Graph]:
