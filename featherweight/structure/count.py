@@ -1,4 +1,4 @@
-"""How many multiply-accumulates one example takes, counted as the network runs on tensors without values."""
+"""How many multiply-accumulates one example takes, counted as the network runs on it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -41,16 +40,15 @@ def count_macs(model: nn.Module, example: Example | Inputs) -> tuple[int | None,
 
 
 def as_it_runs(network: nn.Module, example: Example | Inputs) -> int | None:
-    """MACs of the whole example, summed over the operations of a run without values; None where one is not known.
+    """MACs of the whole example, summed over the operations of a run; None where one is not known, before it has run.
 
-    `network` is a copy: whatever its `forward` keeps of the run is thrown away. Raises BadExample and NotExportable.
+    So nothing random is drawn, and no value decides. `network` is a copy: whatever its `forward` keeps of the run is thrown away.
+    Raises BadExample and NotExportable.
     """
     inputs, tally = check_example(network, example), _Tally()
     try:
-        with evaluation(network), FakeTensorMode(allow_non_fake_inputs=True) as fake:
-            seen = inputs.map(fake.from_tensor)
-            with tally, _WithoutEinsum():
-                seen.call(network)
+        with evaluation(network), tally, _WithoutEinsum():
+            inputs.call(network)
     except _FAILURES:
         return None
     return tally.macs
@@ -80,12 +78,12 @@ class _Tally(TorchDispatchMode):
         self.macs = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
-        out = func(*args, **kwargs or {})
         packet = func.overloadpacket
+        if packet not in MACS and packet not in FREE and not _without_products(packet, func):
+            raise _Unknown(str(packet))
+        out = func(*args, **kwargs or {})
         if packet in MACS:
             self.macs += MACS[packet](out, *args)
-        elif packet not in FREE and not _without_products(packet, func):
-            raise _Unknown(str(packet))
         return out
 
 
@@ -165,6 +163,5 @@ FREE = {  # what the operations that a graph keeps whole become in a run
     aten.empty_strided,
     aten.new_empty,
     aten.new_zeros,
-    aten.native_dropout,
     aten._weight_norm_interface,
 }

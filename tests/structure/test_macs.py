@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from probes import build
 from torch import Tensor, nn
 from zeroing import half
@@ -102,6 +103,11 @@ def test_operations_without_a_rule_are_listed() -> None:
     assert "no rule" in graph.frozen["a.weight"]
 
 
+class AlwaysDrops(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, 0.5, training=True)
+
+
 def test_counting_leaves_no_mark_and_asks_no_value() -> None:
     class Remembers(nn.Module):
         """Keeps what it saw, and decides by a value where asked to."""
@@ -119,5 +125,7 @@ def test_counting_leaves_no_mark_and_asks_no_value() -> None:
     network, example, state = Remembers(False), (torch.randn(3, 4),), torch.random.get_rng_state()
     assert count_macs(network, example) == (4 * 6, ())
     assert network.calls == 0 and network.seen.shape == (1,) and torch.equal(torch.random.get_rng_state(), state)
+    assert count_macs(nn.Sequential(nn.Linear(4, 6), AlwaysDrops()), example)[0] == 4 * 6
+    assert torch.equal(torch.random.get_rng_state(), state)
     counted, reasons = count_macs(Remembers(True), example)
     assert counted is None and "value" in reasons[0]

@@ -40,7 +40,7 @@ def traced(name: str) -> tuple[nn.Module, Graph]:
 
 
 @pytest.mark.parametrize("name", ORDINARY)
-def test_a_run_without_values_counts_what_the_graph_does(name: str) -> None:
+def test_a_run_counts_what_the_graph_does(name: str) -> None:
     """Where every operation is known; the count is the graph's else."""
     network, graph = traced(name)
     counted = as_it_runs(plain(network), EXAMPLES[name])
