@@ -77,6 +77,11 @@ class _Tally(TorchDispatchMode):
         super().__init__()
         self.macs = 0
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: to ask it to, torch imports its whole compiler, which takes longer than the run."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         packet = func.overloadpacket
         if packet not in MACS and packet not in FREE and not _without_products(packet, func):
