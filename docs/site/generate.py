@@ -2,7 +2,8 @@
 
 `docs/command_line.md` comes from the commands themselves, `benchmarks/README.md` from the headings of the benchmarks. Between
 `<!-- measured: NAME -->` and `<!-- end of measured -->` stand rows of the benchmarks: NAME is a recipe's, or `README: WORDS`,
-the row of the README's table that begins with them, or `channels: NAMES`, rows of methods that cut channels.
+the row of the README's table that begins with them, `channels: NAMES`, rows of methods that cut channels, or `times`, how long
+each recipe took.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import functools
 import inspect
 import json
 import re
+import statistics
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -114,6 +116,8 @@ def _paragraphs(text: str) -> list[str]:
 def measured(name: str, page: Path) -> str:
     """A table, and links to the benchmarks that it is from."""
     kind, _, words = name.partition(": ")
+    if kind == "times":
+        return _times(page)
     if kind == "README":
         return _of_the_readme(words, page)
     return _of_channels(words.split(", "), page) if kind == "channels" else _of_a_recipe(name, page)
@@ -136,6 +140,22 @@ def _of_a_recipe(name: str, page: Path) -> str:
     source = f"[benchmarks/ordinary]({_up(page)}benchmarks/ordinary/README.md)"
     head = f"`{name}` as it is by default, on six small networks; magnitude is the plain way to the same size ({source}):"
     return "\n".join([head, "", "| network | dense | this | magnitude |", "|---|---|---|---|", *table])
+
+
+def _times(page: Path) -> str:
+    """Epochs and seconds of every recipe as it is by default, over the six ordinary networks."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in map(json.loads, (ROOT / "benchmarks" / "ordinary" / "rows.jsonl").read_text().splitlines()):
+        if "refused" not in row:
+            found.setdefault(row["row"].rsplit(", ", 1)[1], []).append(row)
+    table = []
+    for name, rows in found.items():
+        seconds = sorted(row["seconds"] for row in rows)
+        cells = [f"`{name}`", f"{max(row['epochs'] for row in rows)}", f"{statistics.median(seconds):.0f}"]
+        table.append(f"| {' | '.join(cells)} | {seconds[0]:.0f} to {seconds[-1]:.0f} |")
+    source = f"[benchmarks/ordinary]({_up(page)}benchmarks/ordinary/README.md)"
+    head = f"Six small networks, one thread of a shared machine ({source}):"
+    return "\n".join([head, "", "| recipe | epochs | seconds, median | least to most |", "|---|---|---|---|", *table])
 
 
 def _of_channels(names: list[str], page: Path) -> str:
