@@ -225,12 +225,19 @@ def _export(model: nn.Module, inputs: Inputs, dynamic_batch: bool, training: boo
         return torch.export.export(model, inputs.args, inputs.kwargs or None, dynamic_shapes=shapes, strict=False)
 
 
-def without_stack_traces() -> contextlib.AbstractContextManager[object]:
-    """Inside, torch notes no line of the user's code beside each operation: nothing here reads them, and they are a tenth of an
+@contextlib.contextmanager
+def without_stack_traces() -> Iterator[None]:
+    """Inside, torch notes no line of the user's code beside each operation: nothing here reads them, and they are an eighth of an
     export. A torch that cannot be asked for that notes them."""
-    config = getattr(torch.fx, "config", None)
-    asked = hasattr(config, "do_not_emit_stack_traces") and hasattr(config, "patch")
-    return config.patch(do_not_emit_stack_traces=True) if asked else contextlib.nullcontext()  # type: ignore[union-attr]
+    config: Any = getattr(torch.fx, "config", None)
+    before = getattr(config, "do_not_emit_stack_traces", None)
+    if before is not None:
+        config.do_not_emit_stack_traces = True
+    try:
+        yield
+    finally:
+        if before is not None:
+            config.do_not_emit_stack_traces = before
 
 
 @contextlib.contextmanager

@@ -104,3 +104,11 @@ def test_whole_groups_of_a_group_norm_may_go_places_may_not() -> None:
 
 def test_all_probes_are_listed_by_their_construct() -> None:
     assert len(PROBES) == 15 and not set(PROBES) & set(MORE)
+
+
+def test_an_export_notes_no_lines_of_code() -> None:
+    """They are an eighth of its time, and are asked for again once it is made."""
+    model, example = build("lenet")
+    nodes = trace(model, example).captured.module.graph.nodes
+    assert len(nodes) > 10 and not any(node.stack_trace for node in nodes)
+    assert not torch.fx.config.do_not_emit_stack_traces
