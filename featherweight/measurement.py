@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +11,7 @@ from torch import Tensor, nn
 from featherweight.network.calls import Example, Inputs
 from featherweight.network.copies import UnsupportedNetwork, unwrapped
 from featherweight.structure.count import count_macs
-from featherweight.weights.codes import FLOAT_BITS
-from featherweight.weights.parameters import Parameters, parameters_of
+from featherweight.weights.parameters import Parameters, bits_of, parameters_of
 from featherweight.weights.parametrized import prefix
 
 
@@ -57,15 +55,6 @@ def measure(model: nn.Module, example: Example | Inputs, score: Callable[[nn.Mod
         uncounted=uncounted,
         notes=size_notes(held),
     )
-
-
-def bits_of(held: Parameters) -> dict[str, int]:
-    """Parameter name -> bits: what its code holds, its free numbers at their own precision; else the entries at theirs."""
-    bits = {name: 8 * weight.element_size() * weight.numel() for name, weight in held.values.items()}
-    for name, viewed in held.codes.items():
-        width = 8 * held.values[name].element_size()
-        bits[name] = viewed.code.bits() + (width - FLOAT_BITS) * sum(prod(shape) for shape in viewed.code.free())
-    return bits
 
 
 def _nonzeros(weight: Tensor) -> int:

@@ -12,12 +12,14 @@ from featherweight.cli import console, outline, subjects
 from featherweight.cli.options import AsJson, Device, Inputs, Seed, Target, TargetData, TargetModel, Threads
 from featherweight.errors import InputError
 from featherweight.files import artifact, packed
+from featherweight.measurement import measure
 from featherweight.run.report import weights_left
 from featherweight.ship import activations, bench, c
 from featherweight.ship import export as exporting
 from featherweight.structure import trace
 
 DISAGREES = 4
+WIDER = 1.5  # tables of C, times the bytes of the codes, from which it is said
 
 
 def inspect_command(
@@ -117,23 +119,30 @@ def export_command(
     shapes: Inputs = None,
 ) -> None:
     """Write TARGET as an ONNX model, a torch.export program or C, run the file, and say how far it is from the network."""
-    held, folder = subjects.load(target, model, data, seed, shapes=shapes or ()), Path(target)
-    if out is None and held.description is None:
-        raise InputError(f"{target} is not an artifact's folder to write into: give -o FILE")
+    if format == "c" and (integers or scored or weights != "packed"):
+        raise InputError(
+            "--integers, --score and --weights are for ONNX; a C file runs the weights that are left, in float32, and is "
+            "compared with the network, whose score `inspect` tells"
+        )
     if (integers or scored) and shapes:
         raise InputError(
             "--integers calibrates on a task's training batches and --score asks it: give --data in place of --input"
         )
+    held, folder = subjects.load(target, model, data, seed, shapes=shapes or ()), Path(target)
+    if out is None and held.description is None:
+        raise InputError(f"{target} is not an artifact's folder to write into: give -o FILE")
     path = out or folder / f"model.{format}"
     if format == "c":
-        if integers or scored or weights != "packed":
-            raise InputError(
-                "--integers, --score and --weights are for ONNX; a C file runs the weights that are left, in float32"
-            )
         wrote = c.export_c(held.network, held.task.example_inputs, path, small=small, check=not unchecked)
         if out is None:
             artifact.note_export(folder, path.name, wrote.to_dict())
         console.json_object(wrote.to_dict()) if as_json else console.exported_c(wrote)
+        coded = measure(held.network, held.task.example_inputs).bits // 8
+        if wrote.tables > WIDER * coded:
+            console.note(
+                f"note: C holds each weight that is left as a float, {wrote.tables:,} bytes of tables, where their codes take "
+                f"{coded:,}. For little flash: few weights and few shared values (the recipe admm_joint), and --small"
+            )
         return
     asked = None
     if integers:

@@ -105,9 +105,10 @@ def change(before: float | None, after: float | None) -> str:
     """What became of a score, in its own unit."""
     if before is None or after is None:
         return "not scored"
-    by = report.score(abs(after - before), (before, after))
-    told = f"score {report.score(before, (after,))} to {report.score(after, (before,))}"
-    return f"{told}, {by} {'lower' if after < before else 'higher'}" if after != before else f"{told}, the same"
+    was, now = report.score(before, (after,)), report.score(after, (before,))
+    by = f"{abs(float(now) - float(was)):.{len(now.partition('.')[2])}f}"  # as the two that are shown differ
+    told = f"score {was} to {now}"
+    return f"{told}, {by} {'lower' if after < before else 'higher'}" if now != was else f"{told}, the same"
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1, gap: int = 2) -> Table:

@@ -21,6 +21,8 @@ from featherweight.cli import console
 from featherweight.run import report
 from featherweight.run.watch import Progress
 
+PLAIN_SECONDS = 30.0  # between two lines where none can be drawn anew
+
 
 class Display:
     """A monitor of `compress`: live on a terminal, elsewhere one line a finished stage. Ctrl-C stops it at the next step.
@@ -38,6 +40,7 @@ class Display:
         self.began = time.monotonic()
         self.live = Live(self, console=self.console, refresh_per_second=4, transient=True) if sys.stderr.isatty() else None
         self._before: Any = None
+        self._said = 0.0  # when a line was last written, where none can be drawn anew
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
@@ -58,10 +61,19 @@ class Display:
             if before is not None and before.stage != progress.stage:
                 self.finished(before.stage, progress.score)
             self.mean_loss = progress.loss
+            self._said = 0.0
         self.mean_loss += 0.1 * (progress.loss - self.mean_loss)
         self.progress = progress
+        if self.live is None and time.monotonic() - self._said > PLAIN_SECONDS:
+            self._said = time.monotonic()
+            left = f", {clock(progress.seconds_left)} left" if progress.step > 1 else ""
+            self.console.print(console.written(f"{self._where(progress)}: step {progress.step} of {progress.steps}{left}"))
         if self.stopping:
             raise KeyboardInterrupt
+
+    def _where(self, seen: Progress) -> str:
+        number = f" {self.stages.index(seen.stage) + 1}/{len(self.stages)}" if seen.stage in self.stages else ""
+        return f"stage{number} {seen.stage}, {seen.phase}"
 
     def finished(self, stage: str, score: float | None) -> None:
         """A line for a stage that is done."""
@@ -78,8 +90,7 @@ class Display:
         line = Table.grid(padding=(0, 1), expand=True)
         for ratio in (None, 1, None, None):
             line.add_column(ratio=ratio, no_wrap=True)
-        number = f" {self.stages.index(seen.stage) + 1}/{len(self.stages)}" if seen.stage in self.stages else ""
-        what = f"stage{number} {seen.stage}, {seen.phase}"
+        what = self._where(seen)
         left = "stopping" if self.stopping else f"{clock(seen.seconds_left)} left"
         line.add_row(console.written(what), ProgressBar(total=seen.steps, completed=seen.step), f"{seen.step}/{seen.steps}", left)
         facts = [f"loss {self.mean_loss:.4f}"]

@@ -55,10 +55,10 @@ def shrink_command(
     """
     if (to is None) == (faster is None):
         raise InputError(f"give --to GOAL ({FORMS}) or --faster 2x, one of the two")
-    if out is None and not dry_run:
-        raise InputError("give -o DIR for the artifact, or --dry-run")
     goal = Goal.of(to if to is not None else f"faster={faster}")
     made = Job.load(model, data, weights, seed, threads, device=device)
+    if out is None and not dry_run:
+        raise InputError("give -o DIR for the artifact, or --dry-run")
     if not made.trained:
         raise InputError(
             f"{model} has random weights, and what is lost by shrinking can only be told of a trained network: give --weights"

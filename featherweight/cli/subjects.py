@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,6 +106,8 @@ def load(
         assert model is not None
         made = Job.load(model, data, None, seed, threads, shapes=shapes, device=device)
         return Subject(packed.load(path, made.network), made.network, made.task, None, model, made.data)
+    if not os.path.lexists(path):
+        raise ArtifactError(f"{path} is not an artifact: there is no folder of that name")
     described = artifact.describe(path)
     # A path such as file.py:Net is code: it is taken from the command line only, whatever the artifact says.
     typed = _typed_here(path, described)

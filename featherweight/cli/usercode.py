@@ -35,9 +35,14 @@ def named(text: str, file: Path, name: str) -> Any:
         raise InputError(f"there is no file {file} (given as {text})")
     module = imported(file.resolve())
     if name not in vars(module):
-        public = [key for key in vars(module) if not key.startswith("_")]
-        raise InputError(f"{file} has no {name!r}.{did_you_mean(name, public)} It has: {', '.join(public) or 'nothing'}")
+        own = [key for key, value in vars(module).items() if not key.startswith("_") and _is_of(value, module)]
+        raise InputError(f"{file} has no {name!r}.{did_you_mean(name, own)} It has: {', '.join(own) or 'nothing of its own'}")
     return vars(module)[name]
+
+
+def _is_of(value: Any, module: ModuleType) -> bool:
+    """Is it the file's own, and not what it imports?"""
+    return not isinstance(value, ModuleType) and getattr(value, "__module__", module.__name__) == module.__name__
 
 
 @functools.cache

@@ -18,6 +18,7 @@ class Way:
     amounts     on offer, the mildest first; None: any share in (0, 1]; empty: there is none to choose
     exact       does a share of the goal's own cost come of that very share?
     loses       can it change what the network computes?
+    beside      is its amount taken beside what is a way by itself?
     """
 
     name: str
@@ -26,6 +27,7 @@ class Way:
     amounts: tuple[float, ...] | None = None
     exact: bool = False
     loses: bool = True
+    beside: bool = False
 
     def shown(self, amount: float | None) -> str:
         """The way and how far it goes, in words."""

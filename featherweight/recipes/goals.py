@@ -34,7 +34,7 @@ def ways_to(what: str, runtimes: Collection[str], fastest: str) -> list[Way]:
         return [
             Way("fewer bits", lambda bits, epochs: _bits(int(bits), epochs), amounts=BITS),
             Way(f"zeros and {VALUES} shared values", _zeros_and_values),
-            Way(f"channels and {WITH_BITS} bits", _channels_and_bits),
+            Way(f"channels and {WITH_BITS} bits", _channels_and_bits, beside=True),
         ]
     exact = what == "macs"
     by_weight = Way(BY_WEIGHT, lambda share, epochs: _named(l1_filters(macs=share, epochs=epochs)), exact=exact)

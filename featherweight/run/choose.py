@@ -99,6 +99,9 @@ def choose(
                 told(f"{way.shown(None)}: does not get there ({fit.why})")
                 failed.append((Tried(way.shown(None), None, None, seconds, fit.why), fit.cost))
                 continue
+            if fit.amount == 1 and way.beside and found:
+                told(f"{way.shown(fit.amount)}: takes nothing away, and without that it is another way")
+                continue
             shown = way.shown(fit.amount)
             told(f"{shown}: {goal.shown(fit.cost)}, not trained")
             found.append(Found(way, fit.amount, Tried(shown, fit.cost, None, seconds)))

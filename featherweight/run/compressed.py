@@ -108,6 +108,11 @@ def pack(source: Compressed | str | Path, path: str | Path, model: nn.Module | N
     """
     if isinstance(source, Compressed):
         return source.pack(path)
+    if not isinstance(source, str | Path):
+        raise InputError(
+            f"pack takes what `compress` or `prune` gave back, or an artifact's folder and a network of its class, not "
+            f"a {type(source).__name__}: of a network that was loaded, pack the folder that it is from, pack(DIR, path, model)"
+        )
     if model is None:
         raise InputError(f"to pack {source}, give the network that it was made of: pack(source, path, model)")
     return packed.write(path, artifact.snapshot(source), model)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 from torch import Tensor, nn
 
+from featherweight.weights.codes import FLOAT_BITS
 from featherweight.weights.parametrized import Computed, Viewed, coded, computed, decoded, owner
 
 
@@ -31,3 +33,12 @@ class Parameters:
 def parameters_of(model: nn.Module) -> Parameters:
     """All that planning and measuring ask of a network's weights."""
     return Parameters(model, decoded(model), coded(model), computed(model))
+
+
+def bits_of(held: Parameters) -> dict[str, int]:
+    """Parameter name -> bits: what its code holds, its free numbers at their own precision; else the entries at theirs."""
+    bits = {name: 8 * weight.element_size() * weight.numel() for name, weight in held.values.items()}
+    for name, viewed in held.codes.items():
+        width = 8 * held.values[name].element_size()
+        bits[name] = viewed.code.bits() + (width - FLOAT_BITS) * sum(prod(shape) for shape in viewed.code.free())
+    return bits

@@ -23,7 +23,7 @@ def best_scale(magnitudes: Tensor, levels: Tensor) -> float:
     no breakpoint or could gain less than the rounding (1e-12 of |x|^2). Globally optimal in O(n log n) time, for the sort,
     and O(n) memory, where a plain sweep would sort all n * m breakpoints.
     """
-    levels = levels.double()
+    magnitudes, levels = magnitudes.detach(), levels.detach().double()
     if _dense(magnitudes.numel(), levels):
         return float(_of_rows(magnitudes[None], levels, False))
     x = magnitudes.double().sort().values
@@ -88,6 +88,7 @@ def best_scales(magnitudes: Tensor, levels: Tensor, skip_zeros: bool = False) ->
 
     `skip_zeros`: zeros are no entries of their row.
     """
+    magnitudes, levels = magnitudes.detach(), levels.detach()
     rows, n = magnitudes.shape
     step = max(1, min(ROWS // max(n, 1), BATCH // (GRID * levels.numel())))
     parts = [_best_scales(part, levels.double(), skip_zeros) for part in magnitudes.split(step)] if rows else []

@@ -17,7 +17,7 @@ from featherweight.budget.costs import cost_of
 from featherweight.cli import console
 from featherweight.files import packed
 from featherweight.files.edits import Snapshot
-from featherweight.measurement import bits_of, measure
+from featherweight.measurement import measure
 from featherweight.network.calls import Inputs, tensors_of
 from featherweight.network.copies import UnsupportedNetwork, bare, copied, fill, state_of, unwrapped
 from featherweight.run.report import Row, notes
@@ -25,7 +25,7 @@ from featherweight.structure import prune as prune_units
 from featherweight.structure import trace
 from featherweight.structure.errors import StructureError
 from featherweight.weights.codes import Scaled, Sparse
-from featherweight.weights.parameters import parameters_of
+from featherweight.weights.parameters import bits_of, parameters_of
 from featherweight.weights.parametrized import attach, computed, decoded, detach, plain
 from featherweight.weights.views import WHOLE
 
