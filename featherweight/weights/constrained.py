@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
@@ -39,6 +39,8 @@ class Constrained:
     driver    without one only masks are held, until the projection at the end
     squares   E[g^2] at the start, for targets with `fisher`; a running mean of what the steps bring follows
     spread    a total to be spread anew at every projection
+    agree     makes tensors, in place, what they are in the process that decides, where several train one network: a projection
+              may come out otherwise in another, by rounding
 
     Raises InputError, before anything is trained, where a name matches nothing, the optimizer lacks it, or it cannot be trained
     under a set; TrainingError on leaving, with nothing frozen, where a driver was given and no step was seen.
@@ -53,6 +55,7 @@ class Constrained:
         *,
         squares: Mapping[str, Tensor] | None = None,
         spread: Spread | None = None,
+        agree: Callable[[Iterable[Tensor]], None] = lambda tensors: None,
     ):
         if driver is not None and driver.paced(1, 1) != driver:
             raise InputError(f"{driver} leaves its pace open: give every and growth, or driver.paced(steps, epochs)")
@@ -67,7 +70,7 @@ class Constrained:
                         f"parameter {name!r} is frozen (requires_grad is False), and a driver cannot pull what does not train: "
                         "let it train, give no driver, or leave it out of the targets"
                     )
-        self.spread = spread
+        self.spread, self._agree = spread, agree
         self._squares = {name: squares[name].clone() for name in targets if targets[name].fisher} if squares else {}
         for name, mean in self._squares.items():
             if mean.shape != self._weights[name].shape or not bool(torch.isfinite(mean).all()):
@@ -197,6 +200,7 @@ class Constrained:
             self._respread(driver)
             for name, weight in self._weights.items():
                 driver.project(self.states[name], weight, self.targets[name], self._squares.get(name))
+            self._agree([part for name, weight in self._weights.items() for part in (weight, *_tensors(self.states[name]))])
 
     def _hold_masks(self) -> None:
         for name, support in self._support.items():
@@ -253,6 +257,10 @@ def freeze(model: nn.Module, name: str, target: Target, squares: Tensor | None =
     """Project parameter `name` onto its set and put the code on it."""
     module, attribute = owner(model, name)
     attach(model, name, target.view, target.encode(getattr(module, attribute), squares))
+
+
+def _tensors(state: State) -> list[Tensor]:
+    return [part for part in state.values() if isinstance(part, Tensor)]
 
 
 def _to(device: torch.device, value: Any) -> Any:
