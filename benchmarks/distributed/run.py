@@ -10,13 +10,13 @@ two processes has no share of. Gloo, DistributedDataParallel's arithmetic: gradi
 
 from __future__ import annotations
 
+import itertools
 import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -202,7 +202,7 @@ def stepped(rank: int, out: str, engine: bool = True) -> None:
         model, torch.optim.AdamW(model.parameters()), task, Training(1), engine=Processes() if engine else ALONE,
         after_step=lambda step: seen.append(time.perf_counter()),
     )  # fmt: skip
-    torch.save(1000 * statistics.median(b - a for a, b in zip(seen, seen[1:], strict=False)), f"{out}.{rank}")
+    torch.save(1000 * statistics.median(b - a for a, b in itertools.pairwise(seen)), f"{out}.{rank}")
 
 
 def table(done: dict[str, Line]) -> str:

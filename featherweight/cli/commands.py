@@ -44,6 +44,7 @@ from featherweight.compression import Compressed
 from featherweight.errors import FeatherweightError, InputError, did_you_mean
 from featherweight.recipe.schema import Recipe
 from featherweight.recipes import FILES, GOALS, RECIPES
+from featherweight.run.ground import launched, local
 
 DEMO = {"keep": "4x,10x,22x", "dense_epochs": "12", "epochs": "6", "retrain_epochs": "9", "every": "5", "rho": "0.02"}
 DEMO |= {"growth": "1.2", "rho_max": "1", "distill": "1"}  # tried on held-out training images, not on the test part
@@ -95,13 +96,21 @@ def compress_command(
     as_json: AsJson = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
 ) -> None:
-    """Compress MODEL on the data by the recipe, and write the artifact to DIR. Ctrl-C saves; the same command goes on."""
+    """Compress MODEL on the data by the recipe, and write the artifact to DIR. Ctrl-C saves; the same command goes on.
+
+    In several processes: torchrun --nproc-per-node 8 -m featherweight compress ... (or accelerate launch, in place of torchrun).
+    """
     chosen = inputs.recipe(recipe, settings or ())
-    made = Job.load(model, data, weights, seed, threads, device=device)
-    if dry_run:
-        _show_plan(made, chosen, as_json)
+    with launched(device) as engine:
+        made = Job.load(model, data, weights, seed, threads, device=local(device))
+        if dry_run:
+            if engine.is_main:
+                _show_plan(made, chosen, as_json)
+            return
+        place, keep = workdir or jobs.beside(out), workdir is not None
+        done, files = jobs.run_or_saved(ctx, made, chosen, out, place, keep, engine)
+    if not engine.is_main:
         return
-    done, files = jobs.run_or_saved(ctx, made, chosen, out, workdir or jobs.beside(out), keep=workdir is not None)
     if as_json:
         console.json_object(_summary(done, out, files))
     else:

@@ -23,8 +23,11 @@ from featherweight.run.fingerprint import of_task
 from featherweight.run.report import Row
 from featherweight.run.state import RunState
 from featherweight.task import Task
-from featherweight.training.engine import ALONE, Engine
+from featherweight.training.engine import ALONE as ALONE
+from featherweight.training.engine import Engine as Engine
 from featherweight.training.engine import engine_of as engine_of
+from featherweight.training.engine import launched as launched
+from featherweight.training.engine import local as local
 from featherweight.weights.parametrized import plain
 
 

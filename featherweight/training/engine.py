@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import importlib
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -35,9 +36,12 @@ class ProcessLost(TrainingError, RuntimeError):
 
 
 class Engine:
-    """One process. `rank`: its number, `size`: how many there are."""
+    """One process. `rank`: its number, `size`: how many there are. `accelerator`: accelerate's, for its precision."""
 
     rank, size = 0, 1
+
+    def __init__(self, accelerator: Any = None) -> None:
+        self.accelerator = accelerator
 
     @property
     def is_main(self) -> bool:
@@ -53,8 +57,8 @@ class Engine:
         return contextlib.nullcontext()
 
     def computing(self, step: int) -> contextlib.AbstractContextManager[None]:
-        """Around a forward and backward pass: the precision asked for, and numbers drawn that are each process's own."""
-        return contextlib.nullcontext()
+        """Around a forward pass: the precision asked for, and numbers drawn that are each process's own."""
+        return self.accelerator.autocast() if self.accelerator is not None else contextlib.nullcontext()
 
     def backward(self, loss: Tensor, share: float) -> None:
         """The gradients of this process's part of the loss."""
@@ -91,10 +95,11 @@ ALONE = Engine()
 
 
 class Processes(Engine):
-    """The processes of `group`; `accelerator`: accelerate's, where its precision is asked for."""
+    """The processes of `group`; None: all that torch.distributed knows."""
 
     def __init__(self, group: Any = None, accelerator: Any = None) -> None:
-        self.group, self.accelerator = group, accelerator
+        super().__init__(accelerator)
+        self.group = group
         self.rank, self.size = distributed.get_rank(group), distributed.get_world_size(group)
         self._share = 1.0
 
@@ -126,7 +131,7 @@ class Processes(Engine):
         before = torch.get_rng_state()
         torch.manual_seed(zlib.crc32(before.numpy().tobytes()) + (step * self.size + self.rank) * 2**32)
         try:
-            with self.accelerator.autocast() if self.accelerator is not None else contextlib.nullcontext():
+            with super().computing(step):
                 yield
         finally:
             torch.set_rng_state(before)
@@ -215,6 +220,7 @@ class _Failed:
     def error(self) -> Exception:
         made = self.kind.__new__(self.kind)  # its own __init__ may take something else
         made.args = self.said
+        vars(made)["told"] = True  # by process 0
         return made
 
 
@@ -269,20 +275,28 @@ def engine_of(given: Any) -> Engine:
             f"this Accelerator trains in {given.mixed_precision}, whose loss has to be scaled: give mixed_precision='bf16', "
             "or 'no'"
         )
-    return Processes(None, given) if given.num_processes > 1 else ALONE
+    return Processes(None, given) if given.num_processes > 1 else Engine(given)
 
 
 @contextlib.contextmanager
-def launched(device: torch.device) -> Iterator[Engine]:
-    """The engine of a command: the processes that torchrun or `accelerate launch` has started, else this one alone."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or "MASTER_ADDR" not in os.environ:
-        yield ALONE
-        return
-    begun = not distributed.is_initialized()
-    if begun:
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+def launched(device: str) -> Iterator[Engine]:
+    """The engine of a command: the processes that torchrun or `accelerate launch` has started, else this one alone.
+
+    accelerate itself is asked only where its launcher was told a precision.
+    """
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1 and "MASTER_ADDR" in os.environ
+    if several and not distributed.is_initialized():
+        distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=PATIENCE)
     try:
-        yield Processes()
+        if os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no":
+            yield engine_of(importlib.import_module("accelerate").Accelerator(cpu=device == "cpu"))
+        else:
+            yield Processes() if several else ALONE
     finally:
-        if begun:
+        if several and distributed.is_initialized():
             distributed.destroy_process_group()
+
+
+def local(device: str) -> str:
+    """The device of that name that is this process's: of several on one machine each takes its own."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" and "LOCAL_RANK" in os.environ else device
