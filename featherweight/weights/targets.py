@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -47,6 +48,12 @@ class Target:
         code = self.encode(weight, squares)
         free = code.right_inverse(matrix)
         return self.view.to_weight(code(*free) if isinstance(free, tuple) else code(free), tuple(weight.shape))
+
+    def kept(self, weight: Tensor, squares: Tensor | None = None) -> Tensor:
+        """Of a set that selects entries: which those of `weight` are (same shape, bool)."""
+        code = self.encode(weight, squares)
+        ones = [torch.ones(shape, dtype=torch.bool, device=weight.device) for shape in code.free()]
+        return self.view.to_weight(code(*ones), tuple(weight.shape))
 
     def within(self) -> Set:
         """The set as it binds this target."""

@@ -177,7 +177,7 @@ def test_an_index_is_stored_in_the_smallest_type_that_holds_the_largest(count: i
 @EVERY_KIND
 def test_every_backend_of_torch_distributed_sends_the_buffers_of_a_code(kind: str, count: int) -> None:
     """DistributedDataParallel sends buffers before each pass; gloo and NCCL know these types and no int16."""
-    sizes = {name: count for name in table.SAMPLE[kind].encode(table.suited(kind)).sizes()}
+    sizes = dict.fromkeys(table.SAMPLE[kind].encode(table.suited(kind)).sizes(), count)
     code = codes.CODES[kind](1, count, **sizes)
     assert {buffer.dtype for buffer in code.buffers()} <= {torch.uint8, torch.int32, torch.int64, torch.float32}
 
