@@ -109,13 +109,10 @@ def weights_of(model: nn.Module, targets: Mapping[str, Target]) -> dict[str, nn.
             raise InputError(f"{name!r} is the free part of a parametrization and not a weight: name the weight itself")
         if not weight.is_floating_point():
             raise InputError(f"parameter {name!r} holds {weight.dtype}, and sets hold real numbers: leave it out of the targets")
-        if hasattr(weight, "device_mesh"):
-            raise InputError(
-                f"parameter {name!r} is sharded (a DTensor), and the projection of a shard is not the shard of a projection: "
-                "impose sets before the network is sharded"
-            )
         if getattr(modules[path], "sparse", False) is True and isinstance(modules[path], nn.Embedding | nn.EmbeddingBag):
             raise sparse_gradient(name)
+        if hasattr(weight, "device_mesh"):  # checked by `Sharded`
+            continue
         try:
             target.within().check(target.view.to_matrix(weight.detach()))
         except InputError as error:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-import traceback
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 import pytest
 import table
 import torch
+from several import NEEDS_GLOO, in_two
 from torch import Tensor, distributed, nn
 
 from featherweight import measurement
@@ -27,9 +26,7 @@ from featherweight.training.schedule import Distillation, Training
 from featherweight.weights.drivers import ADMM
 from featherweight.weights.sets import Codebook, TopK
 
-pytestmark = pytest.mark.skipif(
-    not distributed.is_available() or not distributed.is_gloo_available(), reason="torch.distributed with gloo is not here"
-)
+pytestmark = NEEDS_GLOO
 DIED = 9
 INPUTS, LABELS = table.matrix(41, 8, seed=310), torch.arange(41) % 3
 RULES = (Rule("*.weight", TopK()),)
@@ -79,34 +76,6 @@ def evaluate(model: nn.Module) -> float:
 
 
 TASK = Task((INPUTS[:1],), batches, loss, evaluate, lambda ps: torch.optim.SGD(ps, 0.05, momentum=0.9), itself)
-
-
-def in_two(folder: Path, work: Callable[[int], Any]) -> list[Any]:
-    """What `work(rank)` gives in each of two processes of a group; None of one that died."""
-    folder.mkdir()
-    children = []
-    for rank in (0, 1):
-        child = os.fork()
-        if not child:
-            try:
-                torch.set_num_threads(1)
-                distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-                torch.save(work(rank), folder / f"{rank}.pt")
-                distributed.barrier()
-                os._exit(0)
-            except BaseException:  # noqa: BLE001
-                traceback.print_exc()
-                os._exit(1)
-        children.append(child)
-    for child in children:
-        os.waitpid(child, 0)
-    paths = [folder / f"{rank}.pt" for rank in (0, 1)]
-    return [torch.load(path, weights_only=False) if path.exists() else None for path in paths]
-
-
-@pytest.fixture(autouse=True)
-def on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
 
 
 def run(rank: int, workdir: Path | None = None, **more: Any) -> Any:
