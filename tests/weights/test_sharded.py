@@ -19,7 +19,7 @@ from featherweight.errors import InputError
 from featherweight.weights.constrained import Constrained
 from featherweight.weights.drivers import ADMM, Periodic
 from featherweight.weights.parametrized import decoded
-from featherweight.weights.sets import Codebook, LowRank, TopK, TopRows
+from featherweight.weights.sets import LowRank, TopK, TopRows
 from featherweight.weights.sharded import largest_of_all
 from featherweight.weights.targets import Target
 from featherweight.weights.views import View
@@ -27,7 +27,7 @@ from featherweight.weights.views import View
 pytestmark = NEEDS_GLOO
 INPUTS, ANSWERS = table.matrix(10, 8, seed=70), table.matrix(10, 1, seed=71)
 MATRIX = View("o i -> o i")
-SETS = {"top_k": TopK(17), "top_rows": TopRows(2), "low_rank": LowRank(2), "codebook": Codebook(3)}
+SETS = {"top_k": TopK(17), "top_rows": TopRows(2), "low_rank": LowRank(2)}
 
 
 def network() -> nn.Sequential:
@@ -44,7 +44,7 @@ def trained(kind: str, model: nn.Module, driver: Any = None) -> tuple[Constraine
     targets = {"0.weight": Target(SETS[kind], MATRIX), "2.weight": Target(TopK(3))}
     driver = driver or ADMM(0.3, 3, 1.2, coupling="proximal")
     with Constrained(driver, model, optimizer, targets) as imposed:
-        for _ in range(12):
+        for _ in range(7):
             optimizer.zero_grad()
             (model(INPUTS) - ANSWERS).square().mean().backward()
             optimizer.step()
