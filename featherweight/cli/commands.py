@@ -12,6 +12,7 @@ import typer
 from featherweight.cli import (
     artifacts,
     benchmarks,
+    capacity,
     console,
     effort,
     evidence,
@@ -133,8 +134,20 @@ def plan_command(
     ] = None,
     shapes: Inputs = None,
     multiple: oneshot.Multiples = "auto",
+    devices: Annotated[
+        int | None, typer.Option(help="In place of names and sizes: the memory by part that each of so many devices needs.")
+    ] = None,
+    memory: Annotated[str | None, typer.Option(help="That each has, such as 80GB: does it fit?")] = None,
 ) -> None:
     """Show what `compress` would do, with exact names and sizes, or which units a budget would cut; and run nothing."""
+    if devices is not None or memory is not None:
+        if weights is not None or budget is not None or (shapes and data is not None):
+            raise InputError("plan --devices takes MODEL with --input or --data, and --recipe; no weights and no budget")
+        chosen = None if recipe is None else inputs.recipe(recipe, settings or ())
+        step = capacity.counted(model, data, shapes or (), seed, chosen)
+        told = capacity.found(step, devices or 1, room := capacity.bytes_of(memory))
+        console.json_object(told) if as_json else capacity.show(step, devices or 1, room)
+        return
     if recipe is None and budget is None:
         raise InputError("plan needs --recipe NAME, or --budget macs=50% for units alone")
     if recipe is not None and budget is not None:

@@ -25,6 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from featherweight.errors import InputError, shortened
 from featherweight.network.calls import Inputs
 from featherweight.weights.drivers import ADMM, Driver
+from featherweight.weights.drivers import CLOSING as CLOSING
 from featherweight.weights.sets import Set, TopK
 from featherweight.weights.targets import Target
 from featherweight.weights.views import View
@@ -32,6 +33,7 @@ from featherweight.weights.views import View
 SAMPLE = 64  # rows and columns of the weight whose dual is looked at
 ROUNDS = 31  # sums in which the threshold of a mask over shards is found, at most, of float32
 COLLECT = 64  # operations between looks for what nothing holds any more
+COPIES = 4  # of a weight in float32 that its projection holds besides, at most: magnitudes, places, the matrix
 AHEAD = 2  # blocks that are whole at once where weights lie in shards: the one that computes and the next
 
 
@@ -52,27 +54,72 @@ class Needs:
         return sum(self.parts.values())
 
 
-def needs(
+@dataclass(frozen=True)
+class Counted:
+    """What a step of a network holds and does on one device that has all of it. Bytes, but for `parameters`, `targets`, `driven`
+    (their number) and `flops`."""
+
+    parameters: int
+    targets: int
+    driven: int
+    weights: int
+    targets_bytes: int
+    gradients: int
+    moments: int
+    duals: int
+    activations: int
+    buffers: int
+    projection: int
+    block: int  # the largest
+    rest: int  # the largest that is in no block
+    every: int
+    flops: int
+
+    def on(self, devices: int, sharded: bool) -> Needs:
+        """On each of so many devices, with a share of the batch like the one that was counted."""
+        part, ring = devices if sharded else 1, 2 * (devices - 1) / devices
+        parts: dict[str, float] = {
+            "weights": self.weights / part,
+            "gradients": self.gradients / part,
+            "optimizer": self.moments / part,
+            "Z and U": self.duals / part,
+            "activations": self.activations,
+            "buffers": self.buffers,
+            "one projection": self.projection / part,
+        }
+        sent: dict[str, float]
+        if sharded:
+            parts["blocks made whole"] = AHEAD * self.block + self.rest
+            sent = {"weights, gathered twice": ring * self.weights, "gradients, summed": ring / 2 * self.gradients}
+            sent["thresholds"] = ring * 8 * ROUNDS * self.driven / self.every
+        else:
+            told = (self.duals + self.targets_bytes) / self.every
+            sent = {"gradients, summed": ring * self.gradients, "projections, told": told if devices > 1 else 0}
+        return Needs(
+            self.parameters, self.targets, devices, sharded, {name: round(size) for name, size in parts.items() if size},
+            {name: round(size) for name, size in sent.items() if size}, devices * self.flops,
+        )  # fmt: skip
+
+    def least(self, memory: int, most: int = 2**14) -> int | None:
+        """The fewest devices with so many bytes each that hold it in shards, by doubling; None where none do."""
+        counts = [2**power for power in range(most.bit_length())]
+        return next((count for count in counts if self.on(count, True).bytes <= memory), None)
+
+
+def count(
     build: Callable[[], nn.Module],
     example: Inputs,
     optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = torch.optim.AdamW,
     *,
-    devices: int,
-    sharded: bool = True,
-    chosen: Callable[[nn.Module], Iterable[str]] | None = None,
     kind: Set | None = None,
     driver: Driver | None = None,
-) -> Needs:
-    """What a device needs for a step of the network that `build` gives, on `example` (a device's share of a batch).
-
-    chosen   network -> the parameters that `driver` drives towards `kind`; default: ADMM, a mask, every weight of two or more
-             dimensions but embeddings
+) -> Counted:
+    """What a step takes of the network that `build` gives, on `example`, a device's share of a batch. `driver` drives every
+    weight of two or more dimensions, but embeddings, towards `kind`; by default ADMM towards a mask.
 
     Raises InputError where the network cannot be built or run without values.
     """
-    if devices < 1:
-        raise InputError(f"devices is at least 1, given {devices}")
-    kind, driver = kind or TopK(SAMPLE), driver or ADMM(0.1, 20, coupling="proximal")
+    kind, driver = kind or TopK(SAMPLE), driver or ADMM(0.1, CLOSING, coupling="proximal")
     try:
         with torch.device("meta"):
             network = build()
@@ -92,38 +139,26 @@ def needs(
             f"the network cannot be built and trained without values ({type(error).__name__}: {shortened(str(error))}), so "
             "what it takes is not known: give one whose forward pass asks no tensor for its values"
         ) from error
-    names = set(chosen(network) if chosen else matrices(network))
-    driven = {name: p for name, p in network.named_parameters() if name in names}
-    gradients = sum(_bytes(p) for p in held if p.grad is not None)
-    part = devices if sharded else 1
-    duals = {dtype: dual(driver, kind, dtype) for dtype in {p.dtype for p in driven.values()}}
-    each = round(sum(p.numel() * duals[p.dtype] for p in driven.values()))
-    weights = sum(map(_bytes, held))
-    moments = sum(_bytes(t) for state in made.state.values() for t in state.values() if isinstance(t, Tensor) and t.ndim)
-    parts: dict[str, float] = {
-        "weights": weights // part,
-        "gradients": gradients // part,
-        "optimizer": moments // part,
-        "Z and U": each // part,
-        "activations": live.peak,
-        "buffers": sum(_bytes(b) for b in network.buffers()),
-        "one projection": max((p.numel() * 4 * _transient(kind) for p in driven.values()), default=0) // part,
-    }
-    every = driver.every or 1
-    ring = 2 * (devices - 1) / devices
-    if sharded:
-        parts["blocks made whole"] = AHEAD * max(map(_size, _blocks(network)), default=0) + max(
-            map(_size, _rest(network)), default=0
-        )
-        sent: dict[str, float] = {"weights, gathered twice": ring * weights, "gradients, summed": ring / 2 * gradients}
-        sent["thresholds"] = ring * 8 * ROUNDS * len(driven) / every
-    else:
-        sent = {"gradients, summed": ring * gradients, "projections, told": (each + sum(map(_bytes, driven.values()))) / every}
-    return Needs(
-        sum(p.numel() for p in held), sum(p.numel() for p in driven.values()), devices, sharded,
-        {name: round(size) for name, size in parts.items() if size},
-        {name: round(size) for name, size in sent.items() if devices > 1}, devices * counter.get_total_flops(),
-    )  # fmt: skip
+    names = set(matrices(network))
+    driven = [p for name, p in network.named_parameters() if name in names]
+    duals = {dtype: dual(driver, kind, dtype) for dtype in {p.dtype for p in driven}}
+    return Counted(
+        parameters=sum(p.numel() for p in held),
+        targets=sum(p.numel() for p in driven),
+        driven=len(driven),
+        weights=sum(map(_bytes, held)),
+        targets_bytes=sum(map(_bytes, driven)),
+        gradients=sum(_bytes(p) for p in held if p.grad is not None),
+        moments=sum(_bytes(t) for state in made.state.values() for t in state.values() if isinstance(t, Tensor) and t.ndim),
+        duals=round(sum(p.numel() * duals[p.dtype] for p in driven)),
+        activations=live.peak,
+        buffers=sum(map(_bytes, network.buffers())),
+        projection=max((p.numel() * 4 * COPIES for p in driven), default=0),
+        block=max(map(_size, _blocks(network)), default=0),
+        rest=max(map(_size, _rest(network)), default=0),
+        every=driver.every or 1,
+        flops=counter.get_total_flops(),
+    )
 
 
 def matrices(network: nn.Module) -> list[str]:
@@ -205,11 +240,6 @@ def _step(network: nn.Module, inputs: Inputs) -> None:
 def _mean(found: Any) -> Tensor:
     outputs = [one for one in _pytree.tree_leaves(dict(found) if hasattr(found, "keys") else found) if isinstance(one, Tensor)]
     return sum((one.float().square().mean() for one in outputs if one.requires_grad), torch.zeros(()))
-
-
-def _transient(kind: Set) -> float:
-    """Copies of a weight in float32 that its projection holds besides, at most."""
-    return 3 if kind.selects else 4
 
 
 def _bytes(tensor: Tensor) -> int:
