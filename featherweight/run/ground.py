@@ -62,6 +62,7 @@ def ground_of(
 ) -> Ground:
     """A run that is checked whole and has not begun, or one that goes on. `seconds`: between checkpoints."""
     original = plain(model)
+    device = engine.device if device is None else device
     if device is not None:
         there = chosen(device)
         original, task = original.to(there), replace(task, example_inputs=placed(task.example_inputs, there))

@@ -44,6 +44,11 @@ class Engine:
         self.accelerator = accelerator
 
     @property
+    def device(self) -> torch.device | None:
+        """The one that the accelerator gives this process."""
+        return self.accelerator.device if self.accelerator is not None else None
+
+    @property
     def is_main(self) -> bool:
         """Does this process decide, score, and write files?"""
         return self.rank == 0
@@ -174,7 +179,7 @@ class Processes(Engine):
         told: list[Any] = [None]
         if self.is_main:
             try:
-                told = [(make(), generators.states())]
+                told = [(make(), generators.states() | {"cuda": []})]  # a device's own is seeded at every step
             except Exception as error:  # the others have to hear of it, whatever it is
                 with _answered():
                     distributed.broadcast_object_list([_Failed(error)], self._main(), self.group)
@@ -286,6 +291,8 @@ def launched(device: str) -> Iterator[Engine]:
     """
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1 and "MASTER_ADDR" in os.environ
     if several and not distributed.is_initialized():
+        if device.startswith("cuda"):
+            torch.cuda.set_device(local(device))
         distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=PATIENCE)
     try:
         if os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no":
