@@ -58,6 +58,12 @@ def test_each_part_is_what_the_network_itself_holds(counted: Counted) -> None:
     assert counted.flops == 3 * 2 * 16 * driven
 
 
+def test_gradients_are_no_activations() -> None:
+    """Each is one, for the moment in which it is made."""
+    deep = count(lambda: nn.Sequential(*(nn.Linear(64, 64) for _ in range(6))), Inputs((torch.zeros(1, 64),)))
+    assert deep.gradients == 6 * 4 * 65 * 64 and deep.activations < 2 * 4 * 65 * 64
+
+
 def test_duals_are_what_the_driver_holds() -> None:
     driver = ADMM(0.1, 5)
     assert dual(driver, TopK(9), torch.float32) == dual(driver, TopK(9), torch.bfloat16) == 4.125
