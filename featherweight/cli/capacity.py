@@ -56,14 +56,19 @@ def show(step: Counted, devices: int, memory: int | None) -> None:
     told = found(step, devices, memory)
     both: list[Needs] = [step.on(devices, True), step.on(devices, False)]
     screen = console.output()
+    unit, name = (1e9, "GB") if both[1].bytes >= 1e9 else (1e6, "MB")
+
+    def told_in(size: float | None) -> str:
+        return "-" if size is None else f"{size / unit:,.3g}"
+
     parts = {**both[0].parts, **both[1].parts}
-    rows = [(part, *(_gb(needs.parts.get(part)) for needs in both)) for part in parts]
-    rows.append(("all", *(_gb(needs.bytes) for needs in both)))
-    screen.print(console.table((f"GB on each of {devices}", "in shards (FSDP2)", "whole on each"), rows))
+    rows = [(part, *(told_in(needs.parts.get(part)) for needs in both)) for part in parts]
+    rows.append(("all", *(told_in(needs.bytes) for needs in both)))
+    screen.print(console.table((f"{name} on each of {devices}", "in shards (FSDP2)", "whole on each"), rows))
     sent = {**both[0].sent, **both[1].sent}
     if sent:
-        rows = [(part, *(_gb(needs.sent.get(part)) for needs in both)) for part in sent]
-        screen.print(console.table(("GB that each sends a step", "in shards (FSDP2)", "whole on each"), rows))
+        rows = [(part, *(told_in(needs.sent.get(part)) for needs in both)) for part in sent]
+        screen.print(console.table((f"{name} that each sends a step", "in shards (FSDP2)", "whole on each"), rows))
     lines = [f"{step.parameters:,} parameters, {step.targets:,} of them driven; {both[0].flops:.3g} operations a step"]
     if memory is not None:
         verdict = [
@@ -71,12 +76,12 @@ def show(step: Counted, devices: int, memory: int | None) -> None:
             for how, needs in zip(("in shards", "whole on each"), both, strict=True)
         ]
         least = told["fewest devices"]
-        fewest = f"by doubling, {least} devices hold it in shards" if least else "no number of devices holds it"
-        lines.append(f"{_gb(memory)} GB a device: {', '.join(verdict)}; {fewest}")
+        fewest = (
+            f"by doubling, {least} device{'s hold' if least > 1 else ' holds'} it in shards"
+            if least
+            else "no number of devices holds it"
+        )
+        lines.append(f"{told_in(memory)} {name} a device: {', '.join(verdict)}; {fewest}")
     lines.append("counted without values: buffers of the communication, and what an allocator loses, come on top")
     for line in lines:
         screen.print(console.written(line))
-
-
-def _gb(size: float | None) -> str:
-    return "-" if size is None else f"{size / 1e9:,.3g}"
