@@ -18,7 +18,7 @@ from featherweight.run.compressed import Compressed
 from featherweight.run.constrain import constrain
 from featherweight.run.cut_units import cut_units
 from featherweight.run.goals import Goal
-from featherweight.run.ground import Ground, ground_of, outcome, working
+from featherweight.run.ground import Ground, engine_of, ground_of, outcome, working
 from featherweight.run.learn_units import learn_units
 from featherweight.run.shrunk import Choice, Shrunk, settled
 from featherweight.run.stage import train
@@ -44,6 +44,7 @@ def compress(
     checkpoint_seconds: float = 30.0,
     identity: Mapping[str, Any] | None = None,
     device: torch.device | str | None = None,
+    engine: Any = None,
 ) -> Compressed:
     """Run every stage of `recipe` on a copy of `model`, where `model` is, or on `device`.
 
@@ -56,12 +57,17 @@ def compress(
     be the same, too. One run at a time works in a folder. `monitor` is told of every step; a KeyboardInterrupt it raises is saved
     first. Global random generators stand afterwards where they stood before.
 
+    `engine`: accelerate's Accelerator, or a process group of torch.distributed; every process makes the same call. Each takes its
+    share of every batch (the first dimension of its tensors; the loss is the mean over samples), so that a step is one process's
+    but for the order of sums. The first process decides, scores and writes; all get the result. See docs/scale.md.
+
     Raises InputError before anything is trained if the task or a rule does not fit the network, if `workdir` holds the run of
     something else, or if another run is going on there; ArtifactError for a checkpoint that is damaged or of another version.
     """
     place = Path(workdir) if workdir is not None else None
-    with working(place):
-        ground = ground_of(model, recipe, task, place, checkpoint_seconds, identity, device)
+    asked = engine_of(engine)
+    with working(place, asked):
+        ground = ground_of(model, recipe, task, place, checkpoint_seconds, identity, device, asked)
         state = ground.state
         while state.stage < len(recipe.stages):
             stage = recipe.stages[state.stage]
@@ -92,7 +98,11 @@ def shrink(
     `runtimes`: for a goal of time, of "eager", "onnx", "integers" and "c" those that may be used. `told` hears of each step;
     `run`: further arguments of `compress`. Raises OutOfReach, with the least that can be reached.
     """
-    choice = chosen(model, task, Goal.of(to), epochs=epochs, runtimes=runtimes, told=told, device=run.get("device"))
+
+    def choose_here() -> Choice:
+        return chosen(model, task, Goal.of(to), epochs=epochs, runtimes=runtimes, told=told, device=run.get("device"))
+
+    choice = engine_of(run.get("engine")).decided(choose_here)
     told(str(choice))
     return settled(choice, compress(model, choice.recipe, task, **run), task, lose)
 

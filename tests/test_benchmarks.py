@@ -42,3 +42,10 @@ def test_the_figures_of_the_readme_are_those_of_the_rows() -> None:
     module = importlib.import_module("benchmarks.readme.run")
     assert module.README.read_text() == module.written(module.README.read_text())
     assert module.PICTURE.read_text() == module.picture()
+
+
+def test_the_figures_of_the_page_on_scale_are_those_of_the_rows() -> None:
+    """Written by `featherweight reproduce plan`, and by nobody else."""
+    module = importlib.import_module("benchmarks.plan.run")
+    page = module.PAGE.read_text()
+    assert page == module.written(page, module.ROWS.done()) and "| weights |" in page

@@ -12,6 +12,7 @@ import typer
 from featherweight.cli import (
     artifacts,
     benchmarks,
+    capacity,
     console,
     effort,
     evidence,
@@ -44,6 +45,7 @@ from featherweight.compression import Compressed
 from featherweight.errors import FeatherweightError, InputError, did_you_mean
 from featherweight.recipe.schema import Recipe
 from featherweight.recipes import FILES, GOALS, RECIPES
+from featherweight.run.ground import launched, local
 
 DEMO = {"keep": "4x,10x,22x", "dense_epochs": "12", "epochs": "6", "retrain_epochs": "9", "every": "5", "rho": "0.02"}
 DEMO |= {"growth": "1.2", "rho_max": "1", "distill": "1"}  # tried on held-out training images, not on the test part
@@ -95,13 +97,21 @@ def compress_command(
     as_json: AsJson = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
 ) -> None:
-    """Compress MODEL on the data by the recipe, and write the artifact to DIR. Ctrl-C saves; the same command goes on."""
+    """Compress MODEL on the data by the recipe, and write the artifact to DIR. Ctrl-C saves; the same command goes on.
+
+    In several processes: torchrun --nproc-per-node 8 -m featherweight compress ... (or accelerate launch, in place of torchrun).
+    """
     chosen = inputs.recipe(recipe, settings or ())
-    made = Job.load(model, data, weights, seed, threads, device=device)
-    if dry_run:
-        _show_plan(made, chosen, as_json)
+    with launched(device) as engine:
+        made = Job.load(model, data, weights, seed, threads, device=local(device))
+        if dry_run:
+            if engine.is_main:
+                _show_plan(made, chosen, as_json)
+            return
+        place, keep = workdir or jobs.beside(out), workdir is not None
+        done, files = jobs.run_or_saved(ctx, made, chosen, out, place, keep, engine)
+    if not engine.is_main:
         return
-    done, files = jobs.run_or_saved(ctx, made, chosen, out, workdir or jobs.beside(out), keep=workdir is not None)
     if as_json:
         console.json_object(_summary(done, out, files))
     else:
@@ -124,8 +134,20 @@ def plan_command(
     ] = None,
     shapes: Inputs = None,
     multiple: oneshot.Multiples = "auto",
+    devices: Annotated[
+        int | None, typer.Option(help="In place of names and sizes: the memory by part that each of so many devices needs.")
+    ] = None,
+    memory: Annotated[str | None, typer.Option(help="That each has, such as 80GB: does it fit?")] = None,
 ) -> None:
     """Show what `compress` would do, with exact names and sizes, or which units a budget would cut; and run nothing."""
+    if devices is not None or memory is not None:
+        if weights is not None or budget is not None or (shapes and data is not None):
+            raise InputError("plan --devices takes MODEL with --input or --data, and --recipe; no weights and no budget")
+        chosen = None if recipe is None else inputs.recipe(recipe, settings or ())
+        step = capacity.counted(model, data, shapes or (), seed, chosen)
+        told = capacity.found(step, devices or 1, room := capacity.bytes_of(memory))
+        console.json_object(told) if as_json else capacity.show(step, devices or 1, room)
+        return
     if recipe is None and budget is None:
         raise InputError("plan needs --recipe NAME, or --budget macs=50% for units alone")
     if recipe is not None and budget is not None:

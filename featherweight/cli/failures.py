@@ -32,6 +32,8 @@ def tell(error: Exception) -> int:
         for line in "".join(traceback.format_exception(error)).splitlines():
             sys.stderr.write(f"{console.printable(line)}\n")
     if isinstance(error, FeatherweightError):
+        if vars(error).get("told"):  # by the process that it is of
+            return error.exit_code
         console.note(f"error: {error}")
         return error.exit_code
     theirs = usercode.excerpt(error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import shlex
+import signal
 import tempfile
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
@@ -26,6 +27,7 @@ from featherweight.network.devices import chosen
 from featherweight.recipe.plan import resolve
 from featherweight.recipe.schema import Constrain, CutUnits, LearnUnits, Recipe, Units
 from featherweight.run.cut_units import may_go
+from featherweight.run.ground import ALONE, Engine
 from featherweight.run.shrunk import CHOICE
 from featherweight.run.state import CHECKPOINT, files_of
 from featherweight.structure import trace
@@ -99,12 +101,17 @@ def _comes_trained(model: str) -> bool:
     return model not in NETWORKS
 
 
-def run(job: Job, recipe: Recipe, out: Path, workdir: Path, keep_workdir: bool) -> tuple[Compressed, dict[str, int]]:
-    """Compress and save, going on from a checkpoint in `workdir`: what was done, and the sizes of the files written.
+def run(
+    job: Job, recipe: Recipe, out: Path, workdir: Path, keep_workdir: bool, engine: Engine = ALONE
+) -> tuple[Compressed, dict[str, int]]:
+    """Compress and save, going on from a checkpoint in `workdir`: what was done, and the sizes of the files written. Of several
+    processes the first writes and tells.
 
     Raises KeyboardInterrupt after saving, and every FeatherweightError.
     """
-    check_output(out)
+    if not engine.is_main:
+        return _helped(job, recipe, workdir, engine), {}
+    engine.decided(lambda: check_output(out))
     if job.data in BUILT_IN_DATA or own_data.is_own(job.data):
         job.task.batches(0)  # reads the files: what is missing is said before a workdir is made
     first = recipe.stages[0]
@@ -114,7 +121,7 @@ def run(job: Job, recipe: Recipe, out: Path, workdir: Path, keep_workdir: bool) 
         hint = "give --weights FILE, or let the recipe train it first (progressive_admm: --set dense_epochs=20)"
         console.note(f"note: {job.model} starts from random weights, and no stage trains it before it is compressed; {hint}")
     with display.Display([stage.name for stage in recipe.stages]) as shown:
-        done = compress(job.network, recipe, job.task, workdir=workdir, monitor=shown, identity=job.identity)
+        done = compress(job.network, recipe, job.task, workdir=workdir, monitor=shown, identity=job.identity, engine=engine)
     shown.finished(done.rows[-1].stage, done.rows[-1].measured.score)
     files = save(job, done, out)
     try:
@@ -125,6 +132,16 @@ def run(job: Job, recipe: Recipe, out: Path, workdir: Path, keep_workdir: bool) 
         with contextlib.suppress(InputError):  # another has begun there: the folder is its own now
             _remove(workdir)
     return done, files
+
+
+def _helped(job: Job, recipe: Recipe, workdir: Path, engine: Engine) -> Compressed:
+    """What a process does that is not the first. Ctrl-C is for the first, which saves; then this one ends, too."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        engine.decided(lambda: None)  # the place of the output is fine
+        return compress(job.network, recipe, job.task, workdir=workdir, identity=job.identity, engine=engine)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def save(job: Job, done: Compressed, out: Path, shapes: Sequence[str] = ()) -> dict[str, int]:
@@ -139,11 +156,11 @@ def save(job: Job, done: Compressed, out: Path, shapes: Sequence[str] = ()) -> d
 
 
 def run_or_saved(
-    ctx: typer.Context, made: Job, recipe: Recipe, out: Path, place: Path, keep: bool
+    ctx: typer.Context, made: Job, recipe: Recipe, out: Path, place: Path, keep: bool, engine: Engine = ALONE
 ) -> tuple[Compressed, dict[str, int]]:
     """`run` of a command, which ends with INTERRUPTED and says how to go on where it is interrupted."""
     try:
-        return run(made, recipe, out, place, keep_workdir=keep)
+        return run(made, recipe, out, place, keep_workdir=keep, engine=engine)
     except KeyboardInterrupt:
         saved = (place / CHECKPOINT).exists()
         console.note(f"interrupted; {f'saved in {place}. To go on' if saved else 'nothing was done yet. To start again'}:")

@@ -115,10 +115,17 @@ def _stood_for(task: Task, output: Any) -> Tensor:
     return found
 
 
-def with_auxiliary(task: Task, heads: Mapping[str, nn.Module], least: float = 0.01, most: float = math.inf) -> Task:
+def with_auxiliary(
+    task: Task,
+    heads: Mapping[str, nn.Module],
+    least: float = 0.01,
+    most: float = math.inf,
+    mean: Callable[[Tensor], Tensor] = Tensor.detach,
+) -> Task:
     """The task whose loss adds that of each head, weighted by max(least, (L_head / L_own)^2) as the authors' code of DCP does.
 
     most    bound of the weight: where the network's own loss nears 0 the weight nears infinity, and the heads alone would train
+    mean    of a loss over the processes that share a batch
 
     To train the heads along, set them to train, let them require gradients, and give their parameters to the optimizer too.
     """
@@ -126,7 +133,8 @@ def with_auxiliary(task: Task, heads: Mapping[str, nn.Module], least: float = 0.
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         each = losses(model, heads, task, batch)
         own = each.pop("")
-        weights = {pivot: max(least, min(most, float((value / own).detach()) ** 2)) for pivot, value in each.items()}
+        whole = mean(own)
+        weights = {pivot: max(least, min(most, float(mean(value) / whole) ** 2)) for pivot, value in each.items()}
         return own + sum((weights[pivot] * value for pivot, value in each.items()), own.new_zeros(()))
 
     return dataclasses.replace(task, loss=loss)

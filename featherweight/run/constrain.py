@@ -32,8 +32,9 @@ def constrain(stage: Constrain, start: Result, ground: Ground, monitor: Monitor)
     running = begin(stage, start, ground, monitor)
     for name in _meant(stage, running.network, ground.task) & coded(running.network).keys():
         detach(running.network, name)
-    squares = squared_gradients(running.network, ground.task, running.epoch) if stage.fisher else None
-    plan = resolve(stage, running.network, decoded(ground.original), squares, ground.task.example_inputs)
+    engine = running.engine
+    squares = squared_gradients(running.network, ground.task, running.epoch, engine=engine) if stage.fisher else None
+    plan = engine.decided(lambda: resolve(stage, running.network, decoded(ground.original), squares, ground.task.example_inputs))
     running.said += said(plan.left_out)
     running.resume()
     running.prepare()
@@ -42,14 +43,16 @@ def constrain(stage: Constrain, start: Result, ground: Ground, monitor: Monitor)
     left, loss = running.unfinished, float("inf")
     if left is None or left.phase == "train":
         optimizer = running.optimizer()
-        imposed = Constrained(driver, running.network, optimizer, plan.targets, squares=squares, spread=plan.spread)
+        imposed = Constrained(
+            driver, running.network, optimizer, plan.targets, squares=squares, spread=plan.spread, agree=engine.same
+        )
         if left is not None and left.guide is not None:
             imposed.load_state_dict(left.guide)
         with imposed:
             loss = running.train(optimizer, imposed)
         running.watch.residuals = imposed.residuals()
         if stage.sweep:
-            edits, unswept = _sweep(running.network, ground.task, imposed.targets)
+            edits, unswept = engine.decided(lambda: _sweep(running.network, ground.task, imposed.targets))
             running.cut(edits)
             running.said.append(unswept)
     if stage.retrain.epochs:

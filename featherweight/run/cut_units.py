@@ -54,9 +54,10 @@ def cut_units(stage: CutUnits, start: Result, ground: Ground, monitor: Monitor) 
     """Run a stage that cuts units and trains what is left."""
     running = begin(stage, start, ground, monitor)
     if running.unfinished is None:
-        done = cut(running.network, ground.task, stage.units, running.epoch, stage.auxiliary)
+        done = ground.engine.decided(lambda: cut(running.network, ground.task, stage.units, running.epoch, stage.auxiliary))
         running.spent = done.spent
         running.cut([done.edit] if done.edit is not None else [])
+        running.agree()
     running.resume()
     running.prepare(stage.auxiliary)
     loss = running.train(running.optimizer())

@@ -23,6 +23,11 @@ from featherweight.run.fingerprint import of_task
 from featherweight.run.report import Row
 from featherweight.run.state import RunState
 from featherweight.task import Task
+from featherweight.training.engine import ALONE as ALONE
+from featherweight.training.engine import Engine as Engine
+from featherweight.training.engine import engine_of as engine_of
+from featherweight.training.engine import launched as launched
+from featherweight.training.engine import local as local
 from featherweight.weights.parametrized import plain
 
 
@@ -33,12 +38,15 @@ class Ground:
     original: nn.Module
     task: Task
     state: RunState
+    engine: Engine = ALONE
 
 
 @contextlib.contextmanager
-def working(place: Path | None) -> Iterator[None]:
+def working(place: Path | None, engine: Engine = ALONE) -> Iterator[None]:
     """One run at a time in a folder, and the caller's random generators where they stood. Raises InputError."""
-    with generators.kept(), storage.claimed(place) if place else contextlib.nullcontext():
+    with generators.kept(), contextlib.ExitStack() as inside:
+        if place is not None:
+            engine.decided(lambda: inside.enter_context(storage.claimed(place)))
         yield
 
 
@@ -50,21 +58,31 @@ def ground_of(
     seconds: float,
     identity: Mapping[str, Any] | None,
     device: torch.device | str | None,
+    engine: Engine = ALONE,
 ) -> Ground:
     """A run that is checked whole and has not begun, or one that goes on. `seconds`: between checkpoints."""
     original = plain(model)
+    device = engine.device if device is None else device
     if device is not None:
         there = chosen(device)
         original, task = original.to(there), replace(task, example_inputs=placed(task.example_inputs, there))
-    baseline = Snapshot.of(original, [])  # refuses what no file could hold
-    check_run(recipe, task, original)
-    about = of_task(task, original) | {"run": dict(identity or {})} if place else None
-    state = RunState.open(place, recipe, baseline, seconds, about)
-    if not state.proven:
-        with state.trusted():  # networks that a stage looks at late, or that no stage still to come looks at
-            for snapshot in state.written.values():
-                snapshot.build(original)
-    return Ground(original, task, state)
+
+    def opened() -> RunState:
+        baseline = Snapshot.of(original, [])  # refuses what no file could hold
+        check_run(recipe, task, original)
+        about = of_task(task, original) | {"run": dict(identity or {})} if place else None
+        state = RunState.open(place, recipe, baseline, seconds, about)
+        if not state.proven:
+            with state.trusted():  # networks that a stage looks at late, or that no stage still to come looks at
+                for snapshot in state.written.values():
+                    snapshot.build(original)
+        return state
+
+    state = engine.decided(opened)
+    if not engine.is_main:
+        state.place = None  # one process writes
+    engine.same([*original.parameters(), *original.buffers()])
+    return Ground(original, task, state, engine)
 
 
 def outcome(ground: Ground) -> Compressed:

@@ -315,10 +315,10 @@ def learn_units(stage: LearnUnits, start: Result, ground: Ground, monitor: Monit
         if left is not None and left.guide is not None:
             learned.load_state_dict(left.guide)
         with learned:
-            loss = running.train(optimizer, learned)
+            loss = running.train(optimizer, learned, [learned.gates, learned.proportions, learned.switches])
         running.watch.residuals = learned.residuals()
         with layouts_kept(running.network):
-            running.cut(learned.cut())
+            running.cut(ground.engine.decided(learned.cut))
     if stage.retrain.epochs:
         loss = running.retrain(stage.retrain)
     return running.finish(loss, stage.adaptive.share)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,10 +21,11 @@ from featherweight.recipe.schema import Stage, Train
 from featherweight.run.ground import Ground
 from featherweight.run.report import Row, left
 from featherweight.run.state import Result, Unfinished
-from featherweight.run.watch import Guide, Monitor, Watch
+from featherweight.run.watch import Guide, Monitor, Watch, silent
 from featherweight.structure import Edit as StructureEdit
 from featherweight.task import Batch, Task, steps_of
 from featherweight.training.distillation import settled
+from featherweight.training.engine import Engine
 from featherweight.training.fit import fit, recalibrate
 from featherweight.training.rounding import rounded
 from featherweight.training.schedule import Distillation, Training
@@ -60,6 +61,10 @@ class Running:
         return replace(self.ground.task, loss=self._loss(self.ground.task))
 
     @property
+    def engine(self) -> Engine:
+        return self.ground.engine
+
+    @property
     def epoch(self) -> int:
         """The first of this stage."""
         return self.ground.state.epochs
@@ -85,28 +90,39 @@ class Running:
         if auxiliary and stage.epochs:
             self._add_heads()
         if stage.distill and stage.epochs:
-            self.teacher = state.baseline.build(self.ground.original).eval()
-            self.distill, said = settled(stage.distill, self.ground.task, self.teacher, self.epoch)
+            self.teacher = teacher = state.baseline.build(self.ground.original).eval()
+            self.distill, said = self.engine.decided(lambda: settled(stage.distill, self.ground.task, teacher, self.epoch))
             self.said.append(said)
         self.watch = Watch(state, self.monitor, stage, self.start, steps_of(self.ground.task, self.epoch))
+
+    def agree(self) -> None:
+        """The network as process 0 has made it: its edits are replayed, and its state loaded."""
+        if self.engine.size > 1:
+            snapshot = self.engine.decided(lambda: Snapshot.of(self.network, self.structural))
+            self.network, self.structural = snapshot.build(self.ground.original), snapshot.structural()
 
     def optimizer(self) -> Optimizer:
         """The task's, over the network and the heads."""
         heads = [p for head in self.heads.values() for p in head.parameters()]
         return optimizers.build(self.ground.task.optimizer, self.network, heads)
 
-    def train(self, optimizer: Optimizer, guide: Guide | None = None) -> float:
-        """The training before anything is projected or cut; the mean loss of its last epoch, inf if there is none to do."""
+    def train(self, optimizer: Optimizer, guide: Guide | None = None, also: Sequence[nn.Parameter] = ()) -> float:
+        """The training before anything is projected or cut; the mean loss of its last epoch, inf if there is none to do. `also`:
+        what the guide trains."""
         if self.unfinished is not None and self.unfinished.phase != "train":
             return math.inf
-        return self._fit("train", self.stage.train, self.epoch, optimizer, guide)
+        return self._fit("train", self.stage.train, self.epoch, optimizer, guide, also)
 
     def retrain(self, training: Training) -> float:
         """The training after it."""
+        self.agree()
         return self._fit("retrain", training, self.epoch + self.stage.train.epochs, self.optimizer(), None)
 
     def finish(self, loss: float, asked: float | None) -> Result:
-        """The network that came of it, with its row. `asked`: the share to keep."""
+        """The network that came of it, with its row. `asked`: the share to keep. One process measures."""
+        return self.engine.decided(lambda: self._finished(loss, asked))
+
+    def _finished(self, loss: float, asked: float | None) -> Result:
         if self.stage.imposes or self.stage.epochs:  # a network that is only measured stays as it was given
             recalibrate(self.network, self.task, self.epoch)
         snapshot = Snapshot.of(self.network, self.structural)
@@ -129,35 +145,41 @@ class Running:
         )
         return Result(snapshot, [*rows, row.to_dict()], loss)
 
-    def _fit(self, phase: str, training: Training, first: int, optimizer: Optimizer, guide: Guide | None) -> float:
+    def _fit(
+        self,
+        phase: str,
+        training: Training,
+        first: int,
+        optimizer: Optimizer,
+        guide: Guide | None,
+        also: Sequence[nn.Parameter] = (),
+    ) -> float:
         """`fit` for one phase, from where an interrupted run left it."""
         resumed: dict[str, Any] = {}
         if self.unfinished is not None and self.unfinished.phase == phase:
             left = self.unfinished
             optimizer.load_state_dict(left.optimizer)
             resumed = {"start": left.steps, "earlier": left.losses, "random": left.random, "began": left.began}
-        with rounded(self.network, getattr(self.stage, "activations", None)):
-            return self._fitted(phase, training, first, optimizer, guide, resumed)
-
-    def _fitted(
-        self, phase: str, training: Training, first: int, optimizer: Optimizer, guide: Guide | None, resumed: dict[str, Any]
-    ) -> float:
-        return fit(
-            self.network,
-            optimizer,
-            with_auxiliary(self.task, self.heads, most=1.0) if self.heads else self.task,
-            training,
-            first_epoch=first,
-            teacher=self.teacher,
-            distill=self.distill,
-            after_step=self.watch.over(phase, self.network, self.structural, optimizer, guide, self.spent, self.heads),
-            **resumed,
-        )
+        engine, bits = self.engine, getattr(self.stage, "activations", None)
+        with rounded(self.network, bits, engine.lowest), engine.together(self.network, *self.heads.values()):
+            return fit(
+                self.network,
+                optimizer,
+                with_auxiliary(self.task, self.heads, most=1.0, mean=engine.mean) if self.heads else self.task,
+                training,
+                first_epoch=first,
+                teacher=self.teacher,
+                distill=self.distill,
+                after_step=self.watch.over(phase, self.network, self.structural, optimizer, guide, self.spent, self.heads),
+                engine=engine,
+                also=also,
+                **resumed,
+            )
 
     def _add_heads(self) -> None:
         """Those that train along, at the pivots and in the state of the interrupted run if there was one."""
         if self.unfinished is None:
-            self.heads = new_heads(self.network, self.ground.task, self.epoch)
+            self.heads = self.engine.decided(lambda: new_heads(self.network, self.ground.task, self.epoch))
         else:
             self.heads = new_heads(self.network, self.ground.task, self.epoch, list(self.unfinished.heads), rounds=0)
         for pivot, head in self.heads.items():
@@ -187,6 +209,8 @@ class Running:
 def begin(stage: Stage, start: Result, ground: Ground, monitor: Monitor) -> Running:
     """A stage at its beginning: the network of its start, and the random generators where they stood there."""
     generators.restore(ground.state.random)
+    if not ground.engine.is_main:
+        monitor = silent
     return Running(stage, start, ground, monitor, start.snapshot.build(ground.original), start.snapshot.structural())
 
 

@@ -19,6 +19,7 @@ from featherweight.network import evaluating, generators
 from featherweight.network.evaluating import buffers_kept
 from featherweight.task import Batch, Task, steps_of
 from featherweight.training.distillation import distilled
+from featherweight.training.engine import ALONE, Engine
 from featherweight.training.schedule import Distillation, Training
 from featherweight.weights.parametrized import coded
 
@@ -96,6 +97,8 @@ def fit(
     teacher: nn.Module | None = None,
     distill: Distillation | None = None,
     after_step: Callable[[Step], None] = lambda step: None,
+    engine: Engine = ALONE,
+    also: Sequence[nn.Parameter] = (),
 ) -> float:
     """Train `model` in place for `training.epochs` of `task.batches(first_epoch + i)`; the mean loss of the last epoch, infinite
     where there is none.
@@ -103,14 +106,16 @@ def fit(
     Modules that are kept in eval mode (see `evaluating.kept_in_eval`) stay in it; every module has its own mode again at the end.
     `start`: steps already done, for a resumed run; the same batches are passed over and the same rates follow. `earlier`,
     `random` and `began`: the losses of that epoch so far, and the states of the global generators then and when the epoch began.
-    With `distill`, the outputs of `teacher` on the same inputs are matched. Raises TrainingError at a loss that is not finite, a
-    few steps later on an accelerator, and where an epoch has other batches than its length says.
+    With `distill`, the outputs of `teacher` on the same inputs are matched. `engine`: the processes that share each batch, and
+    `also` what they train beside what the optimizer holds. Raises TrainingError at a loss that is not finite, a few steps later
+    on an accelerator, and where an epoch has other batches than its length says.
     """
     if not training.epochs:
         return math.inf
     per_epoch = steps_of(task, first_epoch)
     total = training.epochs * per_epoch
     base = [group.setdefault("initial_lr", group["lr"]) for group in optimizer.param_groups]
+    trained = [*(parameter for group in optimizer.param_groups for parameter in group["params"]), *also]
     losses = Losses(training, total, 0, earlier)  # of a run that was interrupted after its last step
     with evaluating.training(model):
         if random is not None:
@@ -131,12 +136,14 @@ def fit(
                 for group, rate in zip(optimizer.param_groups, base, strict=True):
                     group["lr"] = rate * training.factor(done / total)
                 optimizer.zero_grad()
-                if distill is None or teacher is None:
-                    loss = task.loss(model, batch)
-                else:
-                    loss = distilled(task, model, batch, teacher, distill)
-                loss.backward()
-                losses.add(loss)
+                part, share = engine.share(batch)
+                with engine.computing(done):
+                    if distill is None or teacher is None:
+                        loss = task.loss(model, part)
+                    else:
+                        loss = distilled(task, model, part, teacher, distill)
+                engine.backward(loss, share)
+                losses.add(engine.reduce(trained, loss, share))
                 optimizer.step()
                 after_step(Step(done + 1, total, losses, began))
             losses.read()
@@ -187,21 +194,25 @@ def _can_refill(norm: _BatchNorm) -> bool:
     return norm.training and norm.track_running_stats and norm.running_mean is not None and norm.num_batches_tracked is not None
 
 
-def squared_gradients(model: nn.Module, task: Task, epoch: int, batches: int = 50) -> dict[str, Tensor]:
+def squared_gradients(model: nn.Module, task: Task, epoch: int, batches: int = 50, engine: Engine = ALONE) -> dict[str, Tensor]:
     """Parameter name -> mean over `batches` of the squared batch gradient: the diagonal Fisher information up to scale.
 
-    The network is what it was on exit, buffers and gradients included.
+    The network is what it was on exit, buffers and gradients included. Batches are dealt out to the processes of `engine`, whose
+    sums are added up.
     """
     squares = {name: torch.zeros_like(parameter) for name, parameter in model.named_parameters()}
     count = 0
     with rehearsing(model):
         for batch in itertools.islice(iter(task.batches(epoch)), batches):
+            count += 1
+            if not engine.mine(count - 1):
+                continue
             model.zero_grad()
             task.loss(model, batch).backward()
-            count += 1
             for name, parameter in model.named_parameters():
                 if parameter.grad is not None:
                     squares[name].addcmul_(parameter.grad, parameter.grad)
+    engine.total(list(squares.values()))
     return {name: square / max(count, 1) for name, square in squares.items()}
 
 

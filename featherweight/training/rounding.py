@@ -8,7 +8,7 @@ a run that is taken up again sees what it would have seen; the ranges that are s
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -19,8 +19,9 @@ LAYERS = (nn.Linear, _ConvNd, nn.RNNBase)
 
 
 @contextlib.contextmanager
-def rounded(model: nn.Module, bits: int | None) -> Iterator[None]:
-    """Inside, the first input of every linear, convolution and recurrent layer is rounded in training mode. None: nothing is."""
+def rounded(model: nn.Module, bits: int | None, lowest: Callable[[Tensor], Tensor] = lambda values: values) -> Iterator[None]:
+    """Inside, the first input of every linear, convolution and recurrent layer is rounded in training mode. None: nothing is.
+    `lowest`: over all processes that share a batch, entry by entry."""
     if bits is None:
         yield
         return
@@ -28,7 +29,7 @@ def rounded(model: nn.Module, bits: int | None) -> Iterator[None]:
     def hook(module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if not module.training or not given or not isinstance(given[0], Tensor) or not given[0].is_floating_point():
             return None
-        return (straight_through(given[0], bits), *given[1:])
+        return (straight_through(given[0], bits, lowest), *given[1:])
 
     handles = [module.register_forward_pre_hook(hook) for module in model.modules() if isinstance(module, LAYERS)]
     try:
@@ -38,10 +39,11 @@ def rounded(model: nn.Module, bits: int | None) -> Iterator[None]:
             handle.remove()
 
 
-def straight_through(values: Tensor, bits: int) -> Tensor:
+def straight_through(values: Tensor, bits: int, lowest: Callable[[Tensor], Tensor] = lambda values: values) -> Tensor:
     """`values` rounded to 2^bits levels; its gradient is that of the identity."""
     with torch.no_grad():
-        low, high = values.min().clamp_max(0), values.max().clamp_min(0)
+        low, minus_high = lowest(torch.stack([values.min(), -values.max()]).clamp_max(0))
+        high = -minus_high
         step = ((high - low) / (2**bits - 1)).clamp_min(torch.finfo(values.dtype).tiny)
         zero = (-low / step).round()
         away = ((values / step + zero).round().clamp(0, 2**bits - 1) - zero) * step - values

@@ -63,6 +63,12 @@ class Code(nn.Module, abc.ABC):
         """Index buffer -> (one more than its largest legal entry, must it ascend)."""
         return {}
 
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        """Indices are narrower in a state than in memory; what loads a state takes both."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name, (limit, _) in self.ranges().items():
+            destination[prefix + name] = destination[prefix + name].to(_stored_type(limit))
+
     def layout(self) -> dict[str, Any]:
         """What `blank` needs to build a code of this shape; plain JSON data."""
         return {"kind": self.kind, "rows": self.rows, "cols": self.cols, "sizes": self.sizes()}
@@ -374,8 +380,14 @@ def _means(values: Tensor, index: Tensor, count: int) -> Tensor:
 
 
 def _index_type(count: int) -> torch.dtype:
-    """The smallest signed or unsigned type that torch can index with after `.long()` and safetensors can store."""
-    return torch.uint8 if count <= 2**8 else torch.int16 if count <= 2**15 else torch.int32 if count <= 2**31 else torch.int64
+    """The smallest type for numbers below `count` that every backend of torch.distributed sends: neither gloo nor NCCL sends
+    int16, and a wrapper for several processes sends buffers."""
+    return torch.uint8 if count <= 2**8 else torch.int32 if count <= 2**31 else torch.int64
+
+
+def _stored_type(count: int) -> torch.dtype:
+    """The smallest type for them in a state dict, and so in every file."""
+    return torch.int16 if 2**8 < count <= 2**15 else _index_type(count)
 
 
 def _log2_choose(total: int, chosen: int) -> int:

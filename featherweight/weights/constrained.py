@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
@@ -18,6 +18,7 @@ from featherweight.weights.drivers import SQUARES_RATE, Driver, State
 from featherweight.weights.optimizers import Scales, Steps, require_held
 from featherweight.weights.parametrized import attach, owner
 from featherweight.weights.sets import Set
+from featherweight.weights.sharded import Sharded, is_sharded, refuse_beside, shard
 from featherweight.weights.targets import Spread, Target, weights_of
 
 _INSIDE: weakref.WeakSet[Constrained] = weakref.WeakSet()  # those that are open
@@ -39,6 +40,12 @@ class Constrained:
     driver    without one only masks are held, until the projection at the end
     squares   E[g^2] at the start, for targets with `fisher`; a running mean of what the steps bring follows
     spread    a total to be spread anew at every projection
+    agree     makes tensors, in place, what they are in the process that decides, where several train one network: a projection
+              may come out otherwise in another, by rounding
+
+    A weight that lies in shards (FSDP2) is projected as a whole, and its duals are shards as it is: see `sharded`. Each process
+    does the same, and on leaving the weight lies in its set and has no code, which no process could hold: gather the network, and
+    freeze it on one device by a `constrain` without a driver.
 
     Raises InputError, before anything is trained, where a name matches nothing, the optimizer lacks it, or it cannot be trained
     under a set; TrainingError on leaving, with nothing frozen, where a driver was given and no step was seen.
@@ -53,11 +60,17 @@ class Constrained:
         *,
         squares: Mapping[str, Tensor] | None = None,
         spread: Spread | None = None,
+        agree: Callable[[Iterable[Tensor]], None] = lambda tensors: None,
     ):
         if driver is not None and driver.paced(1, 1) != driver:
             raise InputError(f"{driver} leaves its pace open: give every and growth, or driver.paced(steps, epochs)")
         self.driver, self.model, self.optimizer, self.targets = driver, model, optimizer, dict(targets)
         self._weights = weights_of(model, targets)
+        self._sharded = {name for name, weight in self._weights.items() if is_sharded(weight)}
+        refuse_beside(sorted(self._sharded), driver, spread)
+        for name in self._sharded:
+            self.targets[name] = made = Sharded.of(targets[name], name, self._weights[name])
+            made.check()
         self._steps = Steps(optimizer, self._weights, self._before, self._after, self._objective)
         require_held(optimizer, self._weights)
         if driver is not None:
@@ -67,10 +80,10 @@ class Constrained:
                         f"parameter {name!r} is frozen (requires_grad is False), and a driver cannot pull what does not train: "
                         "let it train, give no driver, or leave it out of the targets"
                     )
-        self.spread = spread
-        self._squares = {name: squares[name].clone() for name in targets if targets[name].fisher} if squares else {}
+        self.spread, self._agree = spread, agree
+        self._squares = {name: shard(squares[name]).clone() for name in targets if targets[name].fisher} if squares else {}
         for name, mean in self._squares.items():
-            if mean.shape != self._weights[name].shape or not bool(torch.isfinite(mean).all()):
+            if mean.shape != shard(self._weights[name]).shape or not bool(torch.isfinite(mean).all()):
                 raise InputError(
                     f"squares[{name!r}] must be finite and of shape {tuple(self._weights[name].shape)}: it is the mean square of "
                     f"each gradient entry. Given: shape {tuple(mean.shape)}"
@@ -83,8 +96,8 @@ class Constrained:
 
     def __enter__(self) -> Self:
         for other in _INSIDE:
-            for name, weight in self._weights.items():
-                if any(weight is one for one in other._weights.values()):
+            for name, held in self._weights.items():
+                if any(held is one for one in other._weights.values()):
                     raise InputError(
                         f"parameter {name!r} is the target of another constrain that is still open: one weight takes one "
                         "set. Give a set that holds both (SparseCodebook, or a Target with masked=True for levels under a mask), "
@@ -92,7 +105,7 @@ class Constrained:
                     )
         with torch.no_grad():
             for name, target in self.targets.items():
-                weight = self._weights[name]
+                weight = shard(self._weights[name])
                 if self.driver is not None and name not in self.states:  # else a checkpoint has been loaded
                     self.states[name] = self.driver.start(weight, target, self._squares.get(name))
                 if target.masked and name not in self._support:
@@ -114,12 +127,17 @@ class Constrained:
             self._hold_masks()  # a wrapper may have moved the weights after the step that was seen
         self._last = self.residuals()
         for name, target in self.targets.items():
+            if name in self._sharded:  # no process has the whole weight that a code would hold
+                weight = shard(self._weights[name])
+                with torch.no_grad():
+                    weight.copy_(target.project(weight, self._squares.get(name)))
+                continue
             support = self._support.get(name)
             if support is not None and target.set.prunes:  # dead entries must not be chosen to fill a size that is too large
                 live = self.targets[name].set.shrunk(target.view.to_matrix(support)).size()
                 target = replace(target, set=target.set.sized(min(live, target.set.size())))
             freeze(self.model, name, target, self._squares.get(name))
-        if self.targets:
+        if self.targets.keys() - self._sharded:
             self._wrappers.parameters_replaced()
 
     def _require_trained(self) -> None:
@@ -163,27 +181,36 @@ class Constrained:
         self._resize(saved["sizes"])
 
     def _residual(self, name: str, target: Target) -> float:
-        weight = self._weights[name]
+        weight = shard(self._weights[name])
         if self.driver is None:
             return target.violation(weight)
-        return self.driver.residual(self.states[name], weight, target)
+        found = self.driver.residual(self.states[name], weight, target)
+        if not isinstance(target, Sharded):
+            return found
+        own = float(torch.linalg.vector_norm(weight)) if weight.numel() else 0.0
+        whole = target.norm(own)
+        return target.norm(found * own) / whole if whole > 0 else 0.0
 
     def _before(self, scales: Scales, first: bool) -> None:
-        for name, weight in self._weights.items():
-            if weight.grad is None:
+        for name, whole in self._weights.items():
+            if whole.grad is None:
                 continue
+            weight, gradient = shard(whole), shard(whole.grad)
             if first and name in self._squares:
-                squared = weight.grad.square()
+                squared = gradient.square()
                 self._squares[name].lerp_(squared if abs(scales[name]) == 1 else squared / scales[name] ** 2, SQUARES_RATE)
             if self.driver is not None:
-                self.driver.before_step(self.states[name], weight, weight.grad, scales[name])
+                self.driver.before_step(self.states[name], weight, gradient, scales[name])
 
     def _objective(self, scales: Scales) -> Tensor | None:
         """The penalties of all targets, as they are in the loss whose gradient the optimizer is given."""
         if self.driver is None:
             return None
-        found = [(self.driver.penalty(self.states[name], weight), scales[name]) for name, weight in self._weights.items()]
-        parts = [penalty * scale for penalty, scale in found if penalty is not None]
+        parts = []
+        for name, weight in self._weights.items():
+            penalty, target = self.driver.penalty(self.states[name], shard(weight)), self.targets[name]
+            if penalty is not None:
+                parts.append((target.total(penalty) if isinstance(target, Sharded) else penalty) * scales[name])
         return torch.stack([part.to(parts[0]) for part in parts]).sum() if parts else None
 
     def _after(self) -> None:
@@ -191,17 +218,18 @@ class Constrained:
         driver = self.driver
         if driver is not None:
             for name, weight in self._weights.items():
-                driver.after_step(self.states[name], weight)
+                driver.after_step(self.states[name], shard(weight))
         self._hold_masks()
         if driver is not None and driver.every is not None and self.step % driver.every == 0:
             self._respread(driver)
             for name, weight in self._weights.items():
-                driver.project(self.states[name], weight, self.targets[name], self._squares.get(name))
+                driver.project(self.states[name], shard(weight), self.targets[name], self._squares.get(name))
+            self._agree([part for name, weight in self._weights.items() for part in (weight, *_tensors(self.states[name]))])
 
     def _hold_masks(self) -> None:
         for name, support in self._support.items():
             if support is not None:
-                self._weights[name].mul_(support)  # momentum and weight decay cannot regrow what was pruned
+                shard(self._weights[name]).mul_(support)  # momentum and weight decay cannot regrow what was pruned
 
     def _respread(self, driver: Driver) -> None:
         """New sizes for the targets that share a total."""
@@ -253,6 +281,10 @@ def freeze(model: nn.Module, name: str, target: Target, squares: Tensor | None =
     """Project parameter `name` onto its set and put the code on it."""
     module, attribute = owner(model, name)
     attach(model, name, target.view, target.encode(getattr(module, attribute), squares))
+
+
+def _tensors(state: State) -> list[Tensor]:
+    return [part for part in state.values() if isinstance(part, Tensor)]
 
 
 def _to(device: torch.device, value: Any) -> Any:

@@ -118,6 +118,9 @@ class ADMM(Driver):
                that W and Z do not close. A uniform pull after a step of Adam is a penalty of weight rho sqrt(E[g^2]) on each
                entry, and |w| E[g^2]^(1/4) is the magnitude in its metric: see `Target.fisher`
 
+    Of a set that only selects entries Z is what was selected of V = W + U, and U the rest of it: one tensor holds both, and a bit
+    an entry says which is which (`split`). Duals of weights in 16 bits are float32.
+
     The published PyTorch code grows rho k-fold by accident (an undetached U); here the growth is what `growth` says. None: such
     that rho is rho_max after four fifths of the training's projections, see `paced`. W and Z close only if rho gets there.
     """
@@ -159,8 +162,21 @@ class ADMM(Driver):
         return replace(paced, growth=(paced.rho_max / paced.rho) ** (1 / max(1, int(GROWING * (steps // paced.every)))))
 
     def start(self, weight: Tensor, target: Target, squares: Tensor | None) -> State:
-        projected = target.project(weight, squares)
-        return {"Z": projected, "U": torch.zeros_like(weight), "pulled_to": projected.clone(), "rho": self.rho}
+        exact = weight.float() if weight.element_size() < 4 else weight
+        if target.set.selects:
+            kept = target.kept(exact, squares)
+            return {"pulled_to": torch.where(kept, exact, 0.0), "kept": packed(kept), "rho": self.rho}
+        projected = target.project(exact, squares)
+        return {"Z": projected, "U": torch.zeros_like(exact), "pulled_to": projected.clone(), "rho": self.rho}
+
+    @staticmethod
+    def split(state: State) -> tuple[Tensor, Tensor]:
+        """(Z, U), to be looked at."""
+        if "Z" in state:
+            return state["Z"], state["U"]
+        pulled_to = state["pulled_to"]
+        kept = unpacked(state["kept"], pulled_to.shape)
+        return torch.where(kept, pulled_to, 0.0), torch.where(kept, 0.0, -pulled_to)
 
     def before_step(self, state: State, weight: Tensor, gradient: Tensor, scale: float = 1.0) -> None:
         if self.coupling == "gradient":
@@ -173,26 +189,55 @@ class ADMM(Driver):
     def after_step(self, state: State, weight: Tensor) -> None:
         if self.coupling == "proximal":
             assert self.every is not None
-            weight.lerp_(state["pulled_to"], 1 - (1 + state["rho"]) ** (-1 / self.every))
+            pulled_to, share = state["pulled_to"], 1 - (1 + state["rho"]) ** (-1 / self.every)
+            if weight.dtype == pulled_to.dtype:
+                weight.lerp_(pulled_to, share)
+            else:
+                weight.copy_(torch.lerp(weight.to(pulled_to.dtype), pulled_to, share))
 
     def candidate(self, state: State, weight: Tensor) -> Tensor:
-        return weight + state["U"]
+        return weight + self.split(state)[1]
 
     def project(self, state: State, weight: Tensor, target: Target, squares: Tensor | None) -> None:
-        del state["Z"], state["pulled_to"]  # before the projection, which needs room
-        U = state["U"].add_(weight)
-        Z = state["Z"] = target.project(U, squares)
-        U.sub_(Z)
         assert self.growth is not None
         rho = state["rho"] * self.growth
         if self.rho_max is not None:
             rho = min(rho, self.rho_max)
-        if rho != state["rho"]:
-            U.mul_(state["rho"] / rho)
-            state["rho"] = rho
+        shrink, state["rho"] = state["rho"] / rho, rho  # U is the scaled dual
+        if "Z" not in state:
+            V = state["pulled_to"]
+            V.neg_().masked_fill_(unpacked(state.pop("kept"), V.shape), 0.0).add_(weight)
+            kept = target.kept(V, squares)
+            V.copy_(torch.where(kept, V, V.mul(-shrink)))
+            state["kept"] = packed(kept)
+            return
+        del state["Z"], state["pulled_to"]  # before the projection, which needs room
+        U = state["U"].add_(weight)
+        Z = state["Z"] = target.project(U, squares)
+        U.sub_(Z)
+        if shrink != 1:
+            U.mul_(shrink)
         state["pulled_to"] = Z - U
 
     def residual(self, state: State, weight: Tensor, target: Target) -> float:
         """|W - Z| / |W|, the primal residual."""
         norm = torch.linalg.vector_norm(weight)
-        return float(torch.linalg.vector_norm(weight - state["Z"]) / norm) if float(norm) > 0 else 0.0
+        return float(torch.linalg.vector_norm(weight - self.split(state)[0]) / norm) if float(norm) > 0 else 0.0
+
+
+BITS = 8  # entries of a mask in a byte
+
+
+def packed(mask: Tensor) -> Tensor:
+    """A mask as bytes, a bit an entry."""
+    flat = torch.nn.functional.pad(mask.reshape(-1).to(torch.uint8), (0, -mask.numel() % BITS)).view(-1, BITS)
+    found = torch.zeros(len(flat), dtype=torch.uint8, device=mask.device)
+    for bit in range(BITS):
+        found |= flat[:, bit] << bit
+    return found
+
+
+def unpacked(held: Tensor, shape: torch.Size) -> Tensor:
+    """The inverse of `packed`."""
+    flat = torch.stack([(held >> bit) & 1 for bit in range(BITS)], 1).reshape(-1)
+    return flat[: shape.numel()].view(shape).bool()

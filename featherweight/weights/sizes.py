@@ -134,7 +134,7 @@ def largest(values: Tensor, count: int) -> Tensor:
     chosen = torch.empty(count, dtype=torch.int64, device=values.device)
     filled = 0
     for begin in range(0, n, PIECE):
-        keys = _keys(values[begin : begin + PIECE])
+        keys = keys_of(values[begin : begin + PIECE])
         found = (keys >= bound).nonzero().squeeze(1)
         ties = keys[found] == bound
         surplus = int(ties.sum()) - equal
@@ -148,12 +148,12 @@ def largest(values: Tensor, count: int) -> Tensor:
 
 def _bound(values: Tensor, count: int) -> tuple[int, int]:
     """The key of the entry that is `count`-th in magnitude, and how many of that key are among the first `count`."""
-    bits = 8 * _keys(values[:1]).element_size()
+    bits = 8 * keys_of(values[:1]).element_size()
     bound, left = 0, count
     for shift in range(bits - DIGIT, -1, -DIGIT):
         counts = torch.zeros(1 << DIGIT, dtype=torch.int64, device=values.device)
         for begin in range(0, values.numel(), PIECE):
-            keys = _keys(values[begin : begin + PIECE])
+            keys = keys_of(values[begin : begin + PIECE])
             if shift + DIGIT < bits:
                 keys = keys[(keys >> (shift + DIGIT)) == bound]
             counts += torch.bincount((keys >> shift) & ((1 << DIGIT) - 1), minlength=1 << DIGIT)
@@ -164,7 +164,7 @@ def _bound(values: Tensor, count: int) -> tuple[int, int]:
     return bound, left
 
 
-def _keys(values: Tensor) -> Tensor:
+def keys_of(values: Tensor) -> Tensor:
     """Whole numbers in the order of the magnitudes: the bits of a float that is not negative."""
     magnitudes = values.abs()
     if magnitudes.dtype == torch.float64:

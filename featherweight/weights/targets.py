@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -47,6 +48,12 @@ class Target:
         code = self.encode(weight, squares)
         free = code.right_inverse(matrix)
         return self.view.to_weight(code(*free) if isinstance(free, tuple) else code(free), tuple(weight.shape))
+
+    def kept(self, weight: Tensor, squares: Tensor | None = None) -> Tensor:
+        """Of a set that selects entries: which those of `weight` are (same shape, bool)."""
+        code = self.encode(weight, squares)
+        ones = [torch.ones(shape, dtype=torch.bool, device=weight.device) for shape in code.free()]
+        return self.view.to_weight(code(*ones), tuple(weight.shape))
 
     def within(self) -> Set:
         """The set as it binds this target."""
@@ -102,13 +109,10 @@ def weights_of(model: nn.Module, targets: Mapping[str, Target]) -> dict[str, nn.
             raise InputError(f"{name!r} is the free part of a parametrization and not a weight: name the weight itself")
         if not weight.is_floating_point():
             raise InputError(f"parameter {name!r} holds {weight.dtype}, and sets hold real numbers: leave it out of the targets")
-        if hasattr(weight, "device_mesh"):
-            raise InputError(
-                f"parameter {name!r} is sharded (a DTensor), and the projection of a shard is not the shard of a projection: "
-                "impose sets before the network is sharded"
-            )
         if getattr(modules[path], "sparse", False) is True and isinstance(modules[path], nn.Embedding | nn.EmbeddingBag):
             raise sparse_gradient(name)
+        if hasattr(weight, "device_mesh"):  # checked by `Sharded`
+            continue
         try:
             target.within().check(target.view.to_matrix(weight.detach()))
         except InputError as error:

@@ -163,10 +163,23 @@ def test_ternary_weights_are_those_off_zero() -> None:
 
 
 @pytest.mark.parametrize(("count", "size"), [(255, 1), (256, 1), (257, 2), (2**15, 2), (2**15 + 1, 4)])
-def test_the_index_type_is_the_smallest_that_holds_the_largest_index(count: int, size: int) -> None:
+def test_an_index_is_stored_in_the_smallest_type_that_holds_the_largest(count: int, size: int) -> None:
     code = codes.Sparse(1, count, torch.tensor([0, count - 1]))
-    assert code.index.tolist() == [0, count - 1]
-    assert code.index.element_size() == size
+    stored = code.state_dict()["index"]
+    assert code.index.tolist() == stored.tolist() == [0, count - 1]
+    assert stored.element_size() == size
+    again = codes.Sparse.blank(1, count, 2)
+    again.load_state_dict({"index": stored})  # a file's, of any version
+    assert torch.equal(again.index, code.index) and again.index.dtype == code.index.dtype
+
+
+@pytest.mark.parametrize("count", [5, 300, 2**15, 2**15 + 1])
+@EVERY_KIND
+def test_every_backend_of_torch_distributed_sends_the_buffers_of_a_code(kind: str, count: int) -> None:
+    """DistributedDataParallel sends buffers before each pass; gloo and NCCL know these types and no int16."""
+    sizes = dict.fromkeys(table.SAMPLE[kind].encode(table.suited(kind)).sizes(), count)
+    code = codes.CODES[kind](1, count, **sizes)
+    assert {buffer.dtype for buffer in code.buffers()} <= {torch.uint8, torch.int32, torch.int64, torch.float32}
 
 
 # --- on a network --------------------------------------------------------------------------------------------------------

@@ -414,7 +414,7 @@ def one_rank(rank: int, folder: str) -> None:
             said = "nothing"
         except TrainingError as error:
             said = str(error)
-        anew = DistributedDataParallel(model)
+        anew = DistributedDataParallel(model)  # sends the code's buffers, too
         train_on(anew, SGD(model.parameters(), 0.1), 2)
         found.append((last, said, model[0].weight.detach().clone()))
     torch.save(found, f"{folder}/{rank}.pt")

@@ -8,7 +8,7 @@ import torch
 
 from featherweight.weights import scales, sets, sizes
 from featherweight.weights.drivers import ADMM
-from featherweight.weights.sets import Levels, TopK
+from featherweight.weights.sets import Codebook, Levels, TopK
 from featherweight.weights.sizes import largest
 from featherweight.weights.targets import Target
 
@@ -81,12 +81,19 @@ def test_levels_in_pieces_are_levels_at_once(piece: int, monkeypatch: pytest.Mon
                 assert one.violation(matrix) == pytest.approx(distance, rel=1e-12, abs=1e-15)
 
 
+encode = Codebook.encode  # as it is
+
+
 def test_a_projection_of_admm_holds_no_more_than_its_state_while_it_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The old Z and what is pulled to are let go before the new ones are made: at 1e9 weights each is 4 GB."""
+    """What is held besides is let go before the new is made: at 1e9 weights a tensor is 4 GB. Of a mask, one is held and bits."""
     weight, target, driver = table.matrix(), Target(TopK(9)), ADMM(0.1, 1)
     state = driver.start(weight, target, None)
     held = []
     monkeypatch.setattr(sets, "largest", lambda values, count: (held.append(sorted(state)), largest(values, count))[1])
     driver.project(state, weight, target, None)
-    assert held == [["U", "rho"]]
-    assert sorted(state) == ["U", "Z", "pulled_to", "rho"]
+    assert held == [["pulled_to", "rho"]]
+    assert sorted(state) == ["kept", "pulled_to", "rho"] and state["kept"].nbytes == weight.numel() // 8
+    other, book = driver.start(weight, Target(Codebook(3)), None), Target(Codebook(3))
+    monkeypatch.setattr(Codebook, "encode", lambda one, matrix: (held.append(sorted(other)), encode(one, matrix))[1])
+    driver.project(other, weight, book, None)
+    assert held[1:] == [["U", "rho"]] and sorted(other) == ["U", "Z", "pulled_to", "rho"]

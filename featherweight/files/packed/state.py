@@ -59,7 +59,7 @@ def code_coded(
     places: NDArray[np.int64] | None = None  # of the entries in the matrix
     symbols: NDArray[np.int64] | None = None  # of each of them
     ranges = code.ranges()
-    for buffer, tensor in code.named_buffers():
+    for buffer, tensor in code.state_dict().items():  # in the types of files
         key = f"{path}.0.code.{buffer}"
         given = None if state is None else state[key]
         if buffer not in ranges:
