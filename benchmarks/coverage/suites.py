@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import importlib.machinery
+import importlib.util
+import random
 import sys
 import types
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -205,10 +208,45 @@ def build_transformers(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
     return Logits(model.eval(), keys, options).eval(), inputs
 
 
+# --- timm: drawn, not picked --------------------------------------------------------------------------------------------
+
+DRAWN = Path(__file__).with_name("timm.txt")
+LARGEST = 60_000_000  # parameters; the rule was set before the draw
+
+
+def draw(count: int = 40, seed: int = 25) -> list[str]:
+    """The names of timm's list in an order of this seed, without those of more than LARGEST parameters; the first `count`."""
+    import timm
+
+    names = sorted(timm.list_models())
+    random.Random(seed).shuffle(names)
+    found: list[str] = []
+    for name in names:
+        if len(found) == count:
+            break
+        try:
+            with torch.device("meta"):
+                model = timm.create_model(name)
+        except (RuntimeError, NotImplementedError):  # reads a number while it is built, which no tensor of "meta" has
+            model = timm.create_model(name)
+        if sum(p.numel() for p in model.parameters()) <= LARGEST:
+            found.append(name)
+    return found
+
+
+def build_timm(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """At the size of picture that timm gives it."""
+    import timm
+
+    model = timm.create_model(name).eval()
+    return model, (torch.randn(1, *timm.data.resolve_model_data_config(model)["input_size"]),)
+
+
 SUITES: dict[str, Callable[[str], tuple[nn.Module, tuple[Tensor, ...]]]] = {
     "pytorchcv": build_pytorchcv,
     "torchvision": build_torchvision,
     "transformers": build_transformers,
+    "timm": build_timm,
 }
 
 
@@ -226,6 +264,8 @@ def networks(only: str) -> Iterator[tuple[str, str]]:
         import torchvision
 
         everything += [("torchvision", name) for name in torchvision.models.list_models(torchvision.models)]
+    if importlib.util.find_spec("timm") is not None and DRAWN.exists():
+        everything += [("timm", name) for name in DRAWN.read_text().split()]
 
     seen: dict[tuple[str, str], int] = {}
 
