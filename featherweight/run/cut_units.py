@@ -17,6 +17,7 @@ from featherweight.budget.units import Sizes, Stopping, allocate, offered
 from featherweight.criteria import CRITERIA, NEEDS, Ranking
 from featherweight.criteria.auxiliary import new_heads, with_auxiliary
 from featherweight.criteria.readers import producers
+from featherweight.criteria.refitting import Fitted, refit_in_order
 from featherweight.criteria.statistics import collect, unobservable
 from featherweight.errors import InputError, did_you_mean
 from featherweight.recipe.plan import matches
@@ -110,9 +111,10 @@ def cut(network: nn.Module, task: Task, asked: Units, epoch: int, auxiliary: boo
     ranked = Ranked(network, graph, stats, *_whole_groups(groups, rankings, left_out), asked.refit)
     while True:
         sizes, spent = _sizes(ranked, asked)
-        unfit = ranked.not_refitted(sizes)
+        keep = ranked.keep(sizes)
+        fitted = refit_in_order(network, graph, task, keep, samples=asked.samples, epoch=epoch) if asked.refit else Fitted()
         try:
-            done = ranked.cut(network, sizes)
+            done = ranked.cut(network, sizes, fitted.state)
             break
         except NotExact:
             refused = _refused(ranked, sizes)
@@ -124,7 +126,7 @@ def cut(network: nn.Module, task: Task, asked: Units, epoch: int, auxiliary: boo
             ranked = replace(ranked, groups=groups, rankings=rest)
     if asked.certify:
         spent = replace(spent, gaps=ranked.gaps(sizes))
-    caveats += [*spent.caveats, *rankings.caveats, *unfit, *_changed(graph, done)]
+    caveats += [*spent.caveats, *rankings.caveats, *fitted.said, *_changed(graph, done)]
     return Cutting(done.edit if done is not None else None, replace(spent, left_out=left_out, caveats=caveats))
 
 
@@ -198,7 +200,8 @@ def _ignored(graph: Graph, patterns: Sequence[str]) -> dict[str, str]:
 
 
 def _statistics(asked: Units) -> set[str]:
-    return {*NEEDS[asked.criterion], *(("gram",) if asked.refit else ())}
+    tried = asked.refit and isinstance(asked.allocate, Search)  # many choices are fitted, from one look
+    return {*NEEDS[asked.criterion], *(("gram",) if tried else ())}
 
 
 def _sizes(ranked: Ranked, asked: Units) -> tuple[Sizes, Spent]:
