@@ -58,7 +58,11 @@ def main() -> None:
                 suite,
                 name,
                 row.get("crash")
-                or [row.get(k) for k in ("why", "graph", "graph_error", "class", "class_sites", "tp", "half", "faster") if k in row],
+                or [
+                    row.get(k)
+                    for k in ("why", "graph", "graph_error", "class", "class_sites", "tp", "half", "faster")
+                    if k in row
+                ],
                 flush=True,
             )
     ROWS.write(table)

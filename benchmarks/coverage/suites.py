@@ -234,12 +234,19 @@ def draw(count: int = 40, seed: int = 25) -> list[str]:
     return found
 
 
-def build_timm(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
-    """At the size of picture that timm gives it."""
+def build_timm(name: str, least: int = 64) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """With pictures as small as it takes from `least` pixels on, or of the size that timm gives it."""
     import timm
 
-    model = timm.create_model(name).eval()
-    return model, (torch.randn(1, *timm.data.resolve_model_data_config(model)["input_size"]),)
+    own = timm.data.resolve_model_data_config(timm.create_model(name))["input_size"]
+    for size in (side for side in (64, 96, 112, 128, 192) if least <= side < own[-1]):
+        for given in ({"img_size": size}, {}):
+            with contextlib.suppress(Exception):  # whatever a network raises at a size that is not its own
+                model = timm.create_model(name, **given).eval()
+                with torch.no_grad():
+                    model(torch.randn(2, 3, size, size))
+                return model, (torch.randn(1, 3, size, size),)
+    return timm.create_model(name).eval(), (torch.randn(1, *own),)
 
 
 SUITES: dict[str, Callable[[str], tuple[nn.Module, tuple[Tensor, ...]]]] = {

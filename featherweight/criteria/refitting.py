@@ -5,11 +5,11 @@ fitted. Its new weight and bias are
 
     min over W', b' of  mean_t s_t |W x_t + b - W' x'_t - b'|^2  +  ridge tr(C) / d |W' - W|^2,       W' = 0 where units go,
 
-with C the (d, d) covariance of x' under the weights s_t. The intercept is free: means are taken out before W' is solved for, and b'
-takes the rest, or where the layer has no bias the running mean of the batch norm behind it. s_t says how much the network's outputs
-move with this layer's output at place t, from one pass back of random signs (Hutchinson): most places of a padded text, and the
-background of a picture, move nothing, and a fit to all places alike spends the weights on those. The ridge is the one whose
-fit to half of the samples does best on the other half, so few samples hold W' at W, and where no fit helps, W' = W.
+with C the (d, d) covariance of x' under the weights s_t. The intercept is free: means are taken out before W' is solved for, and
+b' takes the rest, or where the layer has no bias the running mean of the batch norm behind it. s_t says how much the network's
+outputs move with this layer's output at place t, from one pass back of random signs (Hutchinson): most places of a padded text,
+and the background of a picture, move nothing, and a fit to all places alike spends the weights on those. The ridge is the one
+whose fit to half of the samples does best on the other half, so few samples hold W' at W, and where no fit helps, W' = W.
 """
 
 from __future__ import annotations

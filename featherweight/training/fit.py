@@ -18,6 +18,7 @@ from featherweight.errors import TrainingError
 from featherweight.network import evaluating, generators
 from featherweight.network.evaluating import buffers_kept
 from featherweight.task import Batch, Task, steps_of
+from featherweight.training.blocks import Left
 from featherweight.training.distillation import distilled
 from featherweight.training.schedule import Distillation, Training
 from featherweight.weights.parametrized import coded
@@ -95,6 +96,7 @@ def fit(
     began: generators.States | None = None,
     teacher: nn.Module | None = None,
     distill: Distillation | None = None,
+    left: Left | None = None,
     after_step: Callable[[Step], None] = lambda step: None,
 ) -> float:
     """Train `model` in place for `training.epochs` of `task.batches(first_epoch + i)`; the mean loss of the last epoch, infinite
@@ -103,8 +105,9 @@ def fit(
     Modules that are kept in eval mode (see `evaluating.kept_in_eval`) stay in it; every module has its own mode again at the end.
     `start`: steps already done, for a resumed run; the same batches are passed over and the same rates follow. `earlier`,
     `random` and `began`: the losses of that epoch so far, and the states of the global generators then and when the epoch began.
-    With `distill`, the outputs of `teacher` on the same inputs are matched. Raises TrainingError at a loss that is not finite, a
-    few steps later on an accelerator, and where an epoch has other batches than its length says.
+    With `distill`, the outputs of `teacher` on the same inputs are matched; `left`: what `model` still has of its tensors. Raises
+    TrainingError at a loss that is not finite, a few steps later on an accelerator, and where an epoch has other batches than its
+    length says.
     """
     if not training.epochs:
         return math.inf
@@ -134,7 +137,7 @@ def fit(
                 if distill is None or teacher is None:
                     loss = task.loss(model, batch)
                 else:
-                    loss = distilled(task, model, batch, teacher, distill)
+                    loss = distilled(task, model, batch, teacher, distill, left)
                 loss.backward()
                 losses.add(loss)
                 optimizer.step()
