@@ -88,7 +88,7 @@ def pitch(seed: int, count: int = 8192, scored: int = TUNED) -> Task:
 def speech(seed: int, speakers: int = 256, scored: int = TUNED) -> Task:
     """Voices for resemblyzer. The score: 100 times the mean cosine to the dense network's embeddings."""
     spoken = _made("voices", speakers, 1000 + seed)
-    return Task.unlabelled(voice(), DataLoader(spoken, 32, shuffle=True), evaluate=functools.partial(cosine, seed=scored))
+    return Task.unlabelled(voice(), DataLoader(spoken, 8, shuffle=True), evaluate=functools.partial(cosine, seed=scored))
 
 
 class Inputs(Dataset[Tensor]):

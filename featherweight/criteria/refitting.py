@@ -26,7 +26,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from featherweight.criteria.patches import drawn, patches
-from featherweight.criteria.readers import Layer, Reader, differentiable, find_readers, gated, masks
+from featherweight.criteria.readers import Layer, Reader, Readers, differentiable, find_readers, gated, masks
 from featherweight.criteria.reconstruct import readers_cut, weight_of
 from featherweight.criteria.statistics import TooFewSamples
 from featherweight.network.calls import first_tensor, tensors_of
@@ -71,12 +71,9 @@ def refit_in_order(
     keep  site -> its units that stay. `model` is not changed. Set before the cut the weights are part of the network's state
     """
     found = find_readers(model, graph, keep)
-    fitted, readers = Fitted(), []
-    for reader, stays in readers_cut(model, found, keep):
-        if reason := _unfit(model, reader, stays):
-            fitted.left[reader.module] = reason
-        else:
-            readers.append((reader, stays))
+    fitted = Fitted({}, {reader.module: reason for reader in found.readers if (reason := _unfit(model, reader))})
+    fine = Readers(tuple(reader for reader in found.readers if reader.module not in fitted.left), {})
+    readers = list(readers_cut(model, fine, keep))
     if next(_first(task, epoch, samples), None) is None:
         raise TooFewSamples(f"batches({epoch}) of the task gave no sample to look at: is the data set empty?")
     cut = copied(model)
@@ -102,14 +99,12 @@ def refit_in_order(
     return fitted
 
 
-def _unfit(model: nn.Module, reader: Reader, stays: Tensor) -> str:
-    layer = model.get_submodule(reader.module)
+def _unfit(model: nn.Module, reader: Reader) -> str:
+    layer, width = model.get_submodule(reader.module), weight_of(model, reader)[0].numel()
     if isinstance(layer, _ConvNd) and (layer.transposed or layer.groups > 1):
         kind = "a transposed convolution" if layer.transposed else f"a convolution in {layer.groups} groups"
         return f"it is {kind}, whose patches are not sampled"
-    if int(stays.sum()) > WIDEST:
-        return f"it has {int(stays.sum()):,} weights to fit for each output, more than {WIDEST:,}"
-    return ""
+    return f"it has {width:,} weights to fit for each output, more than {WIDEST:,}" if width > WIDEST else ""
 
 
 def _first(task: Task, epoch: int, samples: int) -> Iterator[Batch]:

@@ -102,10 +102,11 @@ def prune(
     if criterion not in CRITERIA:
         known = ", ".join(CRITERIA)
         problems.append(f"no criterion is named {criterion!r}; there are {known}.{did_you_mean(str(criterion), CRITERIA)}")
+    elif criterion in BY_LABELS and (data is None or loss is None):
+        without = ", ".join(WITHOUT_LABELS)
+        problems.append(f"{criterion} looks at labels: give data and loss (network, batch) -> tensor; {without} do without")
     elif NEEDS[criterion] and data is None:
         problems.append(f"{criterion} looks at training samples: give data, such as a DataLoader")
-    elif criterion in BY_LABELS and loss is None:
-        problems.append(f"{criterion} looks at labels: give loss (network, batch) -> tensor, or take {', '.join(WITHOUT_LABELS)}")
     if data is None and (refit or reconstruct):
         problems.append("refit and reconstruct look at inputs: give data, such as a DataLoader or a list of tensors")
     if not isinstance(reconstruct, int) or not 0 <= reconstruct <= MOST_EPOCHS:

@@ -131,7 +131,8 @@ def read(given: Given, needed: bool = True) -> Arrays:
     arrays = _file(str(given.path), given.path.stat().st_mtime_ns)
     unlabelled = not needed and "x" in arrays and not {"y", "y_test"} & arrays.keys()
     if unlabelled:
-        arrays |= {of: np.zeros(len(arrays[one]), np.float32) for one, of in (("x", "y"), ("x_test", "y_test")) if one in arrays}
+        none = {of: np.zeros(len(arrays[one]), np.float32) for one, of in (("x", "y"), ("x_test", "y_test")) if one in arrays}
+        arrays = arrays | none
     missing = [name for name in ("x", "y") if name not in arrays]
     if missing or ("x_test" in arrays) != ("y_test" in arrays):
         raise DataError(

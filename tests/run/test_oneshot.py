@@ -191,3 +191,24 @@ def test_quantize_with_data_ends_in_integers(tmp_path: Path) -> None:
         fw.quantize(network, IMAGE, data=[torch.randn(8, 5)])
     with pytest.raises(FeatherweightError, match="no batch"):
         fw.quantize(network, IMAGE, data=[])
+
+
+def test_inputs_without_labels_serve_to_fit_and_to_reconstruct() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 4)).eval()
+    batches, new = list(torch.randn(640, 8).split(64)), torch.randn(200, 8)
+
+    def apart(small: nn.Module) -> float:
+        with torch.no_grad():
+            return float((small(new) - net(new)).square().mean())
+
+    cut, fitted, taught = (
+        fw.prune(net, (new[:1],), macs=0.5, data=batches, refit=refit, reconstruct=epochs)
+        for refit, epochs in ((False, 0), (None, 0), (False, 6))
+    )
+    assert apart(fitted.model) < 0.2 * apart(cut.model) and apart(taught.model) < 0.5 * apart(cut.model)
+    assert [row.stage for row in taught.rows] == ["dense", "pruned"] and taught.rows[-1].said[0].startswith("reconstruct: mean")
+    with pytest.raises(RecipeError, match="taylor looks at labels"):
+        fw.prune(net, (new[:1],), criterion="taylor", data=batches)
+    with pytest.raises(RecipeError, match="refit and reconstruct look at inputs"):
+        fw.prune(net, (new[:1],), reconstruct=3)
