@@ -40,6 +40,10 @@ Reconstruct = Annotated[
     int, typer.Option("--reconstruct", metavar="EPOCHS", help="Teach each layer what the dense one gives on --data: no labels.")
 ]
 
+Where = Annotated[
+    str, typer.Option("--where", metavar="W", help="class, or graph: also what the class cannot express, in an exported module.")
+]
+
 
 def prune_command(
     model: Model,
@@ -52,6 +56,7 @@ def prune_command(
     multiple: Multiples = "auto",
     refit: Refit = None,
     reconstruct: Reconstruct = 0,
+    where: Where = "class",
     ignore: Ignore = None,
     seed: Seed = 0,
     threads: Threads = None,
@@ -71,6 +76,7 @@ def prune_command(
         multiple=multiple_of(multiple),
         refit=refit,
         reconstruct=reconstruct,
+        where=where,  # type: ignore[arg-type]
         ignore=ignore or (),
         evaluate=evaluate,
         **looked,  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from featherweight.recipe.schema import WEIGHTS, Constrain, Criterion, CutUnits,
 from featherweight.recipe.selection import said
 from featherweight.run.compressed import Compressed
 from featherweight.run.cut_units import cut
+from featherweight.run.ranked import Where
 from featherweight.run.report import Row, left
 from featherweight.ship.activations import SAMPLES
 from featherweight.task import LOOKED, Batch, Batches, Task
@@ -67,6 +68,7 @@ def prune(
     loss: Callable[[nn.Module, Batch], Tensor] | None = None,
     refit: bool | None = None,
     reconstruct: int = 0,
+    where: Where = "class",
     evaluate: Evaluate | None = None,
 ) -> Compressed:
     """Cut channels, neurons, heads and recurrent units, physically, in the network's own class; `model` is not changed.
@@ -81,6 +83,8 @@ def prune(
     allocate    how the budget is spread: uniform, the same share of every layer; ranked, weighed, knapsack: by the criterion
     multiple    sizes are multiples of this: "auto", of 8 channels of convolutions, which ONNX Runtime runs faster (`multiples`)
     ignore      modules, or names or globs of them, whose outputs all stay
+    where       "graph": cut also what the class cannot express. The network comes back as an exported module, which `load` opens
+                without a class, and which is not taught by `reconstruct`
     evaluate    network -> score, for the report
 
     Raises RecipeError with every mistake in the arguments; Infeasible where the budget cannot be met by cutting units.
@@ -113,6 +117,8 @@ def prune(
         problems.append(f"reconstruct is a number of epochs, given {short(reconstruct)}")
     if allocate not in ("uniform", "ranked", "weighed", "knapsack"):
         problems.append(f"allocate is uniform, ranked, weighed or knapsack, given {allocate!r}")
+    if where not in get_args(Where) or (where == "graph" and reconstruct):
+        problems.append(f"where is class, or graph without reconstruct, given {short(where)}")
     if problems or units is None:
         raise RecipeError(problems, "call of prune")
     task = Task(example_inputs, data or [], loss or _no_loss, evaluate or _no_score, _no_optimizer)
@@ -122,7 +128,8 @@ def prune(
     said = []
     with generators.kept():
         network = plain(model)
-        done = cut(network, task, units, 0)
+        done = cut(network, task, units, 0, where=where)
+        network = done.exported or network
         edits = [structure_edit(done.edit)] if done.edit is not None else []
         if units.refit or reconstruct:
             recalibrate(network, task, 0)

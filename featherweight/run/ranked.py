@@ -6,7 +6,7 @@ import bisect
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from featherweight.structure import Result as Cut
 from featherweight.weights.parametrized import layouts_kept
 
 Groups = tuple[tuple[str, ...], ...]
+Where = Literal["class", "graph"]  # cut in the network's own class, or in an exported module
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Ranked:
     groups: Groups
     rankings: Mapping[str, Ranking]
     refit: bool
+    where: Where = "class"
 
     @property
     def tied(self) -> Tied:
@@ -53,7 +55,7 @@ class Ranked:
                 state[name].copy_(values)
         try:
             with layouts_kept(network):
-                return prune(network, self.graph, keep, where="class")
+                return prune(network, self.graph, keep, where=self.where)
         except BaseException:
             with torch.no_grad():
                 for name, values in before.items():
@@ -73,8 +75,8 @@ class Ranked:
         """A copy of the network, cut; fitted anew where the statistics for that are at hand."""
         made = copied(self.network)
         fitted = refit(made, self.graph, self.stats, self.keep(sizes)) if self.refit and self.stats.gram else {}
-        self.cut(made, sizes, fitted)
-        return made
+        done = self.cut(made, sizes, fitted)
+        return made if done is None else done.model
 
 
 SOLVED = 33  # sizes at which a ranking that solves a problem for each is asked; between them the damage is interpolated

@@ -212,3 +212,31 @@ def test_inputs_without_labels_serve_to_fit_and_to_reconstruct() -> None:
         fw.prune(net, (new[:1],), criterion="taylor", data=batches)
     with pytest.raises(RecipeError, match="refit and reconstruct look at inputs"):
         fw.prune(net, (new[:1],), reconstruct=3)
+
+
+class Gated(nn.Module):
+    """The halves of what one layer makes: a number of the code says where the second begins."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both, self.out = nn.Linear(8, 32), nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        both = self.both(x)
+        return self.out(both[..., :16].tanh() * both[..., 16:])
+
+
+def test_what_the_class_cannot_express_is_cut_in_the_graph_and_opens_without_the_class(tmp_path: Path) -> None:
+    network, x = Gated().eval(), torch.randn(5, 8)
+    with pytest.raises(FeatherweightError, match="where='graph'"):
+        fw.prune(network, (x,), macs=0.5)
+    done = fw.prune(network, (x,), macs=0.5, where="graph", data=list(torch.randn(4, 32, 8)))
+    dense, small = (row.measured.macs for row in done.rows)
+    assert small is not None and dense is not None and small <= dense / 2
+    done.save(tmp_path / "art")
+    torch.testing.assert_close(fw.load(tmp_path / "art")(x), done.model(x))
+    assert done.export(tmp_path / "model.onnx").relative < 1e-4
+    with pytest.raises(FeatherweightError, match="no graph of an exported module"):
+        done.pack(tmp_path / "model.fwz")
+    with pytest.raises(RecipeError, match="graph without reconstruct"):
+        fw.prune(network, (x,), where="graph", data=[x], reconstruct=1)
