@@ -12,7 +12,7 @@ import functools
 import importlib.util
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -88,7 +88,12 @@ def pitch(seed: int, count: int = 8192, scored: int = TUNED) -> Task:
 def speech(seed: int, speakers: int = 256, scored: int = TUNED) -> Task:
     """Voices for resemblyzer. The score: 100 times the mean cosine to the dense network's embeddings."""
     spoken = _made("voices", speakers, 1000 + seed)
-    return Task.unlabelled(voice(), DataLoader(spoken, 8, shuffle=True), evaluate=functools.partial(cosine, seed=scored))
+    score = functools.partial(cosine, seed=scored)
+    return Task.unlabelled(voice(), DataLoader(spoken, 8, shuffle=True), evaluate=score, optimizer=adam)
+
+
+def adam(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, 3e-3)
 
 
 class Inputs(Dataset[Tensor]):
