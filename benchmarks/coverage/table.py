@@ -7,7 +7,6 @@ from typing import Any
 from benchmarks.coverage.suites import SUITES
 from benchmarks.lib.rows import Line
 
-
 CRASHES = {"one": "crash", "peer": "peer_crash", "half": "half_crash"}
 
 
@@ -96,9 +95,10 @@ def drawn(found: list[dict[str, Any]]) -> list[str]:
         "## Drawn from timm's list",
         "",
         f"{len(found)} measured so far of 40 drawn by `draw` (seed 25, at most 60 M parameters, no other rule; `timm.txt`), two",
-        "minutes of processor time for each part of each. Units: what of the parameters half of every site takes, exactly, in the",
-        "graph and in the class; soft: where a norm's statistics may change, in the count. Speed: `prune(macs=0.5)`, where that is",
-        "refused 0.75, in ONNX Runtime, one thread, 25 rounds in turns on a busy machine: median of the ratios, and their quartiles'",
+        "minutes of processor time for each part of each. Shares of the parameters that go with half of every site, exactly, in",
+        "the graph and in the class; soft: where a norm's statistics may change, as counted. torch-pruning is told the heads of",
+        "fused layers, and the forward of timm's classes is not rewritten for it. Speed: `prune(macs=0.5)`, 0.75 where that is",
+        "refused, in ONNX Runtime, one thread, 25 rounds in turns on a busy machine: median of the ratios, and their quartiles'",
         f"distance over it. {reached} of the {len(timed)} timed reach 0.85 of the ratio of the MACs.",
         "",
         "| network | exact, graph | class | soft | torch-pruning | MACs ratio | faster | spread | |",
@@ -106,7 +106,7 @@ def drawn(found: list[dict[str, Any]]) -> list[str]:
     ]
     for r in found:
         shares = [format(r[key], ".0%") if key in r else "" for key in ("graph_cut", "class_cut", "soft_cut")]
-        peer = f"{r['tp']} {r['tp_cut']:.0%}" if r.get("tp_cut") is not None else f"error: {r.get('peer_crash', '')[:40]}"
+        peer = f"{r['tp']} {r['tp_cut']:.0%}" if r.get("tp_cut") is not None else r.get("peer_crash", "")[:40]
         speed = [format(r[key], ".2f") if r.get(key) is not None else "" for key in ("macs_ratio", "faster", "spread")]
         why = r.get("crash") or r.get("half_crash") or r.get("half_why") or ""
         lines.append(f"| {' | '.join([r['name'], *shares, peer, *speed, why[:90]]).replace(chr(10), ' ')} |")

@@ -130,7 +130,8 @@ def table(done: dict[str, Line]) -> str:
             near = "" if one["neighbour"] is None else f"{one['neighbour']:.1f} %"
             low, median, high = one["ratio"]
             cells = [name, kind, f"{one['macs']:,}", f"{one['score']:.2f}", near, f"{one['bytes'] / 1000:,.0f}"]
-            text += f"| {' | '.join([*cells, f'{one['faster']:.2f}', f'{median:.2f} ({low:.2f} to {high:.2f})'])} |\n"
+            cells += [f"{one['faster']:.2f}", f"{median:.2f} ({low:.2f} to {high:.2f})"]
+            text += f"| {' | '.join(cells)} |\n"
     text += "\nThe commands, in order:\n\n```sh\n"
     for name in COMMANDS:
         text += "".join(f"featherweight {command.format(work='runs/strangers')}\n" for command in COMMANDS[name])
