@@ -17,11 +17,13 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from featherweight.errors import FeatherweightError, InputError, shortened
-from featherweight.network.calls import Example, Inputs
+from featherweight.network.calls import Example, Inputs, inputs_in, tensors_of
+from featherweight.network.copies import copied
 from featherweight.network.devices import device_of, placed
 from featherweight.network.evaluating import evaluating
 
 Batch = Any
+LOOKED = 16  # batches that a score without a part for testing is of
 T = TypeVar("T")
 
 
@@ -71,6 +73,7 @@ class Task:
     logits          output of the network -> its logits, such as `lambda output: output["logits"]` or `itself`; in training mode
                     and in eval mode. None: no output is logits, as in regression
     classes         the dimension of the classes in them: 1 for (batch, classes, ...), -1 for (batch, time, classes)
+    labels          False: the data are inputs alone, and `loss` runs the network and teaches nothing (see `unlabelled`)
 
     >>> import torch
     >>> from torch.utils.data import DataLoader, TensorDataset
@@ -87,6 +90,7 @@ class Task:
     optimizer: Callable[[Iterable[Parameter]], Optimizer]
     logits: Callable[[Any], Tensor] | None = None
     classes: int = 1
+    labels: bool = True
 
     def batches(self, epoch: int) -> Batches:
         """The training batches of an epoch."""
@@ -135,6 +139,56 @@ class Task:
             return torch.optim.Adam(parameters, lr=1e-3)
 
         return cls(example_inputs, train, loss, evaluate, optimizer or adam, logits=itself)
+
+    @classmethod
+    def unlabelled(
+        cls,
+        model: nn.Module,
+        train: Batches | Callable[[int], Batches],
+        *,
+        test: Iterable[Batch] | None = None,
+        evaluate: Callable[[nn.Module], float] | None = None,
+        optimizer: Callable[[Iterable[Parameter]], Optimizer] | None = None,
+        example_inputs: Example | Inputs | None = None,
+    ) -> Task:
+        """Inputs without labels, for what is taught by `model` itself, the dense network: the recipe `reconstruct`.
+
+        A batch is the network's inputs, begins with them, or holds them by name. The score, without `evaluate`: percent of the
+        variance of the dense network's outputs that is kept, on `test` or without it on the first batches of `train`.
+        `example_inputs`: without them a batch is one tensor, or its first entry is the only input. Raises InputError.
+        """
+        if example_inputs is None:
+            batch = next(iter(train(0) if callable(train) else train), None)
+            first = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+            if not isinstance(first, Tensor):
+                raise InputError(
+                    f"Task.unlabelled needs batches of tensors, and `train` gives {_kind(batch)}: say example_inputs"
+                )
+            example_inputs = (first[:1],)
+        example = example_inputs
+        dense = copied(model)
+
+        def called(network: nn.Module, batch: Batch) -> list[Tensor]:
+            given = placed(inputs_in(batch, example), device_of(network))
+            return [tensor for tensor in tensors_of(given.call(network)) if tensor.is_floating_point()]
+
+        def loss(network: nn.Module, batch: Batch) -> Tensor:
+            return torch.stack([(output - output.detach()).square().mean() for output in called(network, batch)]).sum()
+
+        def kept(network: nn.Module) -> float:
+            gone = whole = 0.0
+            looked = test if test is not None else itertools.islice(iter(train(0) if callable(train) else train), LOOKED)
+            with evaluating(network), evaluating(dense.to(device_of(network))), torch.no_grad():
+                for batch in looked:
+                    for ours, theirs in zip(called(network, batch), called(dense, batch), strict=True):
+                        gone += float((ours - theirs).double().square().sum())
+                        whole += float((theirs - theirs.mean(0)).double().square().sum())
+            return 100 * (1 - gone / whole) if whole > 0 else 0.0
+
+        def adam(parameters: Iterable[Parameter]) -> Optimizer:
+            return torch.optim.Adam(parameters, lr=1e-3)
+
+        return cls(example, train, loss, evaluate or kept, optimizer or adam, labels=False)
 
 
 def _kind(batch: Any) -> str:

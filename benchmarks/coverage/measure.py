@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,8 @@ from torch import Tensor, nn
 from benchmarks.coverage.suites import SUITES, stand_in_for_torchvision
 from featherweight.network.calls import Inputs, tensors_of
 
-SECONDS, GIGABYTES = {"one": 300, "peer": 120}, 10  # of processor time: the machine has other work
+SECONDS, GIGABYTES = {"one": 300, "peer": 120, "half": 120}, 10  # of processor time: the machine has other work
+SECONDS_DRAWN = 120  # each part of a network drawn from timm's list
 
 
 def randomise(model: nn.Module) -> None:
@@ -80,6 +83,9 @@ def measure(suite: str, name: str) -> dict[str, Any]:
         / total,
         4,
     )
+    if suite == "timm":
+        softly = analyse(captured, model, soft=True)
+        row["soft_cut"] = round(1 - softly.parameters({n: max(1, s.size // 2) for n, s in softly.sites.items()}) / total, 4)
     rng = np.random.default_rng(0)
     half = {n: np.sort(rng.permutation(s.size)[: max(1, s.size // 2)]).tolist() for n, s in graph.sites.items()}
     half = {n: keep for n, keep in half.items() if len(keep) < graph.sites[n].size}
@@ -165,8 +171,11 @@ def torch_pruning(suite: str, name: str) -> dict[str, Any]:
     ignored = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d, nn.Conv1d)) and m.weight.shape[0] in classes][
         -1:
     ]
+    heads = {
+        m.qkv: m.num_heads for m in model.modules() if hasattr(m, "num_heads") and isinstance(getattr(m, "qkv", None), nn.Linear)
+    }
     pruner = tp.pruner.BasePruner(
-        model, example, importance=tp.importance.RandomImportance(), pruning_ratio=0.5, ignored_layers=ignored
+        model, example, importance=tp.importance.RandomImportance(), pruning_ratio=0.5, ignored_layers=ignored, num_heads=heads
     )
     checked = True
     for group in pruner.step(interactive=True):
@@ -230,20 +239,76 @@ def zero_like_tp(
     return True
 
 
+def half_size(suite: str, name: str) -> dict[str, Any]:
+    """Half of the MACs by `prune` as a user calls it (three quarters where that is refused), both networks in ONNX Runtime, timed
+    in turns on one thread."""
+    import tempfile
+
+    import featherweight as fw
+    from featherweight.ship.export import export
+    from featherweight.ship.runtimes import onnx_caller
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model, example = SUITES[suite](name)
+    randomise(model)
+    row: dict[str, Any] = {"half": "refused"}
+    done = None
+    for share in (0.5, 0.75):
+        try:
+            done = fw.prune(model, example, macs=share)
+            break
+        except fw.FeatherweightError as error:
+            row.setdefault("half_why", f"{type(error).__name__}: {error}"[:300])
+    if done is None:
+        return row
+    dense, small = done.rows[0].measured.macs, done.rows[-1].measured.macs
+    row |= {"half": "class", "asked": share, "macs_ratio": round(dense / small, 3)}
+    timed = example
+    if suite == "timm":  # at a usual size, where the network takes any
+        with contextlib.suppress(Exception), torch.no_grad():
+            large = (torch.randn(1, 3, 160, 160),)
+            done.model(*large)
+            timed = large
+    row["timed"] = [list(tensor.shape) for tensor in timed]
+    with tempfile.TemporaryDirectory() as folder:
+        callers = []
+        for kind, network in (("dense", model), ("small", done.model)):
+            try:
+                export(network, timed, f"{folder}/{kind}.onnx", dynamic_batch=False)
+            except fw.FeatherweightError as error:
+                return row | {"half": "not exported", "half_why": f"{kind}: {type(error).__name__}: {error}"[:300]}
+            callers.append(onnx_caller(Path(folder, f"{kind}.onnx"), Inputs.of(timed), 1))
+        ratios, best = [], [float("inf"), float("inf")]
+        for turn in range(26):
+            times = []
+            for place, call in enumerate(callers):
+                start = time.perf_counter()
+                call()
+                times.append(time.perf_counter() - start)
+                best[place] = min(best[place], times[-1])
+            if turn:  # the first is a warm-up
+                ratios.append(times[0] / times[1])
+    low, median, high = np.quantile(ratios, [0.25, 0.5, 0.75])
+    row |= {"faster": round(float(median), 3), "spread": round(float((high - low) / median), 3)}
+    return row | {"dense_ms": round(1e3 * best[0], 2), "small_ms": round(1e3 * best[1], 2)}
+
+
 # ---------------------------------------------------------------- many rows
 
 
-PARTS = {"one": measure, "peer": torch_pruning}
+PARTS = {"one": measure, "peer": torch_pruning, "half": half_size}
 
 
 def in_process(part: str, suite: str, name: str) -> dict[str, Any]:
     """Measure in a forked process with limits of time and memory, so that a crash costs a row and nothing else."""
     reader, writer = os.pipe()
+    seconds = SECONDS_DRAWN if suite == "timm" else SECONDS[part]
     child = os.fork()
     if child == 0:
         os.close(reader)
         resource.setrlimit(resource.RLIMIT_AS, (GIGABYTES << 30, GIGABYTES << 30))
-        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS[part], SECONDS[part] + 10))
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 10))
         with open(os.devnull, "w") as null:
             os.dup2(null.fileno(), 1)
             os.dup2(null.fileno(), 2)
@@ -259,7 +324,7 @@ def in_process(part: str, suite: str, name: str) -> dict[str, Any]:
         answer = pipe.read()
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU:
-        return {"crash": f"more than {SECONDS[part]} s"}
+        return {"crash": f"more than {seconds} s"}
     return dict(json.loads(answer)) if answer else {"crash": "killed (memory)"}
 
 
@@ -274,4 +339,7 @@ def warm_up() -> None:
 
     transformers.utils.is_torchvision_available()  # asked once, before there is a stand-in
     stand_in_for_torchvision()
-    import pytorchcv.model_provider  # noqa: F401
+    with contextlib.suppress(ImportError):
+        import pytorchcv.model_provider  # noqa: F401
+    with contextlib.suppress(ImportError):
+        import timm  # noqa: F401

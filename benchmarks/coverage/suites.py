@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import importlib.machinery
+import importlib.util
+import random
 import sys
 import types
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -205,10 +208,52 @@ def build_transformers(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
     return Logits(model.eval(), keys, options).eval(), inputs
 
 
+# --- timm: drawn, not picked --------------------------------------------------------------------------------------------
+
+DRAWN = Path(__file__).with_name("timm.txt")
+LARGEST = 60_000_000  # parameters; the rule was set before the draw
+
+
+def draw(count: int = 40, seed: int = 25) -> list[str]:
+    """The names of timm's list in an order of this seed, without those of more than LARGEST parameters; the first `count`."""
+    import timm
+
+    names = sorted(timm.list_models())
+    random.Random(seed).shuffle(names)
+    found: list[str] = []
+    for name in names:
+        if len(found) == count:
+            break
+        try:
+            with torch.device("meta"):
+                model = timm.create_model(name)
+        except (RuntimeError, NotImplementedError):  # reads a number while it is built, which no tensor of "meta" has
+            model = timm.create_model(name)
+        if sum(p.numel() for p in model.parameters()) <= LARGEST:
+            found.append(name)
+    return found
+
+
+def build_timm(name: str, least: int = 64) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """With pictures as small as it takes from `least` pixels on, or of the size that timm gives it."""
+    import timm
+
+    own = timm.data.resolve_model_data_config(timm.create_model(name))["input_size"]
+    for size in (side for side in (64, 96, 112, 128, 192) if least <= side < own[-1]):
+        for given in ({"img_size": size}, {}):
+            with contextlib.suppress(Exception):  # whatever a network raises at a size that is not its own
+                model = timm.create_model(name, **given).eval()
+                with torch.no_grad():
+                    model(torch.randn(2, 3, size, size))
+                return model, (torch.randn(1, 3, size, size),)
+    return timm.create_model(name).eval(), (torch.randn(1, *own),)
+
+
 SUITES: dict[str, Callable[[str], tuple[nn.Module, tuple[Tensor, ...]]]] = {
     "pytorchcv": build_pytorchcv,
     "torchvision": build_torchvision,
     "transformers": build_transformers,
+    "timm": build_timm,
 }
 
 
@@ -226,6 +271,8 @@ def networks(only: str) -> Iterator[tuple[str, str]]:
         import torchvision
 
         everything += [("torchvision", name) for name in torchvision.models.list_models(torchvision.models)]
+    if importlib.util.find_spec("timm") is not None and DRAWN.exists():
+        everything += [("timm", name) for name in DRAWN.read_text().split()]
 
     seen: dict[tuple[str, str], int] = {}
 

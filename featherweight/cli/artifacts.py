@@ -99,6 +99,9 @@ def export_command(
     seed: Seed = 0,
     opset: Annotated[int, typer.Option(help="Of ONNX.")] = exporting.LEAST_OPSET,
     fixed_batch: Annotated[bool, typer.Option("--fixed-batch", help="The example's batch size only, not any.")] = False,
+    any_length: Annotated[
+        bool, typer.Option("--any-length", help="Inputs of other lengths too, as the network takes them: texts, sounds.")
+    ] = False,
     weights: Annotated[
         str,
         typer.Option(metavar="W", help="Coded weights in ONNX: packed (small, as fast), integers (DequantizeLinear) or float."),
@@ -155,6 +158,7 @@ def export_command(
         format,  # type: ignore[arg-type]
         opset=opset,
         dynamic_batch=not fixed_batch,
+        any_length=any_length,
         weights=weights,  # type: ignore[arg-type]
         integers=asked,
     )

@@ -87,7 +87,7 @@ def _own_task(given: own_data.Given, model: str, network: nn.Module | None) -> T
     if given.form == "imagefolder":
         return imagefolder.task(given, own_data.pictures(model, network, given.settings))
     if given.form == "npz":
-        return arrays.task(given)
+        return arrays.task(given, network)
     if network is None:
         raise InputError(f"{given.form}: holds texts, and no network is given whose tokenizer reads them")
     return texts.task(given, model, network)

@@ -32,6 +32,18 @@ Multiples = Annotated[
     str, typer.Option("--multiple", metavar="N", help=f"Sizes are multiples of it; auto: {CHANNELS} channels, which run faster.")
 ]
 
+Refit = Annotated[
+    bool | None,
+    typer.Option("--refit/--no-refit", help="Fit what reads the cut units anew, on --data; done where these have no labels."),
+]
+Reconstruct = Annotated[
+    int, typer.Option("--reconstruct", metavar="EPOCHS", help="Teach each layer what the dense one gives on --data: no labels.")
+]
+
+Where = Annotated[
+    str, typer.Option("--where", metavar="W", help="class, or graph: also what the class cannot express, in an exported module.")
+]
+
 
 def prune_command(
     model: Model,
@@ -42,21 +54,29 @@ def prune_command(
     weights: Weights = None,
     criterion: Criterion = "l1",
     multiple: Multiples = "auto",
+    refit: Refit = None,
+    reconstruct: Reconstruct = 0,
+    where: Where = "class",
     ignore: Ignore = None,
     seed: Seed = 0,
     threads: Threads = None,
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
-    """Cut channels, neurons and heads of MODEL without training, and write the artifact to DIR. With --data it is scored."""
+    """Cut channels, neurons and heads of MODEL without training, and write the artifact to DIR. With --data it is scored; inputs
+    without labels do."""
     made, evaluate = _job(model, data, shapes, weights, seed, threads, device)
-    looked = {"data": made.task.train, "loss": made.task.loss} if data is not None else {}
+    looked = {"data": made.task.train} if data is not None else {}
+    looked |= {"loss": made.task.loss} if data is not None and made.task.labels else {}  # type: ignore[dict-item]
     done = prune(
         made.network,
         made.task.example_inputs,
         macs=macs,
         criterion=criterion,  # type: ignore[arg-type]
         multiple=multiple_of(multiple),
+        refit=refit,
+        reconstruct=reconstruct,
+        where=where,  # type: ignore[arg-type]
         ignore=ignore or (),
         evaluate=evaluate,
         **looked,  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from featherweight.criteria.ranking import Ordered, Ranking, Rankings, ranked
-from featherweight.criteria.readers import Reader
+from featherweight.criteria.readers import Reader, Readers
 from featherweight.criteria.statistics import Moments, Stats
 from featherweight.structure import Graph
 
@@ -61,11 +61,11 @@ def responses_of(model: nn.Module, graph: Graph, stats: Stats, site: str, centre
     return total
 
 
-def weight_of(model: nn.Module, reader: Reader) -> Tensor:
+def weight_of(model: nn.Module, reader: Reader, detached: bool = True) -> Tensor:
     """The reader's weight (out, in, k...)."""
     weight = model.get_submodule(reader.module).weight
     assert isinstance(weight, Tensor)
-    return weight.detach()
+    return weight.detach() if detached else weight
 
 
 def _matrix(model: nn.Module, reader: Reader) -> Tensor:
@@ -161,7 +161,7 @@ def refit(
     """
     stats.require("gram")
     result: dict[str, Tensor] = {}
-    for reader, stays in _readers_cut(model, stats, keep):
+    for reader, stays in readers_cut(model, stats.readers, keep):
         result |= _refitted(model, graph, reader, stats.gram[reader.module], stays, damping)
     return result
 
@@ -169,7 +169,7 @@ def refit(
 def unfitted(model: nn.Module, stats: Stats, keep: Mapping[str, Iterable[int]]) -> dict[str, str]:
     """Reader -> why `refit` does not fit its weights anew."""
     reasons: dict[str, str] = {}
-    for reader, stays in _readers_cut(model, stats, keep):
+    for reader, stays in readers_cut(model, stats.readers, keep):
         rows, number = stats.gram[reader.module].rows, _unknowns(model, reader, stays)
         if rows < number:
             reasons[reader.module] = (
@@ -178,10 +178,10 @@ def unfitted(model: nn.Module, stats: Stats, keep: Mapping[str, Iterable[int]]) 
     return reasons
 
 
-def _readers_cut(model: nn.Module, stats: Stats, keep: Mapping[str, Iterable[int]]) -> Iterator[tuple[Reader, Tensor]]:
+def readers_cut(model: nn.Module, found: Readers, keep: Mapping[str, Iterable[int]]) -> Iterator[tuple[Reader, Tensor]]:
     """The readers of these sites, with the columns of the matrix of each that stay."""
     kept = {site: set(units) for site, units in keep.items()}
-    for reader in stats.readers.readers:
+    for reader in found.readers:
         if not set(reader.units).isdisjoint(kept):
             weight = weight_of(model, reader)
             stays = torch.ones(weight.shape[1], dtype=torch.bool)

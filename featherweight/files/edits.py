@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, StrictInt, ValidationError
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
@@ -95,6 +96,19 @@ class Snapshot:
 def structure_edit(edit: structure.Edit) -> Edit:
     """A change of structure as plain data."""
     return {"edit": "structure", "change": edit.to_dict()}
+
+
+def entries_left(edits: Iterable[Edit]) -> dict[tuple[str, int], Tensor]:
+    """(tensor, dimension) -> the numbers in the original network of the entries that changes of structure have left, where some
+    went. Of ordinary dimensions: the columns of grouped convolutions are not told."""
+    left: dict[tuple[str, int], Tensor] = {}
+    for edit in edits:
+        if edit["edit"] == "structure":
+            for cut in structure.Edit.from_dict(edit["change"]).cuts:
+                if cut.blocks == 1:
+                    place, kept = (cut.tensor, cut.dim), torch.tensor(cut.keep)
+                    left[place] = left[place][kept] if place in left else kept
+    return left
 
 
 def _replay_structure(model: nn.Module, edit: Mapping[str, Any], where: str) -> None:

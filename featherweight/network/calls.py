@@ -76,6 +76,19 @@ class Inputs:
         return ", ".join([*(str(_pytree.tree_map(shown, value)) for value in self.args), *named])
 
 
+def inputs_in(batch: Any, example: Example | Inputs) -> Inputs:
+    """The network's inputs in a batch: itself, its first entries, or those of their names. Raises InputError."""
+    wanted = Inputs.of(example)
+    if isinstance(batch, Mapping):
+        found = Inputs.of({name: batch[name] for name in wanted.kwargs if name in batch} if wanted.kwargs else batch)
+    else:
+        entries = batch if isinstance(batch, (tuple, list)) else (batch,)
+        found = Inputs(tuple(entries[: len(wanted.args)]), {})
+    if [tensor.shape[1:] for tensor in found.tensors()] != [tensor.shape[1:] for tensor in wanted.tensors()]:
+        raise InputError(f"a batch of data does not begin with the network's inputs ({wanted}): it gives {found}")
+    return found
+
+
 def varied(inputs: Inputs, rows: Mapping[int, int] | None = None, seed: int = 0) -> Inputs:
     """Other values of the same kind: numbers drawn from a normal distribution of the example's own size (1 where it is 0), and
     the example's own whole numbers in another order.

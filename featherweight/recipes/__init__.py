@@ -22,6 +22,7 @@ from featherweight.recipes.one_shot import (
     discriminative_adapt,
     l1_filters,
     nisp,
+    reconstruct,
     taylor,
     thinet,
 )
@@ -51,6 +52,7 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
     "collaborative_ac": collaborative_ac,
     "discriminative_adapt": discriminative_adapt,
     "amc": amc,
+    "reconstruct": reconstruct,
     "adaptive": adaptive,
 }
 
@@ -61,6 +63,7 @@ GOALS: dict[str, tuple[str, ...]] = {  # what one comes for -> recipes; every re
         *("l1_filters", "taylor", "nisp", "apoz", "thinet", "channel_lasso", "collaborative", "collaborative_ac"),
         *("discriminative", "discriminative_adapt", "amc", "soft_filters", "adaptive"),
     ),
+    "fewer MACs without labels": ("reconstruct",),
     "smaller file": ("admm_joint", "admm_clustering"),
     "fewer bits": ("admm_quantization", "quantize_aware", "admm_binarization"),
     "low rank, repaired": ("decompose", "trained_rank_pruning"),

@@ -18,7 +18,7 @@ from featherweight.budget.amounts import milliseconds, size
 from featherweight.budget.multiples import Multiple
 from featherweight.budget.units import AllocateBy, Stopping
 from featherweight.recipe.schema import Criterion, CutUnits, Recipe, Train, Units
-from featherweight.training.schedule import Taught, Training, taught
+from featherweight.training.schedule import BLOCKS, Taught, Training, taught
 
 PARAMETERS = """
 macs      share of the multiply-accumulates to keep (50%, or 2x fewer), a half without a budget; or of parameters or bytes, these
@@ -85,6 +85,37 @@ def _cut_once(
     distilled = taught(distill, temperature)
     tuned = Train("tuned", train=Training(epochs, rate), distill=distilled, auxiliary=auxiliary and epochs > 0)
     return Recipe(name, (Train("dense"), CutUnits("cut", units=units, auxiliary=auxiliary), tuned), source)
+
+
+def reconstruct(
+    macs: float | None = None,
+    parameters: float | None = None,
+    bytes: float | str | None = None,
+    latency_ms: float | str | None = None,
+    criterion: Criterion = "l1",
+    allocate: AllocateBy = "uniform",
+    multiple: Multiple = "auto",
+    sites: str = "*",
+    soft: bool = False,
+    samples: int = 1024,
+    epochs: int = 20,
+    rate: float = 1.0,
+) -> Recipe:
+    """Cut, fit the readers of what is cut, and teach each layer what the dense network's puts out: inputs, and no labels.
+
+    Layer by layer as in channel pruning (He et al., ICCV 2017), then all layers at once (FitNets, Romero et al., ICLR 2015).
+
+    criterion  which units go; taylor, taylor_weight and discriminative look at labels, the others do not
+    epochs     of learning the dense network's outputs and those of its layers, at `rate` times the task's base rate
+    The other parameters are those of l1_filters.
+    """
+    macs = 0.5 if {macs, parameters, bytes, latency_ms} == {None} else macs
+    units = Units(
+        criterion, macs, parameters, size(bytes), milliseconds(latency_ms), allocate, sites, samples, True,
+        multiple=multiple, soft=soft,
+    )  # fmt: skip
+    taught = Train("reconstructed", train=Training(epochs, rate), distill=BLOCKS)
+    return Recipe("reconstruct", (Train("dense"), CutUnits("cut", units=units), taught), "arXiv 1707.06168, 1412.6550")
 
 
 l1_filters = _one_shot(

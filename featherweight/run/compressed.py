@@ -22,6 +22,7 @@ from featherweight.ship import bench, formats
 from featherweight.ship.activations import Integers
 from featherweight.ship.c import ExportedC
 from featherweight.ship.export import Exported, Format
+from featherweight.structure import exported
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class Compressed:
             data=data,
             source=source,
             edits=self.snapshot.edits,
+            exported=exported.to_dict(self.model) if exported.is_exported(self.model) else None,
             recipe=self.recipe.to_dict(),
             report=[row.to_dict() for row in self.rows],
         )
@@ -78,7 +80,10 @@ class Compressed:
         return artifact.save(folder, self.snapshot, described, opened)
 
     def pack(self, path: str | Path) -> int:
-        """Write the network into one entropy-coded file (`.fwz`); its size in bytes. Raises StorageError."""
+        """Write the network into one entropy-coded file (`.fwz`); its size in bytes. Raises StorageError, and InputError for an
+        exported module."""
+        if exported.is_exported(self.model):
+            raise InputError("a packed file holds no graph of an exported module: save it as a folder, or export it")
         return packed.write(path, self.snapshot, self.original)
 
     @overload

@@ -17,6 +17,7 @@ from featherweight.budget.units import Sizes, Stopping, allocate, offered
 from featherweight.criteria import CRITERIA, NEEDS, Ranking
 from featherweight.criteria.auxiliary import new_heads, with_auxiliary
 from featherweight.criteria.readers import producers
+from featherweight.criteria.refitting import Fitted, refit_in_order
 from featherweight.criteria.statistics import collect, unobservable
 from featherweight.errors import InputError, did_you_mean
 from featherweight.recipe.plan import matches
@@ -24,7 +25,7 @@ from featherweight.recipe.schema import CutUnits, Units
 from featherweight.run.agent import more, place_of, reward_of
 from featherweight.run.ground import Ground
 from featherweight.run.latency_budget import within
-from featherweight.run.ranked import Damage, Groups, Ranked
+from featherweight.run.ranked import Damage, Groups, Ranked, Where
 from featherweight.run.stage import begin
 from featherweight.run.state import Result
 from featherweight.run.watch import Monitor
@@ -34,9 +35,7 @@ from featherweight.structure.errors import NotExact
 from featherweight.task import Task
 from featherweight.weights.parametrized import coded
 
-NOT_EXPRESSIBLE = (
-    "the network's own class cannot express a cut of it (structure.prune with where='graph' cuts it, in an exported module)"
-)
+NOT_EXPRESSIBLE = "the network's own class cannot express a cut of it (prune with where='graph' cuts it, in an exported module)"
 FREE = f"sizes are no multiples of {CHANNELS} channels, which run faster: the budget is below what those cost"
 NOT_TIED = "a number of the network's class ties it to {other}, which keeps all its units"
 ELSE = "make the weights smaller instead: progressive_admm (zeros), admm_quantization (bits) or decompose (ranks)"
@@ -48,6 +47,7 @@ class Cutting:
 
     edit: Edit | None
     spent: Spent
+    exported: nn.Module | None = None  # the smaller network, where it is no longer of its class
 
 
 def cut_units(stage: CutUnits, start: Result, ground: Ground, monitor: Monitor) -> Result:
@@ -64,9 +64,10 @@ def cut_units(stage: CutUnits, start: Result, ground: Ground, monitor: Monitor) 
     return running.finish(loss, stage.units.share)
 
 
-def cut(network: nn.Module, task: Task, asked: Units, epoch: int, auxiliary: bool = False) -> Cutting:
+def cut(network: nn.Module, task: Task, asked: Units, epoch: int, auxiliary: bool = False, where: Where = "class") -> Cutting:
     """Cut `network` in place, by what it does on the first batches of `epoch`. `auxiliary`: the loss that the criterion looks at
-    adds those of heads inside the network, trained here.
+    adds those of heads inside the network, trained here. `where`: "graph" cuts what the class cannot express, too, in an exported
+    module, `Cutting.exported`.
 
     Sites that the class cannot express a cut of, or that the criterion cannot watch or rank, keep all their units:
     `Spent.left_out` says why. Raises InputError where none is left or codes are in the way, Infeasible for a budget below what
@@ -77,7 +78,7 @@ def cut(network: nn.Module, task: Task, asked: Units, epoch: int, auxiliary: boo
         raise InputError(f"units are cut before weights are coded: {', '.join(held)} have a code. Put the stage that cuts first")
     graph = trace(network, task.example_inputs, soft=asked.soft)
     statistics = _statistics(asked)
-    groups, left_out = may_go(network, graph, asked)
+    groups, left_out = may_go(network, graph, asked, where)
     sites = [name for group in groups for name in group]
     if not sites:
         if not graph.sites:
@@ -108,12 +109,13 @@ def cut(network: nn.Module, task: Task, asked: Units, epoch: int, auxiliary: boo
     stats = replace(stats, task=task)
     rankings = CRITERIA[asked.criterion](network, graph, stats)
     left_out = {**left_out, **rankings.left_out}
-    ranked = Ranked(network, graph, stats, *_whole_groups(groups, rankings, left_out), asked.refit)
+    ranked = Ranked(network, graph, stats, *_whole_groups(groups, rankings, left_out), asked.refit, where)
     while True:
         sizes, spent = _sizes(ranked, asked)
-        unfit = ranked.not_refitted(sizes)
+        keep = ranked.keep(sizes)
+        fitted = refit_in_order(network, graph, task, keep, samples=asked.samples, epoch=epoch) if asked.refit else Fitted()
         try:
-            done = ranked.cut(network, sizes)
+            done = ranked.cut(network, sizes, fitted.state)
             break
         except NotExact:
             refused = _refused(ranked, sizes)
@@ -125,8 +127,11 @@ def cut(network: nn.Module, task: Task, asked: Units, epoch: int, auxiliary: boo
             ranked = replace(ranked, groups=groups, rankings=rest)
     if asked.certify:
         spent = replace(spent, gaps=ranked.gaps(sizes))
-    caveats += [*spent.caveats, *rankings.caveats, *unfit, *_changed(graph, done)]
-    return Cutting(done.edit if done is not None else None, replace(spent, left_out=left_out, caveats=caveats))
+    caveats += [*spent.caveats, *rankings.caveats, *fitted.said, *_changed(graph, done)]
+    spent = replace(spent, left_out=left_out | (done.refused if done is not None else {}), caveats=caveats)
+    if done is None:
+        return Cutting(None, spent)
+    return Cutting(done.edit, spent, done.model if done.where == "graph" else None)
 
 
 def _changed(graph: Graph, done: Cut | None) -> list[str]:
@@ -172,13 +177,15 @@ def _sentence(ways: Sequence[str]) -> str:
     return told[0].upper() + told[1:]
 
 
-def may_go(network: nn.Module, graph: Graph, asked: Units) -> tuple[Groups, dict[str, str]]:
+def may_go(network: nn.Module, graph: Graph, asked: Units, where: Where = "class") -> tuple[Groups, dict[str, str]]:
     """The sites of which units may go, in groups that keep the same share (see `free_sizes`), and those that match but keep all
     of theirs, with why. No data is looked at: the criterion may leave out more once it has seen some."""
     possible = [name for name in graph.sites if matches(asked.sites, name)]
     ignored = _ignored(graph, asked.ignore)
     possible = [name for name in possible if name not in ignored]
     left_out = ignored | unobservable(network, graph, _statistics(asked), possible)
+    if where == "graph":
+        return tuple((name,) for name in possible if name not in left_out), left_out
     groups = free_sizes(network, graph, [name for name in possible if name not in left_out])
     free = {name for group in groups for name in group}
     return groups, left_out | {name: NOT_EXPRESSIBLE for name in possible if name not in left_out and name not in free}
@@ -199,7 +206,8 @@ def _ignored(graph: Graph, patterns: Sequence[str]) -> dict[str, str]:
 
 
 def _statistics(asked: Units) -> set[str]:
-    return {*NEEDS[asked.criterion], *(("gram",) if asked.refit else ())}
+    tried = asked.refit and isinstance(asked.allocate, Search)  # many choices are fitted, from one look
+    return {*NEEDS[asked.criterion], *(("gram",) if tried else ())}
 
 
 def _sizes(ranked: Ranked, asked: Units) -> tuple[Sizes, Spent]:

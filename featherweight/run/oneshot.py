@@ -5,36 +5,47 @@ What they lose is not trained back. `compress` trains, and goes much further at 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Adam
 
 from featherweight.budget.amounts import milliseconds, share, size
 from featherweight.budget.multiples import Multiple
 from featherweight.budget.units import AllocateBy
 from featherweight.criteria import CRITERIA, NEEDS
-from featherweight.errors import InputError, RecipeError, did_you_mean
-from featherweight.files.edits import Snapshot, structure_edit
+from featherweight.errors import InputError, RecipeError, did_you_mean, short
+from featherweight.files.edits import Snapshot, entries_left, structure_edit
 from featherweight.lowrank.factor import materialise
 from featherweight.measurement import measure
 from featherweight.network import generators
-from featherweight.network.calls import Example, Inputs
+from featherweight.network.calls import Example, Inputs, inputs_in
+from featherweight.network.evaluating import evaluating
 from featherweight.recipe.plan import resolve
-from featherweight.recipe.schema import WEIGHTS, Constrain, Criterion, CutUnits, Recipe, Rule, Train, Units
+from featherweight.recipe.schema import WEIGHTS, Constrain, Criterion, CutUnits, Recipe, Rule, Stage, Train, Units
 from featherweight.recipe.selection import said
 from featherweight.run.compressed import Compressed
 from featherweight.run.cut_units import cut
+from featherweight.run.ranked import Where
 from featherweight.run.report import Row, left
 from featherweight.ship.activations import SAMPLES
-from featherweight.task import Batch, Batches, Task
+from featherweight.task import LOOKED, Batch, Batches, Task
+from featherweight.training.blocks import Left
+from featherweight.training.distillation import distilled
+from featherweight.training.fit import fit, recalibrate
+from featherweight.training.schedule import BLOCKS, MOST_EPOCHS, Training
 from featherweight.weights.constrained import freeze
 from featherweight.weights.parametrized import plain
 from featherweight.weights.sets import Codebook, Levels, LowRank
 from featherweight.weights.views import WHOLE, View
 
+BY_LABELS = ("taylor", "taylor_weight", "discriminative")
+WITHOUT_LABELS = ("l1", "thinet", "channel_lasso", "collaborative")
+RATE = 1e-3  # of Adam, where a network is taught by the dense one
 Evaluate = Callable[[nn.Module], float]
 Ignore = Iterable[str | nn.Module]
 Share = float | str
@@ -55,6 +66,9 @@ def prune(
     ignore: Ignore = (),
     data: Batches | Callable[[int], Batches] | None = None,
     loss: Callable[[nn.Module, Batch], Tensor] | None = None,
+    refit: bool | None = None,
+    reconstruct: int = 0,
+    where: Where = "class",
     evaluate: Evaluate | None = None,
 ) -> Compressed:
     """Cut channels, neurons, heads and recurrent units, physically, in the network's own class; `model` is not changed.
@@ -62,10 +76,15 @@ def prune(
     macs, parameters, bytes  what is *kept* of the multiply-accumulates, parameters or bytes: a share (0.5, "50%") or so many
                              times fewer ("4x"); bytes also as a size ("100kB"). Or latency_ms: milliseconds of one example here
                              ("2ms"). One of them; macs=0.5 without
-    criterion   which units go: l1 and l2 look at weights alone, the others at `data` through `loss(network, batch)`
+    criterion   which units go: l1 and l2 look at weights alone, the others at `data`, some through `loss(network, batch)`
+    data        batches that are the network's inputs, begin with them, or hold them by name; labels are read by `loss` alone
+    refit       fit the layers that read what is cut anew, on `data`; without a word where there are data and no loss
+    reconstruct epochs of teaching every layer, and the outputs, what the dense network's give on `data`: no labels
     allocate    how the budget is spread: uniform, the same share of every layer; ranked, weighed, knapsack: by the criterion
     multiple    sizes are multiples of this: "auto", of 8 channels of convolutions, which ONNX Runtime runs faster (`multiples`)
     ignore      modules, or names or globs of them, whose outputs all stay
+    where       "graph": cut also what the class cannot express. The network comes back as an exported module, which `load` opens
+                without a class, and which is not taught by `reconstruct`
     evaluate    network -> score, for the report
 
     Raises RecipeError with every mistake in the arguments; Infeasible where the budget cannot be met by cutting units.
@@ -87,19 +106,62 @@ def prune(
     if criterion not in CRITERIA:
         known = ", ".join(CRITERIA)
         problems.append(f"no criterion is named {criterion!r}; there are {known}.{did_you_mean(str(criterion), CRITERIA)}")
-    elif NEEDS[criterion] and (data is None or loss is None):
-        problems.append(f"{criterion} looks at training samples: give data (a DataLoader) and loss (network, batch) -> tensor")
+    elif criterion in BY_LABELS and (data is None or loss is None):
+        without = ", ".join(WITHOUT_LABELS)
+        problems.append(f"{criterion} looks at labels: give data and loss (network, batch) -> tensor; {without} do without")
+    elif NEEDS[criterion] and data is None:
+        problems.append(f"{criterion} looks at training samples: give data, such as a DataLoader")
+    if data is None and (refit or reconstruct):
+        problems.append("refit and reconstruct look at inputs: give data, such as a DataLoader or a list of tensors")
+    if not isinstance(reconstruct, int) or not 0 <= reconstruct <= MOST_EPOCHS:
+        problems.append(f"reconstruct is a number of epochs, given {short(reconstruct)}")
     if allocate not in ("uniform", "ranked", "weighed", "knapsack"):
         problems.append(f"allocate is uniform, ranked, weighed or knapsack, given {allocate!r}")
+    if where not in get_args(Where) or (where == "graph" and reconstruct):
+        problems.append(f"where is class, or graph without reconstruct, given {short(where)}")
     if problems or units is None:
         raise RecipeError(problems, "call of prune")
     task = Task(example_inputs, data or [], loss or _no_loss, evaluate or _no_score, _no_optimizer)
+    if data is not None and loss is None:
+        task = Task.unlabelled(model, data, example_inputs=example_inputs)
+    units = replace(units, refit=(data is not None and loss is None) if refit is None else refit)
+    said = []
     with generators.kept():
         network = plain(model)
-        done = cut(network, task, units, 0)
-    edits = [structure_edit(done.edit)] if done.edit is not None else []
-    recipe = Recipe("prune", (Train("dense"), CutUnits("pruned", units)))
-    return _measured(model, network, Snapshot.of(network, edits), recipe, example_inputs, evaluate, spent=done.spent)
+        done = cut(network, task, units, 0, where=where)
+        network = done.exported or network
+        edits = [structure_edit(done.edit)] if done.edit is not None else []
+        if units.refit or reconstruct:
+            recalibrate(network, task, 0)
+        if reconstruct:
+            said = [_reconstructed(plain(model), network, task, entries_left(edits), reconstruct)]
+    stages: list[Stage] = [Train("dense"), CutUnits("pruned", units)]
+    stages += [Train("reconstructed", Training(reconstruct), distill=BLOCKS)] if reconstruct else []
+    recipe = Recipe("prune", tuple(stages))
+    snapshot = Snapshot.of(network, edits)
+    return _measured(model, network, snapshot, recipe, example_inputs, evaluate, spent=done.spent, told=said)
+
+
+def _reconstructed(dense: nn.Module, network: nn.Module, task: Task, left: Left, epochs: int) -> str:
+    """Teach `network` in place what the layers and the outputs of `dense` give; what came of it. Nothing where it came out no
+    nearer."""
+    dense.eval()
+
+    def apart() -> float:
+        with evaluating(network), torch.no_grad():
+            looked = list(itertools.islice(iter(task.batches(0)), LOOKED))
+            found = [float(distilled(task, network, batch, dense, replace(BLOCKS, distance="mse"), left)) for batch in looked]
+        return sum(found) / max(1, len(found))
+
+    before, held = apart(), {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+    trained = [parameter for _, parameter in sorted(network.named_parameters()) if parameter.requires_grad]
+    fit(network, Adam(trained, RATE), task, Training(epochs, warmup=0.05), teacher=dense, distill=BLOCKS, left=left)
+    recalibrate(network, task, 0)
+    after = apart()
+    if not after < before:
+        network.load_state_dict(held)
+        return f"reconstruct left the weights as they were: the outputs would be no nearer to the dense network's ({after:.3g})"
+    return f"reconstruct: mean squared difference of the outputs from the dense network's {before:.3g} before, {after:.3g} after"
 
 
 def factorize(
@@ -236,7 +298,7 @@ def _measured(
     told: Sequence[str] = (),
 ) -> Compressed:
     original = plain(model)
-    stage = recipe.stages[-1]
+    stage = next((one for one in recipe.stages if isinstance(one, CutUnits)), recipe.stages[-1])
     asked = stage.units.share if isinstance(stage, CutUnits) else getattr(stage, "macs", None)
     rows = [
         Row("dense", measure(original, example_inputs, evaluate), None, {}, 0, 0.0, None, {}),
@@ -280,16 +342,9 @@ def _names(model: Any, ignore: Any, problems: list[str]) -> tuple[str, ...]:
 
 def _seen(data: Batches, example_inputs: Example | Inputs) -> tuple[Inputs, ...]:
     """The network's inputs in the first batches, until there are SAMPLES of them. Raises InputError."""
-    example, found = Inputs.of(example_inputs), []
+    found = []
     for batch in data:
-        if isinstance(batch, Mapping):
-            given = Inputs.of({name: batch[name] for name in example.kwargs if name in batch} if example.kwargs else batch)
-        else:
-            entries = batch if isinstance(batch, (tuple, list)) else (batch,)
-            given = Inputs(tuple(entries[: len(example.args)]), {})
-        if [tensor.shape[1:] for tensor in given.tensors()] != [tensor.shape[1:] for tensor in example.tensors()]:
-            raise InputError(f"a batch of data does not begin with the network's inputs ({example}): it gives {given}")
-        found.append(given)
+        found.append(inputs_in(batch, example_inputs))
         if sum(one.batch for one in found) >= SAMPLES:
             break
     if not found:

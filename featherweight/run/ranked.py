@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import bisect
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from featherweight.budget.tied import Tied
 from featherweight.budget.units import Sizes
-from featherweight.criteria import Ordered, Quadratic, Ranking, refit, unfitted
+from featherweight.criteria import Ordered, Quadratic, Ranking, refit
 from featherweight.criteria.statistics import Stats
 from featherweight.network.copies import copied
 from featherweight.structure import Graph, prune
@@ -21,6 +22,7 @@ from featherweight.structure import Result as Cut
 from featherweight.weights.parametrized import layouts_kept
 
 Groups = tuple[tuple[str, ...], ...]
+Where = Literal["class", "graph"]  # cut in the network's own class, or in an exported module
 
 
 @dataclass(frozen=True)
@@ -33,40 +35,36 @@ class Ranked:
     groups: Groups
     rankings: Mapping[str, Ranking]
     refit: bool
+    where: Where = "class"
 
     @property
     def tied(self) -> Tied:
         """The sites as they are allocated."""
         return Tied(self.groups, {name: ranking.size for name, ranking in self.rankings.items()})
 
-    def cut(self, network: nn.Module, sizes: Sizes) -> Cut | None:
-        """Cut `network`, which is ours or a copy of it, in place. None where all units stay."""
+    def cut(self, network: nn.Module, sizes: Sizes, fitted: Mapping[str, Tensor] = {}) -> Cut | None:
+        """Cut `network`, which is ours or a copy of it, in place. `fitted`: what of its state is set before. None where all
+        units stay."""
         keep = self.keep(sizes)
         if not keep:
             return None
-        fitted = refit(network, self.graph, self.stats, keep) if self.refit else {}
-        parameters = dict(network.named_parameters())
-        before = {name: parameters[name].detach().clone() for name in fitted}
+        state = dict(itertools.chain(network.named_parameters(), network.named_buffers()))
+        before = {name: state[name].detach().clone() for name in fitted}
         with torch.no_grad():
             for name, values in fitted.items():
-                parameters[name].copy_(values)
+                state[name].copy_(values)
         try:
             with layouts_kept(network):
-                return prune(network, self.graph, keep, where="class")
+                return prune(network, self.graph, keep, where=self.where)
         except BaseException:
             with torch.no_grad():
                 for name, values in before.items():
-                    parameters[name].copy_(values)
+                    state[name].copy_(values)
             raise
 
     def keep(self, sizes: Sizes) -> dict[str, tuple[int, ...]]:
         """The units that stay of each site that loses some."""
         return {site: self.rankings[site].keep(size) for site, size in sizes.items() if size < self.rankings[site].size}
-
-    def not_refitted(self, sizes: Sizes) -> list[str]:
-        """Which of the layers that read what is cut keep their weights, though they were to be fitted anew, and why."""
-        found = unfitted(self.network, self.stats, self.keep(sizes)) if self.refit else {}
-        return [f"{module} is not fitted anew: {why}" for module, why in found.items()]
 
     def gaps(self, sizes: Sizes) -> dict[str, float]:
         """Site that is cut -> how far its choice is from the best one at most, where the criterion can prove it."""
@@ -74,10 +72,11 @@ class Ranked:
         return {site: r.certificate(k).gap for site, (r, k) in held.items() if isinstance(r, Quadratic) and k < r.size}
 
     def copy(self, sizes: Sizes) -> nn.Module:
-        """A copy of the network, cut."""
+        """A copy of the network, cut; fitted anew where the statistics for that are at hand."""
         made = copied(self.network)
-        self.cut(made, sizes)
-        return made
+        fitted = refit(made, self.graph, self.stats, self.keep(sizes)) if self.refit and self.stats.gram else {}
+        done = self.cut(made, sizes, fitted)
+        return made if done is None else done.model
 
 
 SOLVED = 33  # sizes at which a ranking that solves a problem for each is asked; between them the damage is interpolated

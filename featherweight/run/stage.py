@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from featherweight.budget.costs import Spent
 from featherweight.criteria.auxiliary import new_heads, with_auxiliary
 from featherweight.errors import FeatherweightError, TrainingError, shortened
-from featherweight.files.edits import Edit, Snapshot, structure_edit
+from featherweight.files.edits import Edit, Snapshot, entries_left, structure_edit
 from featherweight.lowrank.factor import materialise
 from featherweight.measurement import measure
 from featherweight.network import generators
@@ -170,6 +170,7 @@ class Running:
                 first_epoch=first,
                 teacher=self.teacher,
                 distill=self.distill,
+                left=entries_left(self.structural),
                 after_step=self.watch.over(phase, self.network, self.structural, optimizer, guide, self.spent, self.heads),
                 engine=engine,
                 also=also,

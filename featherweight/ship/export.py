@@ -11,7 +11,7 @@ import os
 import re
 import secrets
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +29,7 @@ from featherweight.ship.activations import FromFile, Integers, quantise
 from featherweight.ship.integers import FORMS, Form, Stored, as_initializers, as_inputs, plain, put, stored
 from featherweight.ship.runtimes import ExportError, compare, onnx_runner, pt2_runner, require, resized
 from featherweight.structure.capture import batch_shapes, first_line, packs_sequences, quiet, whole_attention
+from featherweight.structure.lengths import lengths_taken
 from featherweight.structure.observe import RUN_FAILURES, readable, seeded
 from featherweight.task import Task
 from featherweight.weights.parametrized import coded, detach
@@ -77,6 +78,7 @@ def export(
     *,
     opset: int = LEAST_OPSET,
     dynamic_batch: bool = True,
+    any_length: bool = False,
     tolerance: float = TOLERANCE,
     weights: Form = "packed",
     integers: Integers | None = None,
@@ -85,7 +87,8 @@ def export(
 
     `example`: the inputs of the network, a tuple by position or a dict by name, batch first. The file is for the CPU, wherever
     the network is. With `dynamic_batch` it takes any batch size, in those inputs whose first size is that of the first one; the
-    others (a time step, None, a number) are fixed as they are. Outputs come as dicts, lists and tuples. ONNX weights above 2 GB
+    others (a time step, None, a number) are fixed as they are. With `any_length` it also takes inputs of other lengths, as the
+    network does: it is run at two of them besides the example's. Outputs come as dicts, lists and tuples. ONNX weights above 2 GB
     go into a file `path`.xxxxxxxx.data beside it, in float32; below, coded ones are held as `weights` says (see `integers`), and
     come out of the file bit for bit. With `integers` activations are 8-bit integers too, and what is held against
     `activations.NEAR` is the root mean square of the difference on the calibration data. The file appears only when it computes
@@ -108,6 +111,9 @@ def export(
     network = network.cpu()
     if format == "onnx":
         _check_types(network, inputs)
+    others = lengths_taken(network, inputs) if any_length else ()
+    if any_length and not others:
+        raise ExportError(f"the network takes no other length than that of the example ({inputs}): export it without any_length")
     write, run = (
         (_onnx_writer(opset, held, "float" if integers else weights), onnx_runner)
         if format == "onnx"
@@ -121,7 +127,7 @@ def export(
             # would leave an old graph with new weights.
             part = Path(folder) / f"{path.name}.{secrets.token_hex(4)}"
             with quiet():
-                write(network, inputs, part, dynamic_batch)
+                write(network, inputs, part, dynamic_batch, others)
                 quantised = None
                 if integers is not None:
                     source = part.rename(part.with_name("float"))
@@ -129,6 +135,7 @@ def export(
                     source.unlink()
                 batches = BATCHES if dynamic_batch else (inputs.batch,)
                 several = [resized(inputs, batch) for batch in batches]
+                several += [resized(other, batches[-1]) for other in others]
                 difference, relative = compare(network, run(part), several)
             if quantised is None and not relative <= tolerance:
                 raise ExportError(
@@ -217,14 +224,14 @@ def _decoded(model: nn.Module, example: Example | Inputs | None) -> tuple[nn.Mod
 # --- ONNX ----------------------------------------------------------------------------------------------------------------
 
 
-Writer = Callable[[nn.Module, Inputs, Path, bool], None]
+Writer = Callable[[nn.Module, Inputs, Path, bool, Sequence[Inputs]], None]
 
 
 def _onnx_writer(opset: int, held: Mapping[str, Stored], form: Form) -> Writer:
-    def write(network: nn.Module, example: Inputs, path: Path, dynamic: bool) -> None:
+    def write(network: nn.Module, example: Inputs, path: Path, dynamic: bool, others: Sequence[Inputs]) -> None:
         for name in ("onnx", "onnxscript", "onnxruntime"):
             require(name, "to export to ONNX and to check the file")
-        program = _program(network, example, dynamic)
+        program = _program(network, example, dynamic, others)
         weights = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
         try:
             beside = weights > LARGEST_SINGLE_FILE
@@ -270,11 +277,13 @@ def _why(error: BaseException) -> str:
 # --- torch.export --------------------------------------------------------------------------------------------------------
 
 
-def _program(network: nn.Module, example: Inputs, dynamic: bool) -> torch.export.ExportedProgram:
+def _program(network: nn.Module, example: Inputs, dynamic: bool, others: Sequence[Inputs] = ()) -> torch.export.ExportedProgram:
+    """`others`: inputs of other lengths, which the program is to take, too."""
     given = resized(example, 2) if dynamic else example  # a batch of 1 would be taken for a constant
     try:
         with torch.no_grad(), whole_attention(), plain_outputs(network):  # the fast path's operation is one no other runtime has
-            shapes = batch_shapes(network, example, torch.export.Dim.DYNAMIC) if dynamic else None
+            batch = torch.export.Dim.DYNAMIC if dynamic else torch.export.Dim.STATIC
+            shapes = batch_shapes(network, example, batch, others) if dynamic or others else None
             return torch.export.export(network, given.args, given.kwargs or None, dynamic_shapes=shapes, strict=False)
     except Exception as error:  # torch.export lets through whatever the traced code raises
         raise ExportError(_refusal(network, example, dynamic, error)) from error
@@ -300,8 +309,8 @@ def _refusal(network: nn.Module, example: Inputs, dynamic: bool, error: Exceptio
     return f"torch.export cannot capture the network: {type(error).__name__}: {first_line(error)} {way_out}"
 
 
-def _write_pt2(network: nn.Module, example: Inputs, path: Path, dynamic: bool) -> None:
+def _write_pt2(network: nn.Module, example: Inputs, path: Path, dynamic: bool, others: Sequence[Inputs]) -> None:
     # Given a path, torch's zip writer ends the process when the disk is full.
     written = io.BytesIO()
-    torch.export.save(_program(network, example, dynamic), written)
+    torch.export.save(_program(network, example, dynamic, others), written)
     path.write_bytes(written.getbuffer())

@@ -64,10 +64,20 @@ def other_lengths(model: nn.Module, captured: Captured, shorter: bool = False) -
 
     shorter  ask for shorter ones first: a table as long as the example is read whole by all longer ones
     """
-    inputs = captured.sample()
+    return _taken(model, captured.sample(), shorter, each=1)
+
+
+def lengths_taken(model: nn.Module, inputs: Inputs) -> tuple[Inputs, ...]:
+    """Inputs of two other lengths for each size of the example that may have another; empty where none may."""
+    return _taken(model, inputs, shorter=True, each=2)
+
+
+def _taken(model: nn.Module, inputs: Inputs, shorter: bool, each: int) -> tuple[Inputs, ...]:
     found: list[Inputs] = []
+    sizes = 0
     with torch.no_grad():
         for size in sizes_of(inputs):
+            before = len(found)
             for other in _candidates(inputs, size, shorter):
                 try:
                     runs = bool(tensors_of(in_eval(model)(other)))
@@ -75,8 +85,10 @@ def other_lengths(model: nn.Module, captured: Captured, shorter: bool = False) -
                     continue
                 if runs:
                     found.append(other)
+                if len(found) == before + each:
                     break
-            if len(found) == MOST_OTHERS:
+            sizes += len(found) > before
+            if sizes == MOST_OTHERS:
                 break
     return tuple(found)
 

@@ -14,6 +14,7 @@ from featherweight.errors import InputError
 from featherweight.network.calls import changed, tensors_of
 from featherweight.network.evaluating import evaluating
 from featherweight.task import Batch, Task, loss_in_eval
+from featherweight.training import blocks
 from featherweight.training.schedule import Distillation
 
 SAID = "say so in the task: Task(..., logits=lambda output: ..., classes=1), the output's logits and the dimension of the classes"
@@ -22,22 +23,29 @@ FITTED = 0.25  # share by which outputs must fit their own samples better than o
 LOOKS = 8  # batches on which that is seen
 
 
-def distilled(task: Task, model: nn.Module, batch: Batch, teacher: nn.Module, distill: Distillation) -> Tensor:
+def distilled(
+    task: Task, model: nn.Module, batch: Batch, teacher: nn.Module, distill: Distillation, left: blocks.Left | None = None
+) -> Tensor:
     """The task's loss of a batch, and the distance of the outputs from those of `teacher` (in eval mode) on the same inputs.
 
     `model`'s outputs are read by a hook, so any loss function serves, however it calls the network. Where it does several times,
-    all calls count alike. Raises InputError for outputs that cannot be matched.
+    all calls count alike. `left`: for `distance="blocks"`, which entries of the teacher's tensors `model` has still. Raises
+    InputError for outputs that cannot be matched.
     """
     distances: list[Tensor] = []
 
     def match(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        with torch.no_grad():
+        with torch.no_grad(), theirs.listening():
             expected = teacher(*args, **kwargs)
         distances.append(_distance(task, output, expected, distill))
+        if distill.distance == "blocks":
+            distances.extend(blocks.distances(ours, theirs, left or {}))
 
+    ours, theirs = (blocks.Heard(network if distill.distance == "blocks" else None) for network in (model, teacher))
     handle = model.register_forward_hook(match, with_kwargs=True)
     try:
-        loss = task.loss(model, batch)
+        with ours.listening():
+            loss = task.loss(model, batch)
     finally:
         handle.remove()
     if not distances:
@@ -75,9 +83,11 @@ def _distance(task: Task, output: Any, expected: Any, distill: Distillation) -> 
     shapes = [[tuple(value.shape) for value in _values(task, given)] for given in (output, expected)]
     if not pairs or shapes[0] != shapes[1]:
         raise InputError(
-            f"distillation by mse compares floating outputs, of the same shapes in training and in eval mode; given {shapes[0]} "
-            f"and {shapes[1]}. Name the one to compare: Task(..., logits=lambda output: ...); or give distill=0"
+            f"distillation by {distill.distance} compares floating outputs, of the same shapes in training and in eval mode; "
+            f"given {shapes[0]} and {shapes[1]}. Name the one to compare: Task(..., logits=lambda output: ...); or give distill=0"
         )
+    if distill.distance == "blocks":
+        return torch.stack([blocks.apart(one, other) for one, other in pairs]).mean()
     return torch.stack([F.mse_loss(one.float(), other.float()) for one, other in pairs]).mean()
 
 

@@ -18,6 +18,7 @@ from featherweight.errors import TrainingError
 from featherweight.network import evaluating, generators
 from featherweight.network.evaluating import buffers_kept
 from featherweight.task import Batch, Task, steps_of
+from featherweight.training.blocks import Left
 from featherweight.training.distillation import distilled
 from featherweight.training.engine import ALONE, Engine
 from featherweight.training.schedule import Distillation, Training
@@ -96,6 +97,7 @@ def fit(
     began: generators.States | None = None,
     teacher: nn.Module | None = None,
     distill: Distillation | None = None,
+    left: Left | None = None,
     after_step: Callable[[Step], None] = lambda step: None,
     engine: Engine = ALONE,
     also: Sequence[nn.Parameter] = (),
@@ -106,9 +108,9 @@ def fit(
     Modules that are kept in eval mode (see `evaluating.kept_in_eval`) stay in it; every module has its own mode again at the end.
     `start`: steps already done, for a resumed run; the same batches are passed over and the same rates follow. `earlier`,
     `random` and `began`: the losses of that epoch so far, and the states of the global generators then and when the epoch began.
-    With `distill`, the outputs of `teacher` on the same inputs are matched. `engine`: the processes that share each batch, and
-    `also` what they train beside what the optimizer holds. Raises TrainingError at a loss that is not finite, a few steps later
-    on an accelerator, and where an epoch has other batches than its length says.
+    With `distill`, the outputs of `teacher` on the same inputs are matched; `left`: what `model` still has of its tensors.
+    `engine`: the processes that share each batch, and `also` what they train beside what the optimizer holds. Raises TrainingError
+    at a loss that is not finite, a few steps later on an accelerator, and where an epoch has other batches than its length says.
     """
     if not training.epochs:
         return math.inf
@@ -141,7 +143,7 @@ def fit(
                     if distill is None or teacher is None:
                         loss = task.loss(model, part)
                     else:
-                        loss = distilled(task, model, part, teacher, distill)
+                        loss = distilled(task, model, part, teacher, distill, left)
                 engine.backward(loss, share)
                 losses.add(engine.reduce(trained, loss, share))
                 optimizer.step()

@@ -48,14 +48,16 @@ class Distillation:
     temperature  T
     loss         multiplies the task's own loss. 0 leaves it out, so that the labels are not asked; `1 - weight` gives
                  the mixture that earlier versions made
-    distance     kl, of the softmax over the task's classes; or mse, of the task's logits, else of all floating outputs
+    distance     kl, of the softmax over the task's classes; or mse, of the task's logits, else of all floating outputs; or
+                 blocks: of all floating outputs and of what each layer puts out of the units that are left, each over its
+                 variance in the dense network
     auto         only where the task says which output is logits, and the dense network is trained: see `distillation.settled`
     """
 
     weight: float = 1.0
     temperature: float = 4.0
     loss: float = 1.0
-    distance: Literal["kl", "mse"] = "kl"
+    distance: Literal["kl", "mse", "blocks"] = "kl"
     auto: bool = False
 
     def __post_init__(self) -> None:
@@ -66,6 +68,7 @@ class Distillation:
         )
 
 
+BLOCKS = Distillation(1.0, loss=0.0, distance="blocks")  # what the dense network puts out, and no labels
 Taught = float | Literal["auto"] | Distillation  # how a recipe function is told of its distillation
 
 

@@ -9,7 +9,7 @@ import functools
 import io
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,7 @@ class Arrays:
     train: Tensor
     test: Tensor
     classes: int  # 0 in a regression
+    labels: bool = True
 
 
 @dataclass(frozen=True)
@@ -60,13 +61,14 @@ class Drawn:
             yield prepared(self.held.x[places]).to(self.device), self.held.y[places].to(self.device)
 
 
-def task(given: Given) -> Task:
-    """The Task: Adam at 1e-3 (`rate=` for another); cross-entropy and percent right, or squared error and minus its mean.
+def task(given: Given, network: nn.Module | None = None) -> Task:
+    """The Task: Adam at 1e-3 (`rate=` for another); cross-entropy and percent right, or squared error and minus its mean. Of a
+    file without `y`, where there is a `network`: inputs of it and no labels (see `Task.unlabelled`).
 
     The file is read here: the example is its first sample. Raises DataError for a file without `x` and `y`, and for arrays whose
     counts, shapes or classes do not go together.
     """
-    held = read(given)
+    held = read(given, needed=network is None)
     batch, rate = int(given.settings.get("batch", BATCH)), float(given.settings.get("rate", RATE))
 
     def train(epoch: int) -> Drawn:
@@ -94,6 +96,9 @@ def task(given: Given) -> Task:
         return Adam(parameters, lr=rate)
 
     example = prepared(held.x[:1]).to(given.device)
+    if held.labels is False and network is not None:
+        test = Drawn(held, held.test, batch, given.device)
+        return Task.unlabelled(network, train, test=test, optimizer=optimizer, example_inputs=(example,))
     return Task((example,), train, loss, score, optimizer, logits=logits_in if held.classes else None)
 
 
@@ -118,12 +123,16 @@ def _file(path: str, changed: int) -> dict[str, np.ndarray[Any, Any]]:
         raise DataError(f"npz: {path} cannot be read: {said}") from error
 
 
-def read(given: Given) -> Arrays:
-    """Raises DataError."""
+def read(given: Given, needed: bool = True) -> Arrays:
+    """`needed`: a file without `y` is refused; else its y are zeros. Raises DataError."""
     what = f"npz: {given.path}"
     if not given.path.is_file():
         raise DataError(f"{what} is no file")
     arrays = _file(str(given.path), given.path.stat().st_mtime_ns)
+    unlabelled = not needed and "x" in arrays and not {"y", "y_test"} & arrays.keys()
+    if unlabelled:
+        none = {of: np.zeros(len(arrays[one]), np.float32) for one, of in (("x", "y"), ("x_test", "y_test")) if one in arrays}
+        arrays = arrays | none
     missing = [name for name in ("x", "y") if name not in arrays]
     if missing or ("x_test" in arrays) != ("y_test" in arrays):
         raise DataError(
@@ -143,7 +152,7 @@ def read(given: Given) -> Arrays:
     x = torch.cat([tensors[name] for name in ("x", "x_test") if name in tensors])
     test = tensors.get("y_test")
     if tensors["y"].is_floating_point():
-        return _values(tensors["y"], test, x, given)
+        return replace(_values(tensors["y"], test, x, given), labels=not unlabelled)
     labels = tensors["y"].long()
     if labels.ndim != 1 or (test is not None and (test.ndim != 1 or test.is_floating_point())):
         raise InputError(

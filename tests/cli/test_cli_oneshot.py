@@ -140,3 +140,12 @@ def test_weights_are_found_in_checkpoints_and_under_wrappers(place: Path, capsys
     with pytest.raises(InputError, match=r"0\.weight is missing"):
         inputs.network("net.py:model", weights(Path("d.pt"), {"state_dict": {"x.weight": torch.zeros(1)}}))
     assert "the weights are those under 'state_dict'" in capsys.readouterr().err
+
+
+def test_prune_takes_inputs_without_labels(place: Path) -> None:
+    np.savez("x.npz", x=np.random.default_rng(0).standard_normal((80, 3, 12, 12)).astype(np.float32))
+    words = ("prune", "net.py:model", "--data", "npz:x.npz,batch=16", "--no-refit", "--reconstruct", "4", "-o", "art", "--json")
+    report = json.loads(call(*words).stdout)["rows"]
+    assert report[-1]["said"][0].startswith("reconstruct: mean squared difference")
+    assert report[0]["measured"]["score"] == 100 > report[-1]["measured"]["score"]
+    assert "taylor looks at labels" in call(*words, "--criterion", "taylor", code=2).stderr

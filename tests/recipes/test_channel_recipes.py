@@ -20,6 +20,7 @@ SHORT: dict[str, dict[str, Any]] = {  # what makes each a matter of seconds
     **{name: {} for name in ("l1_filters", "channel_lasso", "thinet", "nisp", "taylor", "apoz")},
     **{name: {} for name in ("collaborative", "collaborative_ac", "discriminative")},
     "discriminative_adapt": {"tolerance": 0.05},
+    "reconstruct": {},
     "amc": {"episodes": 3, "warm_up": 2},
     "soft_filters": {"every": 1},
     "adaptive": {"fine_tune_epochs": 1, "weight": 30.0, "gate_rate": 0.2},

@@ -191,3 +191,52 @@ def test_quantize_with_data_ends_in_integers(tmp_path: Path) -> None:
         fw.quantize(network, IMAGE, data=[torch.randn(8, 5)])
     with pytest.raises(FeatherweightError, match="no batch"):
         fw.quantize(network, IMAGE, data=[])
+
+
+def test_inputs_without_labels_serve_to_fit_and_to_reconstruct() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 4)).eval()
+    batches, new = list(torch.randn(640, 8).split(64)), torch.randn(200, 8)
+
+    def apart(small: nn.Module) -> float:
+        with torch.no_grad():
+            return float((small(new) - net(new)).square().mean())
+
+    cut, fitted, taught = (
+        fw.prune(net, (new[:1],), macs=0.5, data=batches, refit=refit, reconstruct=epochs)
+        for refit, epochs in ((False, 0), (None, 0), (False, 6))
+    )
+    assert apart(fitted.model) < 0.2 * apart(cut.model) and apart(taught.model) < 0.5 * apart(cut.model)
+    assert [row.stage for row in taught.rows] == ["dense", "pruned"] and taught.rows[-1].said[0].startswith("reconstruct: mean")
+    with pytest.raises(RecipeError, match="taylor looks at labels"):
+        fw.prune(net, (new[:1],), criterion="taylor", data=batches)
+    with pytest.raises(RecipeError, match="refit and reconstruct look at inputs"):
+        fw.prune(net, (new[:1],), reconstruct=3)
+
+
+class Gated(nn.Module):
+    """The halves of what one layer makes: a number of the code says where the second begins."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both, self.out = nn.Linear(8, 32), nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        both = self.both(x)
+        return self.out(both[..., :16].tanh() * both[..., 16:])
+
+
+def test_what_the_class_cannot_express_is_cut_in_the_graph_and_opens_without_the_class(tmp_path: Path) -> None:
+    network, x = Gated().eval(), torch.randn(5, 8)
+    with pytest.raises(FeatherweightError, match="where='graph'"):
+        fw.prune(network, (x,), macs=0.5)
+    done = fw.prune(network, (x,), macs=0.5, where="graph", data=list(torch.randn(4, 32, 8)))
+    dense, small = (row.measured.macs for row in done.rows)
+    assert small is not None and dense is not None and small <= dense / 2
+    done.save(tmp_path / "art")
+    torch.testing.assert_close(fw.load(tmp_path / "art")(x), done.model(x))
+    assert done.export(tmp_path / "model.onnx").relative < 1e-4
+    with pytest.raises(FeatherweightError, match="no graph of an exported module"):
+        done.pack(tmp_path / "model.fwz")
+    with pytest.raises(RecipeError, match="graph without reconstruct"):
+        fw.prune(network, (x,), where="graph", data=[x], reconstruct=1)
