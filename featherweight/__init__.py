@@ -43,7 +43,7 @@ if TYPE_CHECKING:  # at run time each is imported when it is first asked for: `f
     from featherweight.weights.constrained import constrain
     from featherweight.weights.drivers import ADMM, Periodic
     from featherweight.weights.freezing import Freezing
-    from featherweight.weights.sets import Codebook, Levels, LowRank, SparseCodebook, TopK, TopRows
+    from featherweight.weights.sets import Codebook, Levels, LowRank, SparseCodebook, TopEach, TopK, TopRows
     from featherweight.weights.targets import Target
     from featherweight.weights.views import View
 
@@ -69,6 +69,7 @@ __all__ = [
     "Steps",
     "Target",
     "Task",
+    "TopEach",
     "TopK",
     "TopRows",
     "Train",
@@ -117,7 +118,7 @@ _HOMES = {  # module -> what is asked of it
     "weights.constrained": "constrain",
     "weights.drivers": "ADMM Periodic",
     "weights.freezing": "Freezing",
-    "weights.sets": "Codebook Levels LowRank SparseCodebook TopK TopRows",
+    "weights.sets": "Codebook Levels LowRank SparseCodebook TopEach TopK TopRows",
     "weights.targets": "Target",
     "weights.views": "View",
 }
