@@ -181,6 +181,7 @@ NETWORKS: dict[str, tuple[tuple[int, ...], Callable[[], nn.Module]]] = {  # name
 TASKS = {"digits": tasks.digits, "mnist": tasks.mnist, "cifar10": tasks.cifar10}
 RECIPES = {  # and the networks each is meant for
     "progressive_admm": (recipes.progressive_admm, ("lenet5", "lenet_300_100")),
+    "layerwise_admm": (recipes.RECIPES["layerwise_admm"], ("lenet5", "resnet20")),
     "admm_quantization": (recipes.admm_quantization, ("lenet5", "resnet20")),
     "quantize_aware": (recipes.quantize_aware, ("lenet5", "resnet20")),
     "admm_binarization": (recipes.admm_binarization, ("lenet5", "resnet20")),

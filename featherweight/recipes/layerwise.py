@@ -37,7 +37,7 @@ def layerwise_admm(
     epochs     of training afterwards, what is zero held at zero, at `rate` times the task's base rate
     distill    weight of the distillation from the dense network in them, added to the loss; 0 for none
     """
-    rule, share = entries(targets, keep)
+    _, rule, share = entries(targets, keep)
     stage = Constrain(
         "pruned",
         rules=(rule,),

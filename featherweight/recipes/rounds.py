@@ -107,14 +107,15 @@ def shares(keep: Sequence[float | str]) -> list[tuple[str, float]]:
     return found
 
 
-def entries(targets: str, kept: float | str) -> tuple[Rule, float | None]:
-    """The rule by which entries of the targets go, and the share of all that stays: TopK with a share; for "N:M" N of each M
-    neighbouring inputs of an output, a size of its own. Raises InputError.
+def entries(targets: str, kept: float | str) -> tuple[str, Rule, float | None]:
+    """A name, the rule by which entries of the targets go, and the share of all that stays: TopK with a share; for "N:M" N of each
+    M neighbouring inputs of an output, a size of its own. Raises InputError.
     """
     told = re.fullmatch(r"\s*(\d{1,3})\s*:\s*(\d{1,3})\s*", kept) if isinstance(kept, str) else None
     if told is None:
-        return Rule(targets, TopK()), shares((kept,))[0][1]
+        ((name, share),) = shares((kept,))
+        return name, Rule(targets, TopK()), share
     some, group = int(told[1]), int(told[2])
     if not 1 <= some <= group:
         raise InputError(f"{kept!r} keeps {some} of each {group}: give at least 1, and no more than there are, such as '2:4'")
-    return Rule(targets, TopEach(some), View("o (g m) ... -> (o g ...) m", (("m", group),))), None
+    return f"{some}:{group}", Rule(targets, TopEach(some), View("o (g m) ... -> (o g ...) m", (("m", group),))), None
