@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # at run time each is imported when it is first asked for: `f
     from featherweight.ship.bench import bench
     from featherweight.ship.c import load_c
     from featherweight.ship.formats import export
+    from featherweight.ship.semi_structured import semi_structured
     from featherweight.structure import trace
     from featherweight.task import Steps, Task
     from featherweight.version import __version__
@@ -92,6 +93,7 @@ __all__ = [
     "quantize",
     "recipes",
     "save_cut",
+    "semi_structured",
     "shrink",
     "structure",
     "trace",
@@ -111,6 +113,7 @@ _HOMES = {  # module -> what is asked of it
     "ship.bench": "bench",
     "ship.c": "load_c",
     "ship.formats": "export",
+    "ship.semi_structured": "semi_structured",
     "structure": "trace",
     "task": "Steps Task",
     "version": "__version__",

@@ -97,7 +97,7 @@ def dense() -> Line:
     if not DENSE.exists():
         torch.manual_seed(0)
         start, began = decoder.decoder(), time.perf_counter()
-        stages = (Train("rising", Training(19, floor=0.6, warmup=0.04)), Train("settling", Training(6, 0.6)))
+        stages = (Train("rising", train=Training(19, floor=0.6, warmup=0.04)), Train("settling", train=Training(4, 0.6)))
         done = compress(start, Recipe("dense", stages), decoder.task(tokens(), RATE), workdir=ROWS.work / "dense")
         ship(done.model, DENSE)
         line = {"steps": 23 * decoder.STEPS, "seconds": time.perf_counter() - began}

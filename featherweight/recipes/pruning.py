@@ -30,8 +30,8 @@ def progressive_admm(
 
     keep           of the targets' weights in the original network, a stage each: "5x" fewer, or the share 0.2; or "2:4", of each
                    4 neighbouring inputs 2, which `allocate`, `respread` and `sweep` do not concern
-    targets        what to prune, see `schema.Rule`; one global count is spread over it by `allocate`. Embeddings and the head of a
-                   language model are not pruned, unless named
+    targets        what to prune, see `schema.Rule`; one global count is spread over it by `allocate`. Embeddings and a language
+                   model's head are not pruned, unless named
     dense_epochs   of plain training first, for a network that is not trained yet
     fisher, respread, sweep  see `schema.Constrain`; 0, False and False are the papers' method
     narrow         share of the rows (filters, neurons) of `narrow_targets` to keep in a structured stage before the others,

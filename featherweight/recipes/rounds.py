@@ -108,8 +108,8 @@ def shares(keep: Sequence[float | str]) -> list[tuple[str, float]]:
 
 
 def entries(targets: str, kept: float | str) -> tuple[str, Rule, float | None]:
-    """A name, the rule by which entries of the targets go, and the share of all that stays: TopK with a share; for "N:M" N of each
-    M neighbouring inputs of an output, a size of its own. Raises InputError.
+    """A name, the rule by which entries of the targets go, and the share of all that stays: TopK with a share; for "N:M" N of
+    each M neighbouring inputs of an output, a size of its own. Raises InputError.
     """
     told = re.fullmatch(r"\s*(\d{1,3})\s*:\s*(\d{1,3})\s*", kept) if isinstance(kept, str) else None
     if told is None:

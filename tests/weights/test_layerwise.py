@@ -99,10 +99,7 @@ def test_sparsegpt_is_one_weight_after_the_other(target: Target) -> None:
     inverses = [np.linalg.inv(moments[col:, col:]) for col in range(12)]
     for begin in range(0, 12, group):
         scores = np.stack([weight[:, col] ** 2 / inverses[col][0, 0] for col in range(begin, begin + group)], axis=1)
-        if group == 4:
-            kept = scores >= np.sort(scores, axis=1)[:, 2:3]
-        else:
-            kept = scores >= np.sort(scores, axis=None)[-23]
+        kept = scores >= np.sort(scores, axis=1)[:, 2:3] if group == 4 else scores >= np.sort(scores, axis=None)[-23]
         for col in range(begin, begin + group):
             for row in range(4):
                 if not kept[row, col - begin]:
