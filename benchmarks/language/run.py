@@ -48,19 +48,20 @@ DENSE = ROWS.artifacts / "dense.fwz"
 SHARES = {"50 %": "2x", "70 %": 0.3, "80 %": 0.2, "90 %": 0.1, "2:4": "2:4"}  # zeros -> what is kept
 METHODS = ("magnitude", "wanda", "sparsegpt", "admm")
 SAMPLES = 256  # windows of 128 tokens that the layers are watched on
-POWERS = {"p = 0": 0.0, "p = 1/4": 0.25, "p = 1/2": 0.5}
+POWERS = {"p = 1/4": 0.25, "p = 0": 0.0, "p = 1/2": 0.5}
 SEEDS = (0, 1, 2)
 RATE = 2e-3  # of AdamW, of the dense training
-KEPT, EPOCHS, EPOCH = 0.1, 6, 40  # of the trained rows: their share of weights, epochs, steps of an epoch
-PULLED: dict[str, Any] = {"epochs": 3, "retrain_epochs": 3, "rate": 0.5, "retrain_rate": 0.5}
-GRADUAL: dict[str, Any] = {"rate": 0.5, "spread": "magnitude"}
+KEPT, EPOCHS, EPOCH = 0.1, 6, 25  # of the trained rows: their share of weights, epochs, steps of an epoch
+PULLED: dict[str, Any] = {"epochs": 3, "retrain_epochs": 3, "rate": 1.0, "retrain_rate": 1.0}
+GRADUAL: dict[str, Any] = {"rate": 1.0, "spread": "magnitude"}
 SHIPPED = ("admm p = 1/4", 0)
 TEACHER = Distillation(1.0, 4.0)  # beside the loss, of all trained rows
 
 
 def names() -> list[str]:
     shot = [f"one shot, {share}, {method}" for share in SHARES for method in METHODS]
-    trained = [f"trained, 90 %, {how}, seed {seed}" for seed in SEEDS for how in ("gradual", *(f"admm {p}" for p in POWERS))]
+    hows = ("gradual", *(f"admm {power}" for power in POWERS))
+    trained = [f"trained, 90 %, {how}, seed {seed}" for seed in SEEDS for how in hows]
     return ["dense", *shot, *trained, "overhead"]
 
 
@@ -104,15 +105,16 @@ def dense() -> Line:
     found = text.corpus()
     sizes = {part: len(tokens()[part]) for part in tokens()}
     about = {"digest": found.digest, "characters": found.characters, "tokens": sizes}
-    return line | about | {"parameters": sum(p.numel() for p in network().parameters())} | judged(network())
+    size = {"parameters": sum(p.numel() for p in network().parameters()), "bytes": DENSE.stat().st_size}
+    return line | about | size | judged(network())
 
 
-def ship(model: nn.Module, path: Path) -> None:
-    """Packed, its numbers in bfloat16: half the bytes. Every row starts from the dense network that ships."""
+def ship(model: nn.Module, path: Path) -> int:
+    """Packed, its numbers in bfloat16: half the bytes, which are returned. Every row starts from the dense network that ships."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(parameter.bfloat16())
-    packed.write(path, Snapshot.of(model, []), decoder.decoder())
+    return packed.write(path, Snapshot.of(model, []), decoder.decoder())
 
 
 def one_shot(share: str, method: str) -> Line:
@@ -142,7 +144,7 @@ def trained(how: str, seed: int) -> Line:
         done = compress(network(), pruning(POWERS[how.removeprefix("admm ")], **PULLED), task)
         found, line = done.model, {"said": list(done.rows[-1].said), "residual": max(done.rows[-1].residuals.values())}
         if (how, seed) == SHIPPED:
-            ship(found, ROWS.artifacts / "trained_90.fwz")
+            line["bytes"] = ship(found, ROWS.artifacts / "trained_90.fwz")
     return {"steps": EPOCHS * EPOCH, "seconds": time.perf_counter() - began} | judged(found) | left(found) | line
 
 
@@ -150,24 +152,23 @@ def pruning(power: float, **settings: Any) -> Recipe:
     return RECIPES["progressive_admm"]((KEPT,), fisher=power, distill=TEACHER, **{"sweep": False} | settings)
 
 
-def gradual(model: nn.Module, task: Task, rate: float, spread: str, **schedule: float) -> nn.Module:
+def gradual(model: nn.Module, task: Task, rate: float, spread: str) -> nn.Module:
     """Gradual magnitude pruning (Zhu and Gupta 2017): the share of zeros rises as 1 - (1 - t)^3 over three quarters of the steps,
     the least weights go, and masks are held. `spread`: over all layers by magnitude, or the same share of each (uniform)."""
     weights = pruned(model)
     masks = [torch.ones_like(weight) for weight in weights]
-    ramp = schedule.get("ramp", 0.75)
 
     @torch.no_grad()
     def hold(step: Step) -> None:
-        at = min(1.0, step.done / (ramp * step.total))
-        if step.done % 5 == 0 and at <= 1.0:
+        at = min(1.0, step.done / (0.75 * step.total))
+        if step.done % 5 == 0:
             kept = 1 - (1 - KEPT) * (1 - (1 - at) ** 3)
             groups = [list(range(len(weights)))] if spread == "magnitude" else [[i] for i in range(len(weights))]
             for group in groups:
                 sizes = torch.cat([(weights[i].abs() * masks[i]).flatten() for i in group])
                 least = sizes.topk(round(kept * sizes.numel())).values[-1]
                 for i in group:
-                    masks[i] = (weights[i].abs() * masks[i] >= least).to(weights[i].dtype)
+                    masks[i] *= weights[i].abs() * masks[i] >= least
         for weight, mask in zip(weights, masks, strict=True):
             weight.mul_(mask)
 

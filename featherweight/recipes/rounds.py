@@ -98,7 +98,7 @@ def of_rounds(**defaults: Any) -> Callable[[Callable[..., Recipe]], Callable[...
 
 def shares(keep: Sequence[float | str]) -> list[tuple[str, float]]:
     """(name, share) of each stage of falling size: "5x" or "20%" or 0.2. Raises InputError."""
-    found = [(one if isinstance(one, str) else f"{100 * one:g} %", share(one)) for one in keep]
+    found = [(f"{100 * one:g} %" if isinstance(one, int | float) else str(one), share(one)) for one in keep]
     wrong = [name for name, kept in found if not isinstance(kept, int | float) or not 0 < kept <= 1]
     if wrong or not found:
         raise InputError(

@@ -182,6 +182,7 @@ def test_training_goes_on_inside_the_places(tmp_path: Path) -> None:
         (lambda: RECIPES["layerwise_admm"]("5:4"), "keeps 5 of each 4"),
         (lambda: RECIPES["progressive_admm"](("0:4",)), "keeps 0 of each 4"),
         (lambda: RECIPES["layerwise_admm"]("half"), "keep holds what each stage keeps"),
+        (lambda: RECIPES["layerwise_admm"](("2x",)), "keep holds what each stage keeps"),
     ],
 )
 def test_what_makes_no_sense_is_refused(made_wrong: object, told: str) -> None:
