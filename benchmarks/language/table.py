@@ -39,7 +39,7 @@ WHERE = """
 ## Where zeros pay
 
 A dense array with zeros in it takes as long as without: none of these rows runs faster in PyTorch or ONNX Runtime on a CPU. The
-zeros pay in the file ({file}), in C, where loops skip them, and 2:4 on CUDA devices that have such kernels
+zeros pay in the file ({file}), in C, where loops skip them, and 2:4 on CUDA devices with such kernels
 (`fw.semi_structured`), of which none was at hand here: that speed is not measured.
 """
 

@@ -94,6 +94,8 @@ def test_a_language_model_keeps_its_embeddings_and_its_head_and_says_so(keep: st
         if keep == "2:4":
             assert bool((weight.reshape(-1, 4).count_nonzero(1) <= 2).all())
     assert torch.equal(done.model.head.weight, network.head.weight)  # type: ignore[union-attr]
+    assert "the weights that went are zeros" in str(done.report)
+    assert "are zeros" not in str(fw.prune(made(Mixed), (torch.zeros(1, 3, 9, 9),), macs=0.7).report), "fewer MACs, not zeros"
     done.save(tmp_path / "folder")
     size = done.pack(tmp_path / "file.fwz")
     assert size < 4 * sum(p.numel() for p in network.parameters())
