@@ -48,7 +48,7 @@ ROWS = Rows(__file__)
 DENSE = ROWS.artifacts / "dense.fwz"
 SHARES = {"50 %": "2x", "70 %": 0.3, "80 %": 0.2, "90 %": 0.1, "2:4": "2:4"}  # zeros -> what is kept
 METHODS = ("magnitude", "wanda", "sparsegpt", "admm")
-SAMPLES = 256  # windows of 128 tokens that the layers are watched on
+SAMPLES = 128  # windows of 128 tokens that the layers are watched on
 POWERS = {"p = 1/4": 0.25, "p = 0": 0.0, "p = 1/2": 0.5}
 SEEDS = (0, 1, 2)
 RATE = 2e-3  # of AdamW, of the dense training

@@ -20,7 +20,7 @@ from it.
 """
 SHOT = """## One shot
 
-`layerwise_admm`, 256 windows of calibration text, no training. Every method sees what the layers before it, pruned by then, give.
+`layerwise_admm`, 128 windows of calibration text, no training. Every method sees what the layers before it, pruned by then, give.
 
 | zeros | {methods} |
 |---|{rule}|

@@ -63,7 +63,8 @@ def second_moments(
         nonlocal left
         found = _vectors(model.get_submodule(name), x, dice)  # (groups, rows, d)
         if found.numel():
-            product = (found.mT @ found).double().cpu()
+            with torch.autocast(x.device.type, enabled=False):  # the user's own, in which this hook runs, would round it
+                product = (found.mT @ found).double().cpu()
             sums[name] = sums[name].add_(product) if name in sums else product
             rows[name] = rows.get(name, 0) + found.shape[1]
         left -= 1

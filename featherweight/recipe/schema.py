@@ -289,8 +289,8 @@ class Constrain:
             (self.allocate in ALLOCATORS, f"{where}: {allocator}{did_you_mean(self.allocate, ALLOCATORS)}"),
             (0 <= self.fisher < math.inf, f"{where}: fisher is a power, at least 0, given {self.fisher}"),
             (
-                self.layerwise is None or (self.driver is None and self.train.epochs == 0),
-                f"{where}: layerwise takes the place of a driver and of train; `retrain` may follow it",
+                self.layerwise is None or (self.driver is None and self.train.epochs == 0 and not self.fisher),
+                f"{where}: layerwise takes the place of a driver, of train and of fisher; `retrain` may follow it",
             ),
             (
                 self.layerwise is None or all(rule.set.selects for rule in self.rules),

@@ -132,8 +132,10 @@ def of_watched_layers(held: Parameters, found: Chosen, example: Example | Inputs
     met = input_shapes(held.model, example) if example is not None else None
     left, reasons = [], {}
     for name in found.names:
-        layer, _ = held.layer(name)
-        if not isinstance(layer, (nn.Linear, _ConvNd)) or (isinstance(layer, _ConvNd) and layer.transposed):
+        layer, attribute = held.layer(name)
+        if attribute != "weight":
+            reasons[name] = "it is no weight that multiplies a layer's inputs"
+        elif not isinstance(layer, (nn.Linear, _ConvNd)) or (isinstance(layer, _ConvNd) and layer.transposed):
             reasons[name] = f"what a {kind_of(layer).__name__} multiplies its weight by is not watched"
         elif met is not None and name.rpartition(".")[0] not in met:
             reasons[name] = "its layer is not called with a tensor on the example"

@@ -33,7 +33,7 @@ def fit(asked: Layerwise, model: nn.Module, task: Task, targets: Mapping[str, Ta
             name, layer = f"{path}.weight" if path else "weight", model.get_submodule(path)
             if path in moments:
                 weight = model.get_parameter(name)
-                matrix = matrix_of(layer, weight)
+                matrix = matrix_of(layer, weight).to(torch.promote_types(weight.dtype, torch.float32))
                 problem = Problem(matrix, moments[path].to(weight.device), targets[name], tuple(weight.shape))
                 new = METHODS[asked.method](problem)
                 errors[name] = _error(problem, new)

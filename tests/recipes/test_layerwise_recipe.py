@@ -152,6 +152,9 @@ def test_a_layer_is_watched_behind_what_was_pruned_before_it_and_the_network_run
     found = second_moments(network, task, ["down"], 1, 16)["down"]
     expected = F.gelu(network.up.bias).double()  # type: ignore[union-attr, arg-type]
     torch.testing.assert_close(found[0], torch.outer(expected, expected), rtol=1e-5, atol=1e-8)
+    exact = second_moments(network, task, ["q"], 1, 16)["q"]
+    with torch.autocast("cpu", torch.bfloat16):  # a loss's own, which rounds nothing of what is summed
+        torch.testing.assert_close(second_moments(network, task, ["q"], 1, 16)["q"], exact, rtol=1e-6, atol=1e-8)
 
 
 def test_moments_of_a_grouped_convolution_are_those_of_its_unfolded_inputs() -> None:
@@ -163,6 +166,16 @@ def test_moments_of_a_grouped_convolution_are_those_of_its_unfolded_inputs() -> 
     for group in range(2):
         mine = vectors[:, 36 * group : 36 * (group + 1)].double()
         torch.testing.assert_close(found[group], mine.T @ mine / len(mine), rtol=1e-5, atol=1e-8)
+
+
+def test_rules_that_match_more_than_weights_and_weights_of_half_precision() -> None:
+    network = made(Language).bfloat16()
+    stage = Constrain("s", (Rule("*q*", TopEach(3), "rows"), Rule("*k*", TopK(5))), layerwise=Layerwise(samples=8))
+    done = fw.compress(network, fw.Recipe("half", (fw.Train("dense"), stage)), language_task())
+    assert done.model.q.weight.dtype == torch.bfloat16  # type: ignore[union-attr]
+    assert bool((done.model.q.weight.count_nonzero(1) == 3).all()) and int(done.model.k.weight.count_nonzero()) == 5  # type: ignore[union-attr]
+    assert torch.equal(done.model.q.bias, network.q.bias)  # type: ignore[union-attr]
+    assert any("q.bias" in line for line in done.rows[-1].said)
 
 
 def test_training_goes_on_inside_the_places(tmp_path: Path) -> None:
