@@ -16,9 +16,10 @@ from torch.nn import Parameter
 from torch.optim import AdamW, Optimizer
 
 from benchmarks.language import text
+from featherweight import Task
 from featherweight.network.devices import multiplies_bfloat16
 from featherweight.network.evaluating import evaluating
-from featherweight.task import Task, itself
+from featherweight.task import itself
 
 TOKENS, CONTEXT, WIDTH, DEPTH, HEADS = 1024, 128, 224, 3, 7
 BATCH, STEPS, LOOKS = 16, 100, 256  # windows of a batch, batches of an epoch, windows that a perplexity is of

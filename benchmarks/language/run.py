@@ -29,20 +29,15 @@ from benchmarks.language.decoder import CONTEXT
 from benchmarks.language.table import table
 from benchmarks.lib.rows import ROOT, Line, Rows, parser, wanted
 from benchmarks.overhead.run import ratios
-from featherweight import compress, load
+from featherweight import ADMM, Distillation, Recipe, Target, Task, TopK, Train, Training, compress, load
 from featherweight.files import packed
 from featherweight.files.edits import Snapshot
 from featherweight.network.copies import copied
-from featherweight.recipe.schema import Recipe, Train
 from featherweight.recipes import RECIPES
-from featherweight.task import Task
 from featherweight.training.fit import Step, fit
-from featherweight.training.schedule import Distillation, Training
 from featherweight.weights.constrained import Constrained
 from featherweight.weights.counts import magnitude
-from featherweight.weights.drivers import ADMM
-from featherweight.weights.sets import TopK
-from featherweight.weights.targets import Spread, Target
+from featherweight.weights.targets import Spread
 
 ROWS = Rows(__file__)
 DENSE = ROWS.artifacts / "dense.fwz"
@@ -191,8 +186,8 @@ def gradual(model: nn.Module, task: Task, rate: float, spread: str) -> nn.Module
 def overhead() -> Line:
     """Steps of AdamW and of AdamW under ADMM, projections and all, in turns; the most memory of each in a process of its own."""
     pairs, every = 9, 12  # steps between projections of a trained row: a twelfth to a twentieth of the stage
-    runs = [stepping(imposed, every)[0] for imposed in (True, False)]
-    low, middle, high = statistics.quantiles(ratios(*runs, pairs, every), n=4)
+    found = ratios(stepping(True, every)[0], stepping(False, every)[0], pairs, every)
+    low, middle, high = statistics.quantiles(found, n=4)
     used = {}
     for how in ("plain", "admm"):
         call = [sys.executable, "-c", f"from benchmarks.language.run import memory; print(memory({how == 'admm'}))"]
