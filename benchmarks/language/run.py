@@ -4,8 +4,8 @@
     featherweight reproduce language --row 'one shot, 70 %, admm'
     featherweight reproduce language --table                          only the table, from the rows there are
 
-A decoder of 2.07 M parameters on text that the machine has, trained here. Settings were chosen on the part that is held out; the
-test part is asked once a row. On a machine with other text the dense network is trained anew, or the shipped one is judged by it.
+A decoder of 2.07 M parameters on text that the machine has, trained here. Settings are the recipes' defaults; perplexity is asked
+on a part that is held out and, once a row, on a test part. On a machine with other text the dense network is trained anew, or the shipped one is judged by it.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def left(model: nn.Module) -> Line:
 
 
 def trained(how: str, seed: int) -> Line:
-    """Equal steps, batches, teacher and optimizer; each at the settings that were best on the held-out part."""
+    """Equal steps, batches, teacher, optimizer and rate."""
     task, began = unjudged(decoder.task(tokens(), RATE, seed=1 + seed, steps=EPOCH)), time.perf_counter()
     if how == "gradual":
         found = gradual(copied(network()), task, **GRADUAL)
