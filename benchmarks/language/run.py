@@ -5,7 +5,8 @@
     featherweight reproduce language --table                          only the table, from the rows there are
 
 A decoder of 2.07 M parameters on text that the machine has, trained here. Settings are the recipes' defaults; perplexity is asked
-on a part that is held out and, once a row, on a test part. On a machine with other text the dense network is trained anew, or the shipped one is judged by it.
+on a part that is held out and, once a row, on a test part. On a machine with other text the shipped network is judged by that;
+without the file it is trained anew.
 """
 
 from __future__ import annotations
@@ -185,7 +186,7 @@ def gradual(model: nn.Module, task: Task, rate: float, spread: str) -> nn.Module
 
 def overhead() -> Line:
     """Steps of AdamW and of AdamW under ADMM, projections and all, in turns; the most memory of each in a process of its own."""
-    pairs, every = 9, 12  # steps between projections of a trained row: a twelfth to a twentieth of the stage
+    pairs, every = 5, 12  # steps between projections of a trained row: a twelfth to a twentieth of the stage
     found = ratios(stepping(True, every)[0], stepping(False, every)[0], pairs, every)
     low, middle, high = statistics.quantiles(found, n=4)
     used = {}
