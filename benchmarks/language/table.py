@@ -39,8 +39,8 @@ LABELS = {"magnitude": "magnitude", "wanda": "Wanda", "sparsegpt": "SparseGPT", 
 WHERE = """
 ## Where zeros pay
 
-Not in time where an array is dense: PyTorch and ONNX Runtime multiply its zeros like other numbers. They pay in C, where loops skip
-them, and in the file: {file}.
+Not in time where an array is dense: PyTorch and ONNX Runtime multiply its zeros like other numbers. They pay in C, where loops
+skip them, and in the file: {file}.
 2:4 pays on CUDA devices with such kernels (`fw.semi_structured`), none of which was at hand: no speed is measured here.
 """
 
