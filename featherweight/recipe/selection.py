@@ -133,10 +133,10 @@ def of_watched_layers(held: Parameters, found: Chosen, example: Example | Inputs
     left, reasons = [], {}
     for name in found.names:
         layer, attribute = held.layer(name)
-        if attribute != "weight":
-            reasons[name] = "it is no weight that multiplies a layer's inputs"
-        elif not isinstance(layer, (nn.Linear, _ConvNd)) or (isinstance(layer, _ConvNd) and layer.transposed):
+        if not isinstance(layer, (nn.Linear, _ConvNd)) or (isinstance(layer, _ConvNd) and layer.transposed):
             reasons[name] = f"what a {kind_of(layer).__name__} multiplies its weight by is not watched"
+        elif attribute != "weight":
+            reasons[name] = "it is no weight that multiplies a layer's inputs"
         elif met is not None and name.rpartition(".")[0] not in met:
             reasons[name] = "its layer is not called with a tensor on the example"
         else:
