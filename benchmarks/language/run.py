@@ -12,7 +12,6 @@ without the file it is trained anew.
 from __future__ import annotations
 
 import functools
-import resource
 import statistics
 import subprocess
 import sys
@@ -50,14 +49,14 @@ SEEDS = (0, 1, 2)
 RATE = 2e-3  # of AdamW, of the dense training
 KEPT, EPOCHS, EPOCH = 0.1, 6, 25  # of the trained rows: their share of weights, epochs, steps of an epoch
 PULLED: dict[str, Any] = {"epochs": 3, "retrain_epochs": 3, "rate": 1.0, "retrain_rate": 1.0}
-GRADUAL: dict[str, Any] = {"rate": 1.0, "spread": "magnitude"}
+GRADUAL = {"gradual": "uniform", "gradual over all layers": "magnitude"}  # how its zeros are spread
 SHIPPED = ("admm p = 1/4", 0)
 TEACHER = Distillation(1.0, 4.0)  # beside the loss, of all trained rows
 
 
 def names() -> list[str]:
     shot = [f"one shot, {share}, {method}" for share in SHARES for method in METHODS]
-    hows = ("gradual", *(f"admm {power}" for power in POWERS))
+    hows = (*GRADUAL, *(f"admm {power}" for power in POWERS))
     trained = [f"trained, 90 %, {how}, seed {seed}" for seed in SEEDS for how in hows]
     return ["dense", *shot, *trained, "overhead"]
 
@@ -140,8 +139,8 @@ def left(model: nn.Module) -> Line:
 def trained(how: str, seed: int) -> Line:
     """Equal steps, batches, teacher, optimizer and rate."""
     task, began = unjudged(decoder.task(tokens(), RATE, seed=1 + seed, steps=EPOCH)), time.perf_counter()
-    if how == "gradual":
-        found = gradual(copied(network()), task, **GRADUAL)
+    if how in GRADUAL:
+        found = gradual(copied(network()), task, GRADUAL[how])
         line: Line = {}
     else:
         done = compress(network(), pruning(POWERS[how.removeprefix("admm ")], **PULLED), task)
@@ -155,7 +154,7 @@ def pruning(power: float, **settings: Any) -> Recipe:
     return RECIPES["progressive_admm"]((KEPT,), fisher=power, distill=TEACHER, **{"sweep": False} | settings)
 
 
-def gradual(model: nn.Module, task: Task, rate: float, spread: str) -> nn.Module:
+def gradual(model: nn.Module, task: Task, spread: str) -> nn.Module:
     """Gradual magnitude pruning (Zhu and Gupta 2017): the share of zeros rises as 1 - (1 - t)^3 over three quarters of the steps,
     the least weights go, and masks are held. `spread`: over all layers by magnitude, or the same share of each (uniform)."""
     weights = pruned(model)
@@ -176,7 +175,7 @@ def gradual(model: nn.Module, task: Task, rate: float, spread: str) -> nn.Module
             weight.mul_(mask)
 
     teacher = copied(network()).eval()
-    training = Training(EPOCHS, rate, warmup=0.05)
+    training = Training(EPOCHS, warmup=0.05)
     fit(model, task.optimizer(model.parameters()), task, training, teacher=teacher, distill=TEACHER, after_step=hold)
     return model
 
@@ -222,11 +221,17 @@ def memory(imposed: bool) -> int:
     """Bytes that this process has more at its most, over thirteen steps, than before it made the network."""
     torch.set_num_threads(1)
     torch.ones(64, 64).matmul(torch.ones(64, 64))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak()
     step, _ = stepping(imposed, 12)
     for _ in range(13):
         step()
-    return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    return peak() - before
+
+
+def peak() -> int:
+    """The most memory of this process so far, in bytes; unlike `ru_maxrss`, not that of the process which started it."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -29,8 +29,8 @@ TRAINED = """
 ## Trained, 90 % zeros
 
 {steps} steps of AdamW from the dense network, the same batches, distilled from it; mean of the seeds (least to most). Gradual
-magnitude pruning (Zhu and Gupta 2017), spread over all layers, and `progressive_admm` with selection by |w| E[g^2]^p, both at
-the rate of the dense training. p above 0 looks at 50 batches more, for E[g^2].
+magnitude pruning (Zhu and Gupta 2017), the same share of each layer or one count for all, and `progressive_admm` with selection
+by |w| E[g^2]^p, all at the rate of the dense training. p above 0 looks at 50 batches more, for E[g^2].
 
 | | seeds | held out | test | to gradual |
 |---|---|---|---|---|
