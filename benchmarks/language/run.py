@@ -51,6 +51,7 @@ KEPT, EPOCHS, EPOCH = 0.1, 6, 25  # of the trained rows: their share of weights,
 PULLED: dict[str, Any] = {"epochs": 3, "retrain_epochs": 3, "rate": 1.0, "retrain_rate": 1.0}
 GRADUAL = {"gradual": "uniform", "gradual over all layers": "magnitude"}  # how its zeros are spread
 SHIPPED = ("admm p = 1/4", 0)
+PACES = (12, 20)  # steps between projections; 20 is what is left open in a training of 400 steps or more
 TEACHER = Distillation(1.0, 4.0)  # beside the loss, of all trained rows
 
 
@@ -58,7 +59,7 @@ def names() -> list[str]:
     shot = [f"one shot, {share}, {method}" for share in SHARES for method in METHODS]
     hows = (*GRADUAL, *(f"admm {power}" for power in POWERS))
     trained = [f"trained, 90 %, {how}, seed {seed}" for seed in SEEDS for how in hows]
-    return ["dense", *shot, *trained, "overhead"]
+    return ["dense", *shot, *trained, *(f"overhead, {every}" for every in PACES)]
 
 
 def measure(name: str) -> Line:
@@ -69,7 +70,7 @@ def measure(name: str) -> Line:
         return one_shot(*rest)
     if kind == "trained":
         return trained(rest[1], int(rest[2].removeprefix("seed ")))
-    return overhead()
+    return overhead(int(rest[0]))
 
 
 @functools.cache
@@ -183,9 +184,9 @@ def gradual(model: nn.Module, task: Task, spread: str) -> nn.Module:
 # --- what ADMM costs -----------------------------------------------------------------------------------------------------
 
 
-def overhead() -> Line:
+def overhead(every: int) -> Line:
     """Steps of AdamW and of AdamW under ADMM, projections and all, in turns; the most memory of each in a process of its own."""
-    pairs, every = 5, 12  # steps between projections of a trained row: a twelfth to a twentieth of the stage
+    pairs = 5
     found = ratios(stepping(True, every)[0], stepping(False, every)[0], pairs, every)
     low, middle, high = statistics.quantiles(found, n=4)
     used = {}
