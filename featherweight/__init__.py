@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # at run time each is imported when it is first asked for: `f
     from featherweight.ship.bench import bench
     from featherweight.ship.c import load_c
     from featherweight.ship.formats import export
+    from featherweight.ship.semi_structured import semi_structured
     from featherweight.structure import trace
     from featherweight.task import Steps, Task
     from featherweight.version import __version__
@@ -43,7 +44,7 @@ if TYPE_CHECKING:  # at run time each is imported when it is first asked for: `f
     from featherweight.weights.constrained import constrain
     from featherweight.weights.drivers import ADMM, Periodic
     from featherweight.weights.freezing import Freezing
-    from featherweight.weights.sets import Codebook, Levels, LowRank, SparseCodebook, TopK, TopRows
+    from featherweight.weights.sets import Codebook, Levels, LowRank, SparseCodebook, TopEach, TopK, TopRows
     from featherweight.weights.targets import Target
     from featherweight.weights.views import View
 
@@ -69,6 +70,7 @@ __all__ = [
     "Steps",
     "Target",
     "Task",
+    "TopEach",
     "TopK",
     "TopRows",
     "Train",
@@ -91,6 +93,7 @@ __all__ = [
     "quantize",
     "recipes",
     "save_cut",
+    "semi_structured",
     "shrink",
     "structure",
     "trace",
@@ -110,6 +113,7 @@ _HOMES = {  # module -> what is asked of it
     "ship.bench": "bench",
     "ship.c": "load_c",
     "ship.formats": "export",
+    "ship.semi_structured": "semi_structured",
     "structure": "trace",
     "task": "Steps Task",
     "version": "__version__",
@@ -117,7 +121,7 @@ _HOMES = {  # module -> what is asked of it
     "weights.constrained": "constrain",
     "weights.drivers": "ADMM Periodic",
     "weights.freezing": "Freezing",
-    "weights.sets": "Codebook Levels LowRank SparseCodebook TopK TopRows",
+    "weights.sets": "Codebook Levels LowRank SparseCodebook TopEach TopK TopRows",
     "weights.targets": "Target",
     "weights.views": "View",
 }

@@ -17,7 +17,7 @@ from featherweight.recipes.low_rank import low_rank_from_scratch
 from featherweight.weights import codes, counts
 from featherweight.weights.drivers import ADMM, Driver, Periodic
 from featherweight.weights.freezing import Freezing
-from featherweight.weights.sets import Codebook, Levels, LowRank, Set, SparseCodebook, TopK, TopRows
+from featherweight.weights.sets import Codebook, Levels, LowRank, Set, SparseCodebook, TopEach, TopK, TopRows
 from featherweight.zoo import tasks
 
 ROWS, COLS = 6, 8  # of the matrices that the instances below fit
@@ -38,6 +38,7 @@ class Sized:
 
 SIZED: dict[str, Sized] = {
     "top_k": Sized(TopK, 0, lambda rows, cols: rows * cols),
+    "top_each": Sized(TopEach, 0, lambda rows, cols: cols, has_menu=False),
     "top_rows": Sized(TopRows, 0, lambda rows, cols: rows),
     "low_rank": Sized(LowRank, 0, min),
     "codebook": Sized(Codebook, 1, lambda rows, cols: rows * cols, has_menu=False),
@@ -46,6 +47,7 @@ SIZED: dict[str, Sized] = {
 
 INSTANCES: dict[type[Set], tuple[Set, ...]] = {
     TopK: (TopK(0), TopK(1), TopK(13), TopK(48)),
+    TopEach: (TopEach(0), TopEach(1), TopEach(2), TopEach(8)),
     TopRows: (TopRows(0), TopRows(1), TopRows(4), TopRows(6)),
     LowRank: (LowRank(0), LowRank(1), LowRank(3), LowRank(6), LowRank(energy=0.0), LowRank(energy=0.2)),
     Levels: (
@@ -64,6 +66,7 @@ INSTANCES: dict[type[Set], tuple[Set, ...]] = {
 ALL_SETS: tuple[Set, ...] = tuple(instance for instances in INSTANCES.values() for instance in instances)
 TRAINED: tuple[Set, ...] = (  # one or two of each, for the laws that train
     TopK(13),
+    TopEach(2),
     TopRows(4),
     LowRank(2),
     LowRank(energy=0.2),
@@ -178,6 +181,7 @@ NETWORKS: dict[str, tuple[tuple[int, ...], Callable[[], nn.Module]]] = {  # name
 TASKS = {"digits": tasks.digits, "mnist": tasks.mnist, "cifar10": tasks.cifar10}
 RECIPES = {  # and the networks each is meant for
     "progressive_admm": (recipes.progressive_admm, ("lenet5", "lenet_300_100")),
+    "layerwise_admm": (recipes.RECIPES["layerwise_admm"], ("lenet5", "resnet20")),
     "admm_quantization": (recipes.admm_quantization, ("lenet5", "resnet20")),
     "quantize_aware": (recipes.quantize_aware, ("lenet5", "resnet20")),
     "admm_binarization": (recipes.admm_binarization, ("lenet5", "resnet20")),

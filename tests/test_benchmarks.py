@@ -49,3 +49,12 @@ def test_the_figures_of_the_page_on_scale_are_those_of_the_rows() -> None:
     module = importlib.import_module("benchmarks.plan.run")
     page = module.PAGE.read_text()
     assert page == module.written(page, module.ROWS.done()) and "| weights |" in page
+
+
+def test_the_sparse_language_model_ships_as_its_row_says() -> None:
+    module = importlib.import_module("benchmarks.language.run")
+    row = module.ROWS.done()[f"trained, 90 %, {module.SHIPPED[0]}, seed {module.SHIPPED[1]}"]
+    file = module.ROWS.artifacts / "trained_90.fwz"
+    assert file.stat().st_size == row["bytes"]
+    found = module.left(module.load(file, module.decoder.decoder()))
+    assert found == {"left": row["left"], "of": row["of"]} and found["left"] < 0.1001 * found["of"]

@@ -73,6 +73,8 @@ def resolve(
         where = f"stage {stage.name!r}, rule {number} ({short(rule.targets)})"
         try:
             meant = chosen(rule, held, example)
+            if stage.layerwise is not None:
+                meant = selection.of_watched_layers(held, meant, example)
         except InputError as error:
             mistakes.append(f"{where}: {error}")
             continue
@@ -185,6 +187,8 @@ def chosen(rule: Rule, held: Parameters, example: Example | Inputs | None = None
             found = selection.of_two_layers(rule.view, held, found, example)
         elif isinstance(rule.set, TopRows) and example is not None:
             found = selection.of_rows_that_go(held, found, example)
+        elif rule.set.prunes and example is not None:
+            found = selection.without_head(held, found, example)
         if not found.names:
             reasons = listed(found.left_out) or f"there are {', '.join(weights) or 'no parameters'}"
             raise InputError(f"no weight of a linear, convolution, recurrent or attention layer can be a target: {reasons}")

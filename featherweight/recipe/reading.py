@@ -15,7 +15,7 @@ from featherweight.recipe.schema import ADAPTER, KINDS, Adaptive, Recipe, Rule, 
 from featherweight.training.schedule import Distillation, Training
 from featherweight.weights.drivers import ADMM, Periodic
 from featherweight.weights.freezing import Freezing
-from featherweight.weights.sets import Codebook, Levels, LowRank, SparseCodebook, TopK, TopRows
+from featherweight.weights.sets import Codebook, Levels, LowRank, SparseCodebook, TopEach, TopK, TopRows
 from featherweight.weights.views import View
 
 MOST_MISTAKES = 50  # that are listed
@@ -43,7 +43,19 @@ def to_yaml(recipe: Recipe) -> str:
 
 
 def _vocabulary() -> set[str]:
-    weights: tuple[type, ...] = (View, TopK, TopRows, LowRank, Levels, Codebook, SparseCodebook, ADMM, Periodic, Freezing)
+    weights: tuple[type, ...] = (
+        View,
+        TopK,
+        TopEach,
+        TopRows,
+        LowRank,
+        Levels,
+        Codebook,
+        SparseCodebook,
+        ADMM,
+        Periodic,
+        Freezing,
+    )
     described = (Recipe, *KINDS.values(), Units, Adaptive, Rule, Training, Distillation, *weights)
     return {field.name for kind in described for field in dataclasses.fields(kind)}
 

@@ -20,10 +20,11 @@ from featherweight.training.schedule import Distillation, Training
 from featherweight.weights.counts import ALLOCATORS
 from featherweight.weights.drivers import ADMM, Periodic
 from featherweight.weights.freezing import Freezing
-from featherweight.weights.sets import Codebook, Levels, LowRank, SparseCodebook, TopK, TopRows
+from featherweight.weights.layerwise import Method
+from featherweight.weights.sets import Codebook, Levels, LowRank, SparseCodebook, TopEach, TopK, TopRows
 from featherweight.weights.views import WHOLE, View
 
-AnySet = Annotated[TopK | TopRows | LowRank | Levels | Codebook | SparseCodebook, Field(discriminator="kind")]
+AnySet = Annotated[TopK | TopEach | TopRows | LowRank | Levels | Codebook | SparseCodebook, Field(discriminator="kind")]
 AnyDriver = Annotated[ADMM | Periodic | Freezing, Field(discriminator="kind")]
 AnyAllocateBy = AllocateBy | Annotated[Stopping | Search, Field(discriminator="kind")]
 Seen = Literal["rows", "channel", "spatial"]  # a view that each layer's kind decides, see `selection.view_of`
@@ -225,6 +226,21 @@ class Train:
 
 
 @dataclass(frozen=True)
+class Layerwise:
+    """Weights that change what each layer puts out least, found layer after layer on training samples, without training.
+
+    method   admm, sparsegpt, wanda, or magnitude, which asks no sample: see `weights.layerwise`
+    samples  training samples that the layers are watched on
+    """
+
+    method: Method = "admm"
+    samples: int = 128
+
+    def __post_init__(self) -> None:
+        require((self.samples >= 1, f"samples must be at least 1, given {self.samples}"))
+
+
+@dataclass(frozen=True)
 class Constrain:
     """Plan the sizes of sets, train under the driver, project the weights into the sets, and train on inside them.
 
@@ -240,6 +256,7 @@ class Constrain:
     sweep      after the projection, cut the units that it left dead; what stays trains the faster for it
     activations  bits, 2 to 8, that the inputs of layers are rounded to while the stage trains, as `export --integers` will round
                them (see `training.rounding`)
+    layerwise  how else the weights get into the sets, in place of a driver and of training towards them
     """
 
     kind: Literal["constrain"] = field(default="constrain", kw_only=True)
@@ -257,6 +274,7 @@ class Constrain:
     sweep: bool = False
     distill: AnyDistillation | None = None
     activations: int | None = None
+    layerwise: Layerwise | None = None
     imposes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -270,6 +288,14 @@ class Constrain:
             (self.macs is None or self.keep is None, f"{where}: give keep or macs, not both"),
             (self.allocate in ALLOCATORS, f"{where}: {allocator}{did_you_mean(self.allocate, ALLOCATORS)}"),
             (0 <= self.fisher < math.inf, f"{where}: fisher is a power, at least 0, given {self.fisher}"),
+            (
+                self.layerwise is None or (self.driver is None and self.train.epochs == 0 and not self.fisher),
+                f"{where}: layerwise takes the place of a driver, of train and of fisher; `retrain` may follow it",
+            ),
+            (
+                self.layerwise is None or all(rule.set.selects for rule in self.rules),
+                f"{where}: layerwise chooses which weights stay: give TopK, TopEach or TopRows",
+            ),
             (not self.respread or self.keep is not None, f"{where}: respread needs a budget (keep) to spread"),
             (
                 self.activations is None or 2 <= self.activations <= 8,

@@ -127,6 +127,42 @@ def of_two_layers(view: View | str, held: Parameters, found: Chosen, example: Ex
     return Chosen(left, found.left_out | reasons)
 
 
+def of_watched_layers(held: Parameters, found: Chosen, example: Example | Inputs | None) -> Chosen:
+    """Without the weights of layers whose inputs cannot be watched."""
+    met = input_shapes(held.model, example) if example is not None else None
+    left, reasons = [], {}
+    for name in found.names:
+        layer, attribute = held.layer(name)
+        if not isinstance(layer, (nn.Linear, _ConvNd)) or (isinstance(layer, _ConvNd) and layer.transposed):
+            reasons[name] = f"what a {kind_of(layer).__name__} multiplies its weight by is not watched"
+        elif attribute != "weight":
+            reasons[name] = "it is no weight that multiplies a layer's inputs"
+        elif met is not None and name.rpartition(".")[0] not in met:
+            reasons[name] = "its layer is not called with a tensor on the example"
+        else:
+            left.append(name)
+    return Chosen(left, found.left_out | reasons)
+
+
+def head_of(model: nn.Module, example: Example | Inputs) -> str | None:
+    """The last linear layer that runs, where it puts out a number for each row of an embedding: a language model's head."""
+    sizes = {layer.num_embeddings for layer in model.modules() if isinstance(layer, nn.Embedding)}
+    linear = {name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    if not any(model.get_submodule(name).out_features in sizes for name in linear):
+        return None
+    last = [name for name in input_shapes(model, example) if name in linear][-1:]
+    return last[0] if last and model.get_submodule(last[0]).out_features in sizes else None
+
+
+def without_head(held: Parameters, found: Chosen, example: Example | Inputs) -> Chosen:
+    """Without the head of a language model: each of its rows is a token's, and rare ones would go first."""
+    name = f"{head_of(held.model, example)}.weight"
+    if name not in found.names:
+        return found
+    why = "it is the head of a language model, a row a token: name it to take it"
+    return Chosen([one for one in found.names if one != name], found.left_out | {name: why}, found.computed)
+
+
 def of_rows_that_go(held: Parameters, found: Chosen, example: Example | Inputs) -> Chosen:
     """Without the weights whose rows must stay, such as those that make the network's outputs."""
     try:

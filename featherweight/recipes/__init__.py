@@ -11,6 +11,7 @@ from featherweight.recipes.binarization import admm_binarization
 from featherweight.recipes.channels_and_layers import adaptive
 from featherweight.recipes.clustering import admm_clustering
 from featherweight.recipes.joint import admm_joint
+from featherweight.recipes.layerwise import layerwise_admm
 from featherweight.recipes.low_rank import decompose
 from featherweight.recipes.one_shot import (
     amc,
@@ -33,6 +34,7 @@ from featherweight.recipes.trained_ranks import trained_rank_pruning
 
 RECIPES: dict[str, Callable[..., Recipe]] = {
     "progressive_admm": progressive_admm,
+    "layerwise_admm": layerwise_admm,
     "admm_quantization": admm_quantization,
     "quantize_aware": quantize_aware,
     "admm_binarization": admm_binarization,
@@ -58,7 +60,7 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
 
 FILES: dict[str, Path] = {f"imagenet/{path.stem}": path for path in sorted((Path(__file__).parent / "imagenet").glob("*.yaml"))}
 GOALS: dict[str, tuple[str, ...]] = {  # what one comes for -> recipes; every recipe is in one
-    "fewer weights": ("progressive_admm",),
+    "fewer weights": ("progressive_admm", "layerwise_admm"),
     "fewer MACs, or faster here (--set latency_ms=2ms)": (
         *("l1_filters", "taylor", "nisp", "apoz", "thinet", "channel_lasso", "collaborative", "collaborative_ac"),
         *("discriminative", "discriminative_adapt", "amc", "soft_filters", "adaptive"),

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from featherweight.recipe.schema import WEIGHTS, Recipe, Rule, Train
-from featherweight.recipes.rounds import Kept, Round, of_rounds, shares
+from featherweight.recipes.rounds import Kept, Round, entries, of_rounds
 from featherweight.training.schedule import Training
-from featherweight.weights.sets import TopK, TopRows
+from featherweight.weights.sets import TopRows
 
 
 @of_rounds()
@@ -28,8 +28,10 @@ def progressive_admm(
 ) -> Recipe:
     """Stages of falling density, each ADMM pruning and masked retraining with a cosine rate; what is zero stays zero.
 
-    keep           of the targets' weights in the original network, a stage each: "5x" fewer, or the share 0.2
-    targets        what to prune, see `schema.Rule`; one global count is spread over it by `allocate`
+    keep           of the targets' weights in the original network, a stage each: "5x" fewer, or the share 0.2; or "2:4", of each
+                   4 neighbouring inputs 2, which `allocate`, `respread` and `sweep` do not concern
+    targets        what to prune, see `schema.Rule`; one global count is spread over it by `allocate`. Embeddings and a language
+                   model's head are not pruned, unless named
     dense_epochs   of plain training first, for a network that is not trained yet
     fisher, respread, sweep  see `schema.Constrain`; 0, False and False are the papers' method
     narrow         share of the rows (filters, neurons) of `narrow_targets` to keep in a structured stage before the others,
@@ -37,17 +39,16 @@ def progressive_admm(
     candidates     1, or 3 for the papers' schedule of three partial networks
     """
     dense = Train("dense", train=Training(dense_epochs))
-    rules = (Rule(targets, TopK()),)
     stages = [
         replace(
-            rounds.stage(name, rules),
+            rounds.stage(name, (rule,)),
             keep=kept,
             allocate=allocate,
             fisher=fisher,
-            respread=respread,
-            sweep=sweep,
+            respread=respread and kept is not None,
+            sweep=sweep and kept is not None,  # of what a sweep leaves groups may not divide
         )
-        for name, kept in shares(keep)
+        for name, rule, kept in (entries(targets, one) for one in keep)
     ]
     if narrow is not None:
         rows = Rule(narrow_targets, TopRows(), "rows")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 import typing
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -16,8 +17,10 @@ from featherweight.errors import InputError
 from featherweight.recipe.schema import Constrain, Recipe, Rule, Stage, Train, share
 from featherweight.training.schedule import Taught, Training, taught
 from featherweight.weights.drivers import ADMM
+from featherweight.weights.sets import TopEach, TopK
+from featherweight.weights.views import View
 
-Kept = Annotated[float | str, BeforeValidator(share)]  # a share to keep, or "5x" fewer
+Kept = Annotated[float | str, BeforeValidator(share)]  # a share to keep, or "5x" fewer; where entries go, also "2:4"
 Step = tuple[str, tuple[Rule, ...]]  # the name of a stage, and what it imposes
 
 
@@ -95,10 +98,24 @@ def of_rounds(**defaults: Any) -> Callable[[Callable[..., Recipe]], Callable[...
 
 def shares(keep: Sequence[float | str]) -> list[tuple[str, float]]:
     """(name, share) of each stage of falling size: "5x" or "20%" or 0.2. Raises InputError."""
-    found = [(one if isinstance(one, str) else f"{100 * one:g} %", share(one)) for one in keep]
+    found = [(f"{100 * one:g} %" if isinstance(one, int | float) else str(one), share(one)) for one in keep]
     wrong = [name for name, kept in found if not isinstance(kept, int | float) or not 0 < kept <= 1]
     if wrong or not found:
         raise InputError(
             f"keep holds what each stage keeps: so many times fewer weights ('5x') or a share in (0, 1], given {list(keep)}"
         )
     return found
+
+
+def entries(targets: str, kept: float | str) -> tuple[str, Rule, float | None]:
+    """A name, the rule by which entries of the targets go, and the share of all that stays: TopK with a share; for "N:M" N of
+    each M neighbouring inputs of an output, a size of its own. Raises InputError.
+    """
+    told = re.fullmatch(r"\s*(\d{1,3})\s*:\s*(\d{1,3})\s*", kept) if isinstance(kept, str) else None
+    if told is None:
+        ((name, share),) = shares((kept,))
+        return name, Rule(targets, TopK()), share
+    some, group = int(told[1]), int(told[2])
+    if not 1 <= some <= group:
+        raise InputError(f"{kept!r} keeps {some} of each {group}: give at least 1, and no more than there are, such as '2:4'")
+    return f"{some}:{group}", Rule(targets, TopEach(some), View("o (g m) ... -> (o g ...) m", (("m", group),))), None

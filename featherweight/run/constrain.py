@@ -12,6 +12,7 @@ from featherweight.errors import shortened
 from featherweight.recipe.plan import chosen, resolve
 from featherweight.recipe.schema import Constrain
 from featherweight.recipe.selection import said
+from featherweight.run import layerwise
 from featherweight.run.ground import Ground
 from featherweight.run.stage import Running, begin
 from featherweight.run.state import Result
@@ -41,7 +42,13 @@ def constrain(stage: Constrain, start: Result, ground: Ground, monitor: Monitor)
     driver = _paced(stage, running)
     running.said.append(_late(stage, driver, running))
     left, loss = running.unfinished, float("inf")
-    if left is None or left.phase == "train":
+    if stage.layerwise is not None:
+        if left is None:
+            asked, network, task = stage.layerwise, running.network, running.task
+            running.said += engine.decided(lambda: layerwise.fit(asked, network, task, plan.targets, running.epoch))
+            running.agree()
+            _swept(stage, running, plan.targets)
+    elif left is None or left.phase == "train":
         optimizer = running.optimizer()
         imposed = Constrained(
             driver, running.network, optimizer, plan.targets, squares=squares, spread=plan.spread, agree=engine.same
@@ -51,13 +58,18 @@ def constrain(stage: Constrain, start: Result, ground: Ground, monitor: Monitor)
         with imposed:
             loss = running.train(optimizer, imposed)
         running.watch.residuals = imposed.residuals()
-        if stage.sweep:
-            edits, unswept = engine.decided(lambda: _sweep(running.network, ground.task, imposed.targets))
-            running.cut(edits)
-            running.said.append(unswept)
+        _swept(stage, running, imposed.targets)
     if stage.retrain.epochs:
         loss = running.retrain(stage.retrain)
     return running.finish(loss, stage.keep)
+
+
+def _swept(stage: Constrain, running: Running, targets: Mapping[str, Target]) -> None:
+    """Cut what the projection left dead, where the stage asks for that."""
+    if stage.sweep:
+        edits, unswept = running.engine.decided(lambda: _sweep(running.network, running.ground.task, targets))
+        running.cut(edits)
+        running.said.append(unswept)
 
 
 def _paced(stage: Constrain, running: Running) -> Driver | None:

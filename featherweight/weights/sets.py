@@ -131,6 +131,39 @@ class TopK(Counted):
 
 
 @dataclass(frozen=True)
+class TopEach(Counted):
+    """min |m - z|_F  s.t.  at most `count` entries of each row of z are not zero.
+
+    Exact: the `count` entries of largest magnitude of each row; of equal ones, any. O(n log cols). Through a view whose rows are
+    groups of M inputs this is N:M sparsity (Mishra et al. 2021, arXiv 2104.08378). Surrogate: the l1 norm.
+    """
+
+    kind: Literal["top_each"] = "top_each"
+    exact: ClassVar[bool] = True
+    prunes: ClassVar[bool] = True
+    selects: ClassVar[bool] = True
+
+    def most(self, matrix: Tensor) -> int:
+        return matrix.shape[1]
+
+    def encode(self, matrix: Tensor) -> codes.Sparse:
+        rows, cols = matrix.shape
+        places = matrix.abs().topk(self.checked(matrix), dim=1, sorted=False).indices.sort(dim=1).values
+        return codes.Sparse(rows, cols, (places + cols * torch.arange(rows, device=matrix.device)[:, None]).reshape(-1))
+
+    def violation(self, matrix: Tensor) -> float:
+        count = self.checked(matrix)
+        squares = matrix.double().square().sort(dim=1).values
+        return ratio(squares[:, : squares.shape[1] - count].sum(), squares.sum())
+
+    def pull(self, matrix: Tensor) -> Tensor:
+        return matrix.sign()
+
+    def shrunk(self, matrix: Tensor) -> Self:
+        return replace(self, count=int(matrix.count_nonzero(dim=1).max()))
+
+
+@dataclass(frozen=True)
 class TopRows(Counted):
     """min |m - z|_F  s.t.  at most `count` rows of z are not zero.
 
@@ -363,4 +396,4 @@ def _clustered(matrix: Tensor, position: Tensor, shared: int) -> codes.SparseSha
     return codes.SparseShared(matrix.shape[0], matrix.shape[1], position, kmeans.nearest(chosen, centers), shared)
 
 
-SETS: tuple[type[Set], ...] = (TopK, TopRows, LowRank, Levels, Codebook, SparseCodebook)
+SETS: tuple[type[Set], ...] = (TopK, TopEach, TopRows, LowRank, Levels, Codebook, SparseCodebook)

@@ -28,6 +28,7 @@ from featherweight.recipe.schema import (
     Constrain,
     Criterion,
     CutUnits,
+    Layerwise,
     LearnUnits,
     Recipe,
     Rule,
@@ -38,7 +39,8 @@ from featherweight.recipe.schema import (
 from featherweight.training.schedule import Distillation, Training
 from featherweight.weights.drivers import ADMM, Periodic
 from featherweight.weights.freezing import Freezing
-from featherweight.weights.sets import Codebook, Levels, LowRank, SparseCodebook, TopK, TopRows
+from featherweight.weights.layerwise import Method
+from featherweight.weights.sets import Codebook, Levels, LowRank, SparseCodebook, TopEach, TopK, TopRows
 from featherweight.weights.views import View
 
 BUDGETS = ("macs", "parameters", "bytes", "latency_ms")
@@ -51,6 +53,7 @@ positive = st.floats(1e-6, 1e6)
 word = st.text(min_size=1, max_size=12)
 a_set = st.one_of(
     st.builds(TopK, count=maybe_size),
+    st.builds(TopEach, count=maybe_size),
     st.builds(TopRows, count=maybe_size),
     st.builds(LowRank, rank=maybe_size),
     st.builds(LowRank, energy=st.floats(0, 0.99)),
@@ -106,6 +109,12 @@ a_stage = st.builds(
     sweep=st.booleans(),
     distill=st.none() | a_distillation,
 )
+a_layerwise = st.builds(
+    lambda one, layerwise, retrain: Constrain("fitted", (Rule("*", one),), retrain=retrain, layerwise=layerwise),
+    st.builds(TopK, count=maybe_size) | st.builds(TopEach, count=maybe_size),
+    st.builds(Layerwise, method=st.sampled_from(get_args(Method)), samples=st.integers(1, 9999)),
+    a_training,
+)
 units = st.builds(
     lambda budget, amount, allocate, criterion, certify, **others: Units(
         criterion,
@@ -133,7 +142,9 @@ a_plain = st.builds(Train, name=word, train=a_training, distill=st.none() | a_di
 a_recipe = st.builds(
     Recipe,
     name=word,
-    stages=st.lists(a_plain | a_stage | a_cut | a_learned, min_size=1, max_size=3, unique_by=lambda stage: stage.name).map(tuple),
+    stages=st.lists(
+        a_plain | a_stage | a_cut | a_learned | a_layerwise, min_size=1, max_size=3, unique_by=lambda stage: stage.name
+    ).map(tuple),
     source=st.text(max_size=12),
     candidates=st.integers(1, 5),
 )
@@ -191,6 +202,7 @@ def test_every_field_survives() -> None:
                 "soft",
             },
         ),
+        (Layerwise, {"method", "samples"}),
         (Adaptive, {"parameters", "weight", "rate"}),
         (Recipe, {"name", "stages", "source", "candidates"}),
     ):
