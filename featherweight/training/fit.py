@@ -110,7 +110,8 @@ def fit(
     `random` and `began`: the losses of that epoch so far, and the states of the global generators then and when the epoch began.
     With `distill`, the outputs of `teacher` on the same inputs are matched; `left`: what `model` still has of its tensors.
     `engine`: the processes that share each batch, and `also` what they train beside what the optimizer holds. Raises
-    TrainingError at a loss that is not finite, a few steps later on an accelerator, and where an epoch has other batches than its length says.
+    TrainingError at a loss that is not finite, a few steps later on an accelerator, and where an epoch has other batches than
+    its length says.
     """
     if not training.epochs:
         return math.inf
