@@ -191,6 +191,7 @@ RECIPES = {  # and the networks each is meant for
     "decompose": (recipes.decompose, ("lenet5", "resnet20")),
     "l1_filters": (recipes.l1_filters, ("lenet5", "resnet20")),
     "soft_filters": (recipes.soft_filters, ("resnet20",)),
+    "reconstruct": (recipes.RECIPES["reconstruct"], ("lenet5",)),
     **{name: (recipes.RECIPES[name], ("lenet5",)) for name in ("apoz", "taylor", "nisp", "thinet", "channel_lasso")},
     **{name: (recipes.RECIPES[name], ("lenet5",)) for name in ("collaborative", "discriminative")},
     **{name: (recipes.RECIPES[name], ("lenet5",)) for name in ("collaborative_ac", "discriminative_adapt", "amc")},

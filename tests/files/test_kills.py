@@ -120,7 +120,7 @@ for version, network in enumerate(networks):
     nn.init.constant_(network.weight, version), nn.init.constant_(network.bias, version + 1)
 example = (torch.ones(1, 4),)
 programs = [export._program(network, Inputs.of(example), True) for network in networks]  # a second each, and writes nothing
-export._program = lambda network, example, dynamic: programs[int(network.bias[0]) - 1]
+export._program = lambda network, example, *options: programs[int(network.bias[0]) - 1]
 
 export.pt2_runner, export.compare = (lambda part: None), (lambda network, run, inputs: (0.0, 0.0))  # as slow, and reads only
 
@@ -140,7 +140,7 @@ killed(write, read, "export", longest=0.05)
 
 BESIDE = """
 # A graph that names the file of its weights, as the ONNX exporter writes one above 2 GB.
-def weights_beside(network, example, part, dynamic):
+def weights_beside(network, example, part, *options):
     Path(f"{part}.data").write_text(str(int(network.bias[0])))
     part.write_text(f"{int(network.bias[0])} {part.name}.data")
 
