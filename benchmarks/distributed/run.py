@@ -5,7 +5,7 @@
     featherweight reproduce distributed --table              only the table, from the rows there are
 
 A small residual network on made images; every stage trains one epoch of five batches, the last of one sample, which one of the
-two processes has no share of. Gloo, DistributedDataParallel's arithmetic: gradients are summed. Needs no download and no GPU.
+two processes has no share of. Gloo; gradients are summed after the backward pass. Needs no download and no GPU.
 """
 
 from __future__ import annotations
