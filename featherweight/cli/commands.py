@@ -180,7 +180,7 @@ def recipes_command(
     if name is None:
         for goal, names in GOALS.items():
             made = {key: RECIPES[key] for key in names}
-            cells = [(key, inputs.first_line(f.__doc__), f"{f().epochs()} epochs", f().source) for key, f in made.items()]
+            cells = [(key, inputs.first_sentence(f.__doc__), f"{f().epochs()} epochs", f().source) for key, f in made.items()]
             screen.print(console.written(goal, "bold"))
             screen.print(console.table(("recipe", "what it does", "trains", "paper"), cells, left=4))
         files = [(key, *inputs.head_of(path)) for key, path in FILES.items()]

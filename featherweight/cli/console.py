@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.padding import Padding
@@ -29,14 +30,19 @@ LINES, LONGEST = 60, 2000  # of a message; characters of a line
 WIDE, NARROW = 100, 80  # columns from which the table of results has room for all of its own, and for most
 
 
+def _width(stream: TextIO) -> int | None:
+    """The terminal's, or what $COLUMNS says."""
+    return None if stream.isatty() or os.environ.get("COLUMNS", "").isdigit() else PLAIN_WIDTH
+
+
 def output() -> Console:
     """Standard output: results."""
-    return Console(highlight=False, soft_wrap=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+    return Console(highlight=False, soft_wrap=False, width=_width(sys.stdout))
 
 
 def messages() -> Console:
     """Standard error: progress, notes and errors."""
-    return Console(highlight=False, stderr=True, width=None if sys.stderr.isatty() else PLAIN_WIDTH)
+    return Console(highlight=False, stderr=True, width=_width(sys.stderr))
 
 
 def note(message: str) -> None:

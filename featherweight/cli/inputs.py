@@ -291,9 +291,10 @@ def head_of(path: Path) -> tuple[str, str]:
     return name.partition(", ")[2], said
 
 
-def first_line(text: str | None) -> str:
-    """Of a docstring."""
-    return (text or "").strip().partition("\n")[0]
+def first_sentence(text: str | None) -> str:
+    """Of a docstring: all of it, however many lines it takes."""
+    paragraph = " ".join((text or "").strip().partition("\n\n")[0].split())
+    return re.split(r"(?<=[a-z0-9)]\.) (?=[A-Z])", paragraph, maxsplit=1)[0]
 
 
 def _built(name: str, changes: Sequence[tuple[str, str]]) -> Recipe:

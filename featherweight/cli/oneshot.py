@@ -63,8 +63,7 @@ def prune_command(
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
-    """Cut channels, neurons and heads of MODEL without training, and write the artifact to DIR. With --data it is scored; inputs
-    without labels do."""
+    """Cut channels, neurons and heads of MODEL without training; write the artifact to DIR. --data (labels or none) scores it."""
     made, evaluate = _job(model, data, shapes, weights, seed, threads, device)
     looked = {"data": made.task.train} if data is not None else {}
     looked |= {"loss": made.task.loss} if data is not None and made.task.labels else {}  # type: ignore[dict-item]
