@@ -22,6 +22,7 @@ trace.setLevel(logging.CRITICAL)
 HOME = tempfile.mkdtemp(prefix="featherweight-home-")
 atexit.register(shutil.rmtree, HOME, ignore_errors=True)
 os.environ["HOME"] = os.environ["FEATHERWEIGHT_DATA"] = HOME
+os.environ.pop("COLUMNS", None)  # pytest-xdist says 80, and output that is no terminal has the width that it has elsewhere
 
 
 class NetworkReached(BaseException):
