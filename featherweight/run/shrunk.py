@@ -119,7 +119,10 @@ class Shrunk:
 
     def __str__(self) -> str:
         goal, limit, lost = self.choice.goal, self.choice.limit, self.before - self.score
-        spread = "" if self.spread is None else f" (times spread by {self.spread:.0%})"
+        spread = ""
+        if self.spread is not None:  # only the ratio was measured now: the time beside it is that of when the goal was read
+            faster = self.choice.now / self.measured
+            spread = f" ({faster:.3g}x as fast as the network as given, timed in turns; times spread by {self.spread:.0%})"
         met = "met" if self.met else f"NOT met, {self.measured / limit - 1:.1%} above it; the nearest that was found"
         bound = "" if self.lose is None else f", {'within' if self.kept else 'MORE than'} the {self.lose:g} allowed"
         return "\n".join(
