@@ -51,6 +51,8 @@ of one sample, of which the second process has none), one epoch a stage, Adam. E
   ranges to which quantize_aware rounds activations, see each half alone in that one process, and the whole batch in two; so for
   this column the network has no batch norms, and quantize_aware is no comparison. "-": the recipe's heads stand in the network's
   place, and a loss that calls it for each half cannot be asked.
+- `reconstruct` divides the distance of outputs by their variance in the batch, which is each half's own in two processes: a loss
+  that is no mean over samples does not end where one process does, in float64 either.
 
 | recipe | edits | weights, float32 | weights, float64 | by halves, float32 | s, one process | s, two |
 |---|---|---|---|---|---|---|
