@@ -19,7 +19,6 @@ if TYPE_CHECKING:  # at run time each is imported when it is first asked for: `f
     from featherweight.files.artifact import load, save_cut
     from featherweight.measurement import Measurement, measure
     from featherweight.recipe.schema import (
-        Adaptive,
         Constrain,
         CutUnits,
         Distillation,
@@ -28,8 +27,8 @@ if TYPE_CHECKING:  # at run time each is imported when it is first asked for: `f
         Rule,
         Train,
         Training,
-        Units,
     )
+    from featherweight.recipe.units import Adaptive, Units
     from featherweight.run.compressed import Compressed, pack
     from featherweight.run.oneshot import cluster, factorize, prune, quantize
     from featherweight.run.report import Row
@@ -106,7 +105,8 @@ _HOMES = {  # module -> what is asked of it
     "errors": "FeatherweightError",
     "files.artifact": "load save_cut",
     "measurement": "Measurement measure",
-    "recipe.schema": "Adaptive Constrain CutUnits Distillation LearnUnits Recipe Rule Train Training Units",
+    "recipe.schema": "Constrain CutUnits Distillation LearnUnits Recipe Rule Train Training",
+    "recipe.units": "Adaptive Units",
     "run.compressed": "Compressed pack",
     "run.oneshot": "cluster factorize prune quantize",
     "run.report": "Row",

@@ -278,7 +278,7 @@ def half_size(suite: str, name: str) -> dict[str, Any]:
                 export(network, timed, f"{folder}/{kind}.onnx", dynamic_batch=False)
             except fw.FeatherweightError as error:
                 return row | {"half": "not exported", "half_why": f"{kind}: {type(error).__name__}: {error}"[:300]}
-            callers.append(onnx_caller(Path(folder, f"{kind}.onnx"), Inputs.of(timed), 1))
+            callers.append(onnx_caller(Path(folder, f"{kind}.onnx"), timed, 1))
         ratios, best = [], [float("inf"), float("inf")]
         for turn in range(26):
             times = []

@@ -24,12 +24,9 @@ import torch.nn.functional as F
 from torch import Tensor, distributed, multiprocessing, nn
 
 from benchmarks.lib.rows import Line, Rows, parser, wanted
-from featherweight import Recipe, Task, compress
-from featherweight.errors import InputError
-from featherweight.network.calls import changed
-from featherweight.network.evaluating import evaluating
+from benchmarks.lib.scoring import in_eval
+from featherweight import FeatherweightError, Recipe, Task, compress
 from featherweight.recipes import RECIPES
-from featherweight.task import itself
 
 ROWS = Rows(__file__)
 SAMPLES, BATCH = 129, 32
@@ -98,7 +95,7 @@ def halves(batch: Any) -> list[tuple[Any, float]]:
     for low, high in ((0, count // 2), (count // 2, count)):
         weight = (high - low) / count
         low, high = (low, high) if high > low else (0, 1)
-        found.append((changed(batch, lambda tensor, low=low, high=high: tensor[low:high]), weight))  # type: ignore[misc]
+        found.append((tuple(tensor[low:high] for tensor in batch), weight))
     return found
 
 
@@ -121,10 +118,10 @@ def problem(kind: str, summed: bool = False) -> Task:
         return torch.stack(parts).sum()
 
     def evaluate(model: nn.Module) -> float:
-        with evaluating(model), torch.no_grad():
+        with in_eval(model), torch.no_grad():
             return 100 * float((model(test[0]).argmax(1) == test[1]).float().mean())
 
-    return Task((images[:1],), batches, loss, evaluate, lambda ps: torch.optim.Adam(ps, 3e-3), itself)
+    return Task((images[:1],), batches, loss, evaluate, lambda ps: torch.optim.Adam(ps, 3e-3), lambda output: output)
 
 
 def short(name: str) -> Recipe:
@@ -158,7 +155,7 @@ def compressed(rank: int, name: str, out: str, engine: bool = True) -> None:
         began = time.perf_counter()
         try:
             done = compress(model, recipe, task, engine=distributed.group.WORLD if engine else None)
-        except InputError:
+        except FeatherweightError:
             if case != "halves" or engine:
                 raise
             torch.save(None, f"{out}-{case}.{rank}")  # auxiliary heads stand in the network's place, and give the whole batch

@@ -16,10 +16,8 @@ from torch.nn import Parameter
 from torch.optim import AdamW, Optimizer
 
 from benchmarks.language import text
+from benchmarks.lib.scoring import in_eval
 from featherweight import Task
-from featherweight.network.devices import multiplies_bfloat16
-from featherweight.network.evaluating import evaluating
-from featherweight.task import itself
 
 TOKENS, CONTEXT, WIDTH, DEPTH, HEADS = 1024, 128, 224, 3, 7
 BATCH, STEPS, LOOKS = 16, 100, 256  # windows of a batch, batches of an epoch, windows that a perplexity is of
@@ -98,7 +96,7 @@ class Windows:
 
 def loss(network: nn.Module, batch: Tensor) -> Tensor:
     """Nats a token; bfloat16 where the processor multiplies it."""
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=multiplies_bfloat16(batch.device)):
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported()):
         logits = network(batch[:, :-1])
     return F.cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten())
 
@@ -108,7 +106,7 @@ def perplexity(network: nn.Module, tokens: Tensor) -> float:
     windows = tokens[: (len(tokens) - 1) // CONTEXT * CONTEXT + 1].unfold(0, CONTEXT + 1, CONTEXT)
     windows = windows[torch.linspace(0, len(windows) - 1, min(LOOKS, len(windows))).long()]
     total = 0.0
-    with evaluating(network), torch.inference_mode():
+    with in_eval(network), torch.inference_mode():
         for part in windows.split(64):
             logits = network(part[:, :-1])
             total += float(F.cross_entropy(logits.flatten(0, 1), part[:, 1:].flatten(), reduction="sum"))
@@ -141,4 +139,4 @@ def task(tokens: dict[str, Tensor], rate: float, seed: int = 0, steps: int = STE
 
     example = tokens["train"][None, :CONTEXT].clone()
     train = functools.partial(Windows, tokens["train"], seed, steps=steps)
-    return Task((example,), train, loss, evaluate, optimizer, logits=itself, classes=-1)
+    return Task((example,), train, loss, evaluate, optimizer, logits=lambda output: output, classes=-1)

@@ -11,6 +11,7 @@ without the file it is trained anew.
 
 from __future__ import annotations
 
+import copy
 import functools
 import statistics
 import subprocess
@@ -32,7 +33,6 @@ from benchmarks.overhead.run import ratios
 from featherweight import ADMM, Distillation, Recipe, Target, Task, TopK, Train, Training, compress, load
 from featherweight.files import packed
 from featherweight.files.edits import Snapshot
-from featherweight.network.copies import copied
 from featherweight.recipes import RECIPES
 from featherweight.training.fit import Step, fit
 from featherweight.weights.constrained import Constrained
@@ -141,7 +141,7 @@ def trained(how: str, seed: int) -> Line:
     """Equal steps, batches, teacher, optimizer and rate."""
     task, began = unjudged(decoder.task(tokens(), RATE, seed=1 + seed, steps=EPOCH)), time.perf_counter()
     if how in GRADUAL:
-        found = gradual(copied(network()), task, GRADUAL[how])
+        found = gradual(copy.deepcopy(network()), task, GRADUAL[how])
         line: Line = {}
     else:
         done = compress(network(), pruning(POWERS[how.removeprefix("admm ")], **PULLED), task)
@@ -175,7 +175,7 @@ def gradual(model: nn.Module, task: Task, spread: str) -> nn.Module:
         for weight, mask in zip(weights, masks, strict=True):
             weight.mul_(mask)
 
-    teacher = copied(network()).eval()
+    teacher = copy.deepcopy(network()).eval()
     training = Training(EPOCHS, warmup=0.05)
     fit(model, task.optimizer(model.parameters()), task, training, teacher=teacher, distill=TEACHER, after_step=hold)
     return model

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.lib.rows import Line, Rows, parser, wanted
+from benchmarks.lib.scoring import in_eval
 from featherweight import FeatherweightError, LowRank, Measurement, Recipe, Row, Task, Training, compress, measure
 from featherweight.recipes import RECIPES, decompose, l1_filters
 
@@ -176,10 +177,8 @@ KINDS = {
 
 def score_of(kind: Kind, network: nn.Module, samples: tuple[Tensor, ...]) -> float:
     *inputs, target = samples
-    was = network.training
-    with torch.no_grad():
-        output = network.eval()(*inputs)
-    network.train(was)
+    with in_eval(network), torch.no_grad():
+        output = network(*inputs)
     if kind.classes is None:
         return 100 * float(1 - (output - target).square().mean() / target.var())
     return 100 * float((output.argmax(kind.classes) == target).float().mean())

@@ -15,7 +15,6 @@ import torch
 
 from benchmarks.lib.rows import ROOT, Line, Rows, parser, wanted
 from benchmarks.plan.networks import seven_b, seventy_b
-from featherweight.network.calls import Inputs
 from featherweight.run.capacity import Counted, count
 
 ROWS = Rows(__file__)
@@ -34,7 +33,7 @@ each layer's activations computed again, AdamW in bfloat16, ADMM towards a mask 
 
 
 def measure(name: str) -> Line:
-    return asdict(count(NETWORKS[name], Inputs((torch.zeros(1, CONTEXT, dtype=torch.int64, device="meta"),))))
+    return asdict(count(NETWORKS[name], (torch.zeros(1, CONTEXT, dtype=torch.int64, device="meta"),)))
 
 
 def figures(done: dict[str, Line]) -> str:

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.lib.scoring import in_eval
 from benchmarks.strangers import sounds
 from featherweight import Task
-from featherweight.network.evaluating import evaluating
 
 TUNED, TESTED = 2, 3  # seeds of the sounds: to choose settings on, and to score on once
 
@@ -128,7 +128,7 @@ def _mels(speakers: int, sentences: int, seed: int) -> sounds.Array:
 def within_50_cents(network: Callable[[Tensor], Tensor], seed: int, count: int = 4000) -> float:
     """Percent of tones whose pitch is found to 50 cents: the mean of the bins round the likeliest, as torchcrepe weighs them."""
     frames, pitches = sounds.tones(count, seed)
-    with evaluating(network) if isinstance(network, nn.Module) else contextlib.nullcontext():
+    with in_eval(network) if isinstance(network, nn.Module) else contextlib.nullcontext():
         likely = torch.cat([network(part) for part in torch.from_numpy(frames).split(256)])
     bins = torch.arange(360)
     near = likely * ((bins - likely.argmax(1, keepdim=True)).abs() <= 4)
@@ -146,7 +146,7 @@ def _dense_embeddings(seed: int) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def _embeddings(network: Callable[[Tensor], Tensor], seed: int) -> tuple[Tensor, Tensor]:
     spoken, dense = _dense_embeddings(seed)
-    with evaluating(network) if isinstance(network, nn.Module) else contextlib.nullcontext():
+    with in_eval(network) if isinstance(network, nn.Module) else contextlib.nullcontext():
         return torch.cat([network(part) for part in spoken.split(64)]), dense
 
 

@@ -26,7 +26,6 @@ from torch import Tensor
 import featherweight as fw
 from benchmarks.lib.rows import ROOT, Line, Rows, parser, wanted
 from benchmarks.strangers import networks
-from featherweight.network.calls import Inputs
 from featherweight.ship.runtimes import onnx_caller, onnx_runner
 
 ROWS = Rows(__file__)
@@ -89,7 +88,7 @@ def measured(name: str) -> Line:
     macs = {"dense": fw.measure(dense, example).macs, "half": fw.measure(small, example).macs}
     files = {"dense": f"{name}_dense.onnx", "half": f"{name}.onnx", "half, 8 bits": f"{name}_int8.onnx"}
     files = {kind: file for kind, file in files.items() if (ROWS.work / file).exists()}
-    callers = {kind: onnx_caller(ROWS.work / file, Inputs.of(example), 1) for kind, file in files.items()}
+    callers = {kind: onnx_caller(ROWS.work / file, example, 1) for kind, file in files.items()}
     times: dict[str, list[float]] = {kind: [] for kind in callers}
     for turn in range(ROUNDS + 5):
         for kind, call in callers.items():
@@ -103,7 +102,7 @@ def measured(name: str) -> Line:
         run_file = onnx_runner(ROWS.work / file)
 
         def call_file(x: Tensor, held: Any = run_file) -> Tensor:
-            found: Tensor = held(Inputs((x,)))[0]
+            found: Tensor = held((x,))[0]
             return found
 
         scored = networks.within_50_cents if name == "crepe" else networks.cosine

@@ -122,6 +122,8 @@ def export_command(
     shapes: Inputs = None,
 ) -> None:
     """Write TARGET as an ONNX model, a torch.export program or C, run the file, and say how far it is from the network."""
+    if format not in (*exporting.FORMATS, "c"):
+        raise InputError(f"format must be one of {', '.join(exporting.FORMATS)} or c, given {format!r}")
     if format == "c" and (integers or scored or weights != "packed"):
         raise InputError(
             "--integers, --score and --weights are for ONNX; a C file runs the weights that are left, in float32, and is "

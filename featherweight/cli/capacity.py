@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 from featherweight.budget import amounts
 from featherweight.cli import console, inputs
 from featherweight.errors import InputError
-from featherweight.network.calls import Inputs
 from featherweight.recipe.schema import Constrain, Recipe
-from featherweight.run.capacity import CLOSING, Counted, Needs, count
+from featherweight.run.capacity import Counted, Needs, count
 
 SIZE = 8  # of a set that a plan has still to size: what is held beside a weight does not hang on it
 
@@ -24,11 +23,9 @@ def counted(model: str, data: str | None, shapes: Sequence[str], seed: int, reci
         raise InputError("no stage of this recipe drives weights towards sets: it takes what its training takes")
     more: dict[str, Any] = {} if data is None else {"optimizer": task.optimizer}
     for stage in stages[:1]:
-        driver, kind = stage.driver, stage.rules[0].set
-        assert driver is not None
-        more["kind"] = kind if kind.complete() else kind.sized(SIZE)
-        more["driver"] = driver if driver.every else replace(driver, every=CLOSING)
-    return count(lambda: inputs.network(model), Inputs.of(task.example_inputs), **more)
+        kind = stage.rules[0].set
+        more |= {"kind": kind if kind.complete() else kind.sized(SIZE), "driver": stage.driver}
+    return count(lambda: inputs.network(model), task.example_inputs, **more)
 
 
 def bytes_of(text: str | None) -> int | None:

@@ -145,8 +145,8 @@ def plan_command(
             raise InputError("plan --devices takes MODEL with --input or --data, and --recipe; no weights and no budget")
         chosen = None if recipe is None else inputs.recipe(recipe, settings or ())
         step = capacity.counted(model, data, shapes or (), seed, chosen)
-        told = capacity.found(step, devices or 1, room := capacity.bytes_of(memory))
-        console.json_object(told) if as_json else capacity.show(step, devices or 1, room)
+        asked = step, 1 if devices is None else devices, capacity.bytes_of(memory)
+        console.json_object(capacity.found(*asked)) if as_json else capacity.show(*asked)
         return
     if recipe is None and budget is None:
         raise InputError("plan needs --recipe NAME, or --budget macs=50% for units alone")

@@ -25,7 +25,8 @@ from featherweight.evidence import report_page
 from featherweight.files import artifact, storage
 from featherweight.network.devices import chosen
 from featherweight.recipe.plan import resolve
-from featherweight.recipe.schema import Constrain, CutUnits, LearnUnits, Recipe, Units
+from featherweight.recipe.schema import Constrain, CutUnits, LearnUnits, Recipe
+from featherweight.recipe.units import Units
 from featherweight.run.cut_units import may_go
 from featherweight.run.ground import ALONE, Engine
 from featherweight.run.shrunk import CHOICE

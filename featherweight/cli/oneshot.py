@@ -15,11 +15,11 @@ from featherweight.cli import console, jobs, subjects
 from featherweight.cli.jobs import Job
 from featherweight.cli.options import AsJson, Device, Inputs, Model, Seed, TargetData, Threads, Weights
 from featherweight.errors import InputError
-from featherweight.recipe import schema
+from featherweight.recipe import units
 from featherweight.run.compressed import Compressed
 from featherweight.run.oneshot import factorize, prune, quantize
 
-CRITERIA = typing.get_args(schema.Criterion)
+CRITERIA = typing.get_args(units.Criterion)
 Out = Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder for the artifact. One in it is replaced.")]
 Macs = Annotated[str, typer.Option("--macs", metavar="SHARE", help="Kept of the multiply-accumulates: 50%, 0.5, or 2x fewer.")]
 Ignore = Annotated[list[str] | None, typer.Option("--ignore", metavar="NAME", help="Left as it is: name or pattern, repeated.")]

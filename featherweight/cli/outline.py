@@ -13,7 +13,7 @@ from featherweight.budget.costs import SHARES, What, cost_of
 from featherweight.budget.multiples import Multiple, slow_sizes
 from featherweight.errors import InputError, did_you_mean
 from featherweight.network.copies import copied
-from featherweight.recipe.schema import Units
+from featherweight.recipe.units import Units
 from featherweight.run.cut_units import cut
 from featherweight.structure import Graph, trace
 from featherweight.task import Task

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import ValidationError
 
 from featherweight.errors import RecipeError, did_you_mean, short
 from featherweight.recipe import notation
-from featherweight.recipe.schema import ADAPTER, KINDS, Adaptive, Recipe, Rule, Units, fields_of
+from featherweight.recipe.schema import ADAPTER, KINDS, AnyDriver, AnySet, Layerwise, Recipe, Rule, fields_of
+from featherweight.recipe.units import Adaptive, Units
 from featherweight.training.schedule import Distillation, Training
-from featherweight.weights.drivers import ADMM, Periodic
-from featherweight.weights.freezing import Freezing
-from featherweight.weights.sets import Codebook, Levels, LowRank, SparseCodebook, TopEach, TopK, TopRows
 from featherweight.weights.views import View
 
 MOST_MISTAKES = 50  # that are listed
@@ -43,20 +41,8 @@ def to_yaml(recipe: Recipe) -> str:
 
 
 def _vocabulary() -> set[str]:
-    weights: tuple[type, ...] = (
-        View,
-        TopK,
-        TopEach,
-        TopRows,
-        LowRank,
-        Levels,
-        Codebook,
-        SparseCodebook,
-        ADMM,
-        Periodic,
-        Freezing,
-    )
-    described = (Recipe, *KINDS.values(), Units, Adaptive, Rule, Training, Distillation, *weights)
+    weights = [kind for any_of in (AnySet, AnyDriver) for kind in get_args(get_args(any_of)[0])]
+    described = (Recipe, *KINDS.values(), Units, Adaptive, Layerwise, Rule, Training, Distillation, View, *weights)
     return {field.name for kind in described for field in dataclasses.fields(kind)}
 
 

@@ -6,7 +6,8 @@ Published: half of the parameters removed at an accuracy not lower than the base
 
 from __future__ import annotations
 
-from featherweight.recipe.schema import Adaptive, LearnUnits, Recipe, Train
+from featherweight.recipe.schema import LearnUnits, Recipe, Train
+from featherweight.recipe.units import Adaptive
 from featherweight.training.schedule import Taught, Training, taught
 
 

@@ -13,11 +13,8 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from featherweight.budget.amc import Search
-from featherweight.budget.amounts import milliseconds, size
-from featherweight.budget.multiples import Multiple
-from featherweight.budget.units import AllocateBy, Stopping
-from featherweight.recipe.schema import Criterion, CutUnits, Recipe, Train, Units
+from featherweight.recipe.schema import CutUnits, Recipe, Train
+from featherweight.recipe.units import AllocateBy, Criterion, Multiple, Search, Stopping, Units, milliseconds, size
 from featherweight.training.schedule import BLOCKS, Taught, Training, taught
 
 PARAMETERS = """
@@ -53,16 +50,21 @@ def _one_shot(
         distill: Taught = 0.0,
         temperature: float = 4.0,
     ) -> Recipe:
-        macs = 0.5 if {macs, parameters, bytes, latency_ms} == {None} else macs
-        units = Units(
-            criterion, macs, parameters, size(bytes), milliseconds(latency_ms), allocate, sites, samples, refit,
-            multiple=multiple, soft=soft, **fixed,
-        )  # fmt: skip
+        budget = _budget(macs, parameters, bytes, latency_ms)
+        units = Units(criterion, *budget, allocate, sites, samples, refit, multiple=multiple, soft=soft, **fixed)
         return _cut_once(name, source, units, epochs, rate, distill, temperature, auxiliary)
 
     recipe.__name__ = recipe.__qualname__ = name
     recipe.__doc__ = f"{does}\n{PARAMETERS}"
     return _as_before(recipe)
+
+
+def _budget(
+    macs: float | None, parameters: float | None, bytes: float | str | None, latency_ms: float | str | None
+) -> tuple[float | None, float | None, float | None, float | None]:
+    """As `Units` takes it; half of the multiply-accumulates where none is given."""
+    half = {macs, parameters, bytes, latency_ms} == {None}
+    return 0.5 if half else macs, parameters, size(bytes), milliseconds(latency_ms)
 
 
 def _as_before(make: Callable[..., Recipe]) -> Callable[..., Recipe]:
@@ -109,11 +111,8 @@ def reconstruct(
     epochs     of learning the dense network's outputs and those of its layers, at `rate` times the task's base rate
     The other parameters are those of l1_filters.
     """
-    macs = 0.5 if {macs, parameters, bytes, latency_ms} == {None} else macs
-    units = Units(
-        criterion, macs, parameters, size(bytes), milliseconds(latency_ms), allocate, sites, samples, True,
-        multiple=multiple, soft=soft,
-    )  # fmt: skip
+    budget = _budget(macs, parameters, bytes, latency_ms)
+    units = Units(criterion, *budget, allocate, sites, samples, refit=True, multiple=multiple, soft=soft)
     taught = Train("reconstructed", train=Training(epochs, rate), distill=BLOCKS)
     return Recipe("reconstruct", (Train("dense"), CutUnits("cut", units=units), taught), "arXiv 1707.06168, 1412.6550")
 

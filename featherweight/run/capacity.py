@@ -11,7 +11,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,9 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from featherweight.errors import InputError, shortened
-from featherweight.network.calls import Inputs
-from featherweight.weights.drivers import ADMM, Driver
-from featherweight.weights.drivers import CLOSING as CLOSING
+from featherweight.network.calls import Example, Inputs
+from featherweight.weights.drivers import ADMM, CLOSING, Driver
 from featherweight.weights.sets import Set, TopK
 from featherweight.weights.targets import Target
 from featherweight.weights.views import View
@@ -108,25 +107,27 @@ class Counted:
 
 def count(
     build: Callable[[], nn.Module],
-    example: Inputs,
+    example: Example | Inputs,
     optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = torch.optim.AdamW,
     *,
     kind: Set | None = None,
     driver: Driver | None = None,
 ) -> Counted:
     """What a step takes of the network that `build` gives, on `example`, a device's share of a batch. `driver` drives every
-    weight of two or more dimensions, but embeddings, towards `kind`; by default ADMM towards a mask.
+    weight of two or more dimensions, but embeddings, towards `kind`; by default ADMM towards a mask. A pace
+    that is left open is a projection in CLOSING steps.
 
     Raises InputError where the network cannot be built or run without values.
     """
     kind, driver = kind or TopK(SAMPLE), driver or ADMM(0.1, CLOSING, coupling="proximal")
+    driver = driver if driver.every else replace(driver, every=CLOSING)  # type: ignore[type-var]
     try:
         with torch.device("meta"):
             network = build()
         with FakeTensorMode(allow_non_fake_inputs=True):
             _without_values(network)
             held = list({id(p): p for p in network.parameters()}.values())
-            inputs = example.map(lambda tensor: torch.zeros(tensor.shape, dtype=tensor.dtype))
+            inputs = Inputs.of(example).map(lambda tensor: torch.zeros(tensor.shape, dtype=tensor.dtype))
             live = Live()
             for parameter in held:
                 parameter.register_post_accumulate_grad_hook(live.is_gradient)

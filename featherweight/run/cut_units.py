@@ -21,7 +21,8 @@ from featherweight.criteria.refitting import Fitted, refit_in_order
 from featherweight.criteria.statistics import collect, unobservable
 from featherweight.errors import InputError, did_you_mean
 from featherweight.recipe.plan import matches
-from featherweight.recipe.schema import CutUnits, Units
+from featherweight.recipe.schema import CutUnits
+from featherweight.recipe.units import Units
 from featherweight.run.agent import more, place_of, reward_of
 from featherweight.run.ground import Ground
 from featherweight.run.latency_budget import within

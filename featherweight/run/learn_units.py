@@ -30,7 +30,8 @@ from featherweight.budget.units import Sizes, rounded_up, shifted
 from featherweight.criteria.readers import find_readers, gated, producers, unit_sums
 from featherweight.errors import InputError
 from featherweight.network.calls import Example, Inputs
-from featherweight.recipe.schema import Adaptive, LearnUnits
+from featherweight.recipe.schema import LearnUnits
+from featherweight.recipe.units import Adaptive
 from featherweight.run.ground import Ground
 from featherweight.run.stage import begin
 from featherweight.run.state import Result

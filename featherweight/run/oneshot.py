@@ -26,8 +26,9 @@ from featherweight.network import generators
 from featherweight.network.calls import Example, Inputs, inputs_in
 from featherweight.network.evaluating import evaluating
 from featherweight.recipe.plan import resolve
-from featherweight.recipe.schema import WEIGHTS, Constrain, Criterion, CutUnits, Recipe, Rule, Stage, Train, Units
+from featherweight.recipe.schema import WEIGHTS, Constrain, CutUnits, Recipe, Rule, Stage, Train
 from featherweight.recipe.selection import said
+from featherweight.recipe.units import Criterion, Units
 from featherweight.run.compressed import Compressed
 from featherweight.run.cut_units import cut
 from featherweight.run.ranked import Where

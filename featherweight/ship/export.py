@@ -97,7 +97,7 @@ def export(
     """
     path = Path(path)
     if format not in FORMATS:
-        raise InputError(f"format must be one of {', '.join(FORMATS)} or c, given {format!r}")
+        raise InputError(f"format must be one of {', '.join(FORMATS)}, given {format!r}")
     if opset < LEAST_OPSET:
         raise InputError(f"opset must be at least {LEAST_OPSET}, given {opset}")
     inputs = placed(Inputs.of(example), "cpu")

@@ -45,7 +45,7 @@ def resized(example: Example | Inputs, batch: int) -> Inputs:
     return inputs.map(row)
 
 
-Runner = Callable[[Inputs], list[Tensor]]
+Runner = Callable[[Example | Inputs], list[Tensor]]
 
 
 @torch.no_grad()
@@ -94,7 +94,12 @@ def _gap(one: Tensor, other: Tensor, exact: bool) -> tuple[float, float]:
 def onnx_runner(path: Path, threads: int = 1, providers: tuple[str, ...] = ("CPUExecutionProvider",)) -> Runner:
     """Runs an ONNX file in ONNX Runtime. Raises RuntimeMissing."""
     session = _session(path, threads, providers)
-    return lambda inputs: [torch.from_numpy(array) for array in _checked(lambda: session.run(None, _fed(session, inputs)))]
+
+    def run(inputs: Example | Inputs) -> list[Tensor]:
+        given = _fed(session, Inputs.of(inputs))
+        return [torch.from_numpy(array) for array in _checked(lambda: session.run(None, given))]
+
+    return run
 
 
 def onnx_caller(
@@ -143,8 +148,8 @@ def require(name: str, purpose: str) -> Any:
 def pt2_runner(path: Path) -> Runner:
     module = torch.export.load(path).module()
 
-    def run(inputs: Inputs) -> list[Tensor]:
+    def run(inputs: Example | Inputs) -> list[Tensor]:
         with torch.no_grad():
-            return [readable(tensor) for tensor in tensors_of(inputs.call(module))]
+            return [readable(tensor) for tensor in tensors_of(Inputs.of(inputs).call(module))]
 
     return run

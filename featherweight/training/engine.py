@@ -26,9 +26,7 @@ from featherweight.training.norms import synchronised
 
 T = TypeVar("T")
 BUCKET = 2**23  # entries that are summed at once
-PATIENCE = datetime.timedelta(
-    hours=2
-)  # of a process that waits for another's decision, such as a search; a dead one is seen at once
+PATIENCE = datetime.timedelta(hours=2)  # with another process's decision, such as a search; one that died is seen at once
 
 
 class ProcessLost(TrainingError, RuntimeError):

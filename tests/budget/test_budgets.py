@@ -14,7 +14,7 @@ from featherweight import CutUnits, Recipe, Task, compress
 from featherweight.budget.choices import Infeasible
 from featherweight.budget.costs import Spent, cost_of
 from featherweight.budget.units import AllocateBy, allocate, offered
-from featherweight.recipe.schema import Units
+from featherweight.recipe.units import Units
 from featherweight.run import latency_budget
 from featherweight.run.report import Row, notes
 from featherweight.structure import prune, trace

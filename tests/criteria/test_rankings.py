@@ -19,7 +19,7 @@ from featherweight.criteria import CRITERIA, NEEDS
 from featherweight.criteria.statistics import collect
 from featherweight.errors import InputError
 from featherweight.network.copies import bare
-from featherweight.recipe.schema import Units
+from featherweight.recipe.units import Units
 from featherweight.run.cut_units import NOT_EXPRESSIBLE, cut, may_go
 from featherweight.run.report import notes
 from featherweight.structure import Graph, trace

@@ -23,19 +23,8 @@ from featherweight.errors import InputError, RecipeError
 from featherweight.recipe.patterns import matches
 from featherweight.recipe.plan import resolve
 from featherweight.recipe.reading import from_dict, read, to_yaml
-from featherweight.recipe.schema import (
-    Adaptive,
-    Constrain,
-    Criterion,
-    CutUnits,
-    Layerwise,
-    LearnUnits,
-    Recipe,
-    Rule,
-    Stage,
-    Train,
-    Units,
-)
+from featherweight.recipe.schema import Constrain, CutUnits, Layerwise, LearnUnits, Recipe, Rule, Stage, Train
+from featherweight.recipe.units import Adaptive, Criterion, Units
 from featherweight.training.schedule import Distillation, Training
 from featherweight.weights.drivers import ADMM, Periodic
 from featherweight.weights.freezing import Freezing

@@ -23,7 +23,8 @@ from featherweight.criteria import CRITERIA, Ranking
 from featherweight.criteria.statistics import Stats, collect
 from featherweight.errors import FeatherweightError
 from featherweight.recipe.reading import from_dict
-from featherweight.recipe.schema import Criterion, Stage, Units
+from featherweight.recipe.schema import Stage
+from featherweight.recipe.units import Criterion, Units
 from featherweight.recipes import soft_filters
 from featherweight.recipes.soft_pruning import macs_by_formula
 from featherweight.run import agent, cut_units, ranked

@@ -28,7 +28,8 @@ from featherweight.budget.choices import Infeasible
 from featherweight.budget.units import shifted
 from featherweight.errors import FeatherweightError, InputError
 from featherweight.recipe.reading import from_dict
-from featherweight.recipe.schema import Adaptive, Stage
+from featherweight.recipe.schema import Stage
+from featherweight.recipe.units import Adaptive
 from featherweight.recipes import adaptive
 from featherweight.run.learn_units import OPEN, Proportions, soft_top_k
 from featherweight.ship.export import export

@@ -18,7 +18,8 @@ from featherweight import measurement
 from featherweight.compression import Compressed, compress
 from featherweight.errors import InputError
 from featherweight.files import checkpoint
-from featherweight.recipe.schema import Constrain, CutUnits, Recipe, Rule, Train, Units
+from featherweight.recipe.schema import Constrain, CutUnits, Recipe, Rule, Train
+from featherweight.recipe.units import Units
 from featherweight.run.watch import Progress
 from featherweight.task import Task, itself
 from featherweight.training.engine import ALONE, Engine, Processes, ProcessLost, engine_of

@@ -16,7 +16,7 @@ from featherweight.budget.tied import Tied
 from featherweight.cli.outline import cuts
 from featherweight.errors import InputError
 from featherweight.recipe.reading import from_dict
-from featherweight.recipe.schema import Adaptive
+from featherweight.recipe.units import Adaptive
 from featherweight.run.learn_units import Proportions
 from featherweight.structure import trace
 
