@@ -41,7 +41,7 @@ if TYPE_CHECKING:  # at run time each is imported when it is first asked for: `f
     from featherweight.version import __version__
     from featherweight.weights.callbacks import lightning_callback, trainer_callback
     from featherweight.weights.constrained import constrain
-    from featherweight.weights.drivers import ADMM, Periodic
+    from featherweight.weights.drivers import ADMM, Periodic, StraightThrough
     from featherweight.weights.freezing import Freezing
     from featherweight.weights.sets import Codebook, Levels, LowRank, SparseCodebook, TopEach, TopK, TopRows
     from featherweight.weights.targets import Target
@@ -67,6 +67,7 @@ __all__ = [
     "Rule",
     "SparseCodebook",
     "Steps",
+    "StraightThrough",
     "Target",
     "Task",
     "TopEach",
@@ -119,7 +120,7 @@ _HOMES = {  # module -> what is asked of it
     "version": "__version__",
     "weights.callbacks": "lightning_callback trainer_callback",
     "weights.constrained": "constrain",
-    "weights.drivers": "ADMM Periodic",
+    "weights.drivers": "ADMM Periodic StraightThrough",
     "weights.freezing": "Freezing",
     "weights.sets": "Codebook Levels LowRank SparseCodebook TopEach TopK TopRows",
     "weights.targets": "Target",

@@ -15,7 +15,7 @@ from torch.optim import SGD, Adam, Optimizer
 from featherweight import recipes, zoo
 from featherweight.recipes.low_rank import low_rank_from_scratch
 from featherweight.weights import codes, counts
-from featherweight.weights.drivers import ADMM, Driver, Periodic
+from featherweight.weights.drivers import ADMM, Driver, Periodic, StraightThrough
 from featherweight.weights.freezing import Freezing
 from featherweight.weights.sets import Codebook, Levels, LowRank, Set, SparseCodebook, TopEach, TopK, TopRows
 from featherweight.zoo import tasks
@@ -152,6 +152,7 @@ VIEWS: dict[str, Seen] = {
 DRIVERS: dict[type[Driver], tuple[Driver, ...]] = {
     Periodic: (Periodic(3), Periodic(3, shrink=0.01)),
     ADMM: (ADMM(0.1, 3), ADMM(0.1, 3, growth=1.5, rho_max=0.5), ADMM(0.1, 3, coupling="proximal")),
+    StraightThrough: (StraightThrough(3),),
     Freezing: (Freezing(3), Freezing(2, share=1.0)),
 }
 ALL_DRIVERS: tuple[Driver | None, ...] = (None, *(driver for drivers in DRIVERS.values() for driver in drivers))

@@ -15,14 +15,14 @@ from featherweight.errors import InputError, did_you_mean, require, short
 from featherweight.recipe.units import Adaptive, Share, Units
 from featherweight.training.schedule import Distillation, Training
 from featherweight.weights.counts import ALLOCATORS
-from featherweight.weights.drivers import ADMM, Periodic
+from featherweight.weights.drivers import ADMM, Periodic, StraightThrough
 from featherweight.weights.freezing import Freezing
 from featherweight.weights.layerwise import Method
 from featherweight.weights.sets import Codebook, Levels, LowRank, SparseCodebook, TopEach, TopK, TopRows
 from featherweight.weights.views import WHOLE, View
 
 AnySet = Annotated[TopK | TopEach | TopRows | LowRank | Levels | Codebook | SparseCodebook, Field(discriminator="kind")]
-AnyDriver = Annotated[ADMM | Periodic | Freezing, Field(discriminator="kind")]
+AnyDriver = Annotated[ADMM | Periodic | StraightThrough | Freezing, Field(discriminator="kind")]
 Seen = Literal["rows", "channel", "spatial"]  # a view that each layer's kind decides, see `selection.view_of`
 AnyView = Annotated[
     Annotated[View, Tag("view")] | Annotated[Seen, Tag("word")],

@@ -12,6 +12,7 @@ from typing import Literal
 from featherweight.errors import InputError
 from featherweight.recipe.schema import WEIGHTS, Constrain, Recipe, Rule
 from featherweight.recipes.rounds import Round, Step, of_rounds
+from featherweight.weights.drivers import StraightThrough
 from featherweight.weights.sets import Levels
 from featherweight.weights.views import WHOLE, View
 
@@ -53,10 +54,11 @@ def quantize_aware(
     bits_of: Mapping[str, int] | None = None,
     targets: str = WEIGHTS,
     dense_epochs: int = 0,
+    how: Literal["admm", "straight_through"] = "admm",
     *,
     rounds: Round,
 ) -> Recipe:
-    """Weights at 2 to 8 bits with a learned scale an output, trained with activations rounded as integers will round them.
+    """Weights at 1 to 8 bits with a learned scale an output, trained with activations rounded as integers will round them.
 
     ADMM towards the levels, then training of the scales and of all that has none, straight through the rounding of what each
     layer takes: this wins back what calibration alone loses. `export --integers` makes the file, `--score` scores it.
@@ -65,11 +67,17 @@ def quantize_aware(
 
     bits         of the weights; bits_of: parameter -> bits, in place of `targets`
     activations  bits of what layers take, 2 to 8; none: they are left as they are
+    how          the levels are found: by admm, or straight through the rounding of the weights too (`drivers.StraightThrough`),
+                 which takes none of ADMM's settings but `every`, and pays at 1 to 3 bits
 
     """
     steps = _steps((bits,), "uniform", ROW, bits_of, targets)
     *dense, last = rounds.after_dense(dense_epochs, steps)
     assert isinstance(last, Constrain)
+    if how == "straight_through":
+        last = replace(last, driver=StraightThrough(rounds.every), train=replace(last.train, floor=0.0))
+    elif how != "admm":
+        raise InputError(f"how must be admm or straight_through, given {how!r}")
     return Recipe("quantize_aware", (*dense, replace(last, activations=activations)), "arXiv 1811.01907, 1308.3432")
 
 

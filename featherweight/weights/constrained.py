@@ -106,11 +106,11 @@ class Constrained:
         with torch.no_grad():
             for name, target in self.targets.items():
                 weight = shard(self._weights[name])
-                if self.driver is not None and name not in self.states:  # else a checkpoint has been loaded
-                    self.states[name] = self.driver.start(weight, target, self._squares.get(name))
-                if target.masked and name not in self._support:
+                if target.masked and name not in self._support:  # else a checkpoint has been loaded
                     support = (weight != 0).to(weight.dtype)
                     self._support[name] = None if support.all() else support
+                if self.driver is not None and name not in self.states:
+                    self.states[name] = self.driver.start(weight, target, self._squares.get(name))
         self._steps.open()
         self._wrappers.open()
         _INSIDE.add(self)
@@ -215,11 +215,11 @@ class Constrained:
 
     def _after(self) -> None:
         self.step += 1
+        self._hold_masks()  # before the driver reads them
         driver = self.driver
         if driver is not None:
             for name, weight in self._weights.items():
-                driver.after_step(self.states[name], shard(weight))
-        self._hold_masks()
+                driver.after_step(self.states[name], shard(weight), self.targets[name])
         if driver is not None and driver.every is not None and self.step % driver.every == 0:
             self._respread(driver)
             for name, weight in self._weights.items():

@@ -49,7 +49,7 @@ class Driver(abc.ABC):
         return None
 
     @abc.abstractmethod
-    def after_step(self, state: State, weight: Tensor) -> None:
+    def after_step(self, state: State, weight: Tensor, target: Target) -> None:
         """Moves the weight in place after every optimizer step."""
 
     @abc.abstractmethod
@@ -90,7 +90,7 @@ class Periodic(Driver):
     def penalty(self, state: State, weight: Tensor) -> Tensor | None:
         return self.shrink * (state["pull"] * weight).sum() if self.shrink else None
 
-    def after_step(self, state: State, weight: Tensor) -> None:
+    def after_step(self, state: State, weight: Tensor, target: Target) -> None:
         """Nothing moves between projections."""
 
     def candidate(self, state: State, weight: Tensor) -> Tensor:
@@ -186,7 +186,7 @@ class ADMM(Driver):
     def penalty(self, state: State, weight: Tensor) -> Tensor | None:
         return state["rho"] / 2 * (weight - state["pulled_to"]).square().sum() if self.coupling == "gradient" else None
 
-    def after_step(self, state: State, weight: Tensor) -> None:
+    def after_step(self, state: State, weight: Tensor, target: Target) -> None:
         if self.coupling == "proximal":
             assert self.every is not None
             pulled_to, share = state["pulled_to"], 1 - (1 + state["rho"]) ** (-1 / self.every)
@@ -223,6 +223,54 @@ class ADMM(Driver):
         """|W - Z| / |W|, the primal residual."""
         norm = torch.linalg.vector_norm(weight)
         return float(torch.linalg.vector_norm(weight - self.split(state)[0]) / norm) if float(norm) > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class StraightThrough(Driver):
+    """The loss sees weights in the set at every step, and its gradient moves a copy of them that is not.
+
+    L += step(grad f(W)), then W = project(L): BinaryConnect (Courbariaux et al. 2015, arXiv 1511.00363) with the signs of
+    Levels("binary"), quantisation-aware training with levels of more bits. Every `every` steps W is the projection; between,
+    a member of the set that is found from the one before (`Set.near`). So nothing is left to close. L, the latent weights, is
+    one more tensor. With a closure that an optimizer calls several times a step only the first loss is that of W.
+    """
+
+    every: int | None
+    kind: Literal["straight_through"] = "straight_through"
+
+    def __post_init__(self) -> None:
+        require(self.every is None or self.every >= 1, f"StraightThrough every must be at least 1 step, given {self.every}")
+
+    def start(self, weight: Tensor, target: Target, squares: Tensor | None) -> State:
+        latent = weight.clone()
+        weight.copy_(target.project(weight, squares))
+        return {"other": latent, "inside": True}  # W is in the set, and `other` is L; during a step it is the other way
+
+    def before_step(self, state: State, weight: Tensor, gradient: Tensor, scale: float = 1.0) -> None:
+        if state["inside"]:
+            _swap(state, weight)
+
+    def after_step(self, state: State, weight: Tensor, target: Target) -> None:
+        if not state["inside"]:  # else the step had no gradient of this weight
+            member = target.near(weight, state["other"])
+            state["other"].copy_(member)
+            _swap(state, weight)
+
+    def candidate(self, state: State, weight: Tensor) -> Tensor:
+        return state["other"]
+
+    def project(self, state: State, weight: Tensor, target: Target, squares: Tensor | None) -> None:
+        weight.copy_(target.project(state["other"], squares))
+
+    def residual(self, state: State, weight: Tensor, target: Target) -> float:
+        return target.violation(weight)
+
+
+def _swap(state: State, weight: Tensor) -> None:
+    weight_was = weight.clone()
+    weight.copy_(state["other"])
+    state["other"].copy_(weight_was)
+    state["inside"] = not state["inside"]
 
 
 BITS = 8  # entries of a mask in a byte

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import math
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Self
 
@@ -39,6 +40,10 @@ class Set(abc.ABC):
         code = self.encode(matrix)
         free = code.right_inverse(matrix)
         return code(*free) if isinstance(free, tuple) else code(free)
+
+    def near(self, matrix: Tensor, member: Tensor) -> Tensor:
+        """A member near `matrix` that costs little to find from one that was near it a step ago: by default the projection."""
+        return self.project(matrix)
 
     def check(self, matrix: Tensor) -> None:
         """Raises SetError if the set's size is missing or out of range for `matrix`, or `matrix` is not finite."""
@@ -311,6 +316,19 @@ class Levels(Set):
         if position is None:
             return codes.Scaled(index, levels.to(matrix.dtype))
         return codes.SparseScaled(matrix.shape[0], matrix.shape[1], position, index.reshape(-1)[position], levels)
+
+    def near(self, matrix: Tensor, member: Tensor) -> Tensor:
+        """Levels at the member's scale, then the scale that is best for these, for each row: one round of Lloyd's, O(n)."""
+        finite(self, matrix)
+        positive = self.positive().to(matrix)
+        held = torch.where(member == 0, math.inf, member.abs()).amin(1, keepdim=True) / positive[positive > 0][0]
+        magnitudes = matrix.abs()
+        scale = torch.where(held.isfinite(), held, torch.finfo(matrix.dtype).tiny)
+        level = positive[kmeans.nearest(magnitudes / scale, positive)]
+        if self.sparse:
+            level = level * (matrix != 0)
+        scale = (magnitudes * level).sum(1, keepdim=True) / level.square().sum(1, keepdim=True).clamp_min(1)
+        return torch.where(matrix > 0, level, -level) * scale
 
     def violation(self, matrix: Tensor) -> float:
         finite(self, matrix)

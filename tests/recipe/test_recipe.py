@@ -26,7 +26,7 @@ from featherweight.recipe.reading import from_dict, read, to_yaml
 from featherweight.recipe.schema import Constrain, CutUnits, Layerwise, LearnUnits, Recipe, Rule, Stage, Train
 from featherweight.recipe.units import Adaptive, Criterion, Units
 from featherweight.training.schedule import Distillation, Training
-from featherweight.weights.drivers import ADMM, Periodic
+from featherweight.weights.drivers import ADMM, Periodic, StraightThrough
 from featherweight.weights.freezing import Freezing
 from featherweight.weights.layerwise import Method
 from featherweight.weights.sets import Codebook, Levels, LowRank, SparseCodebook, TopEach, TopK, TopRows
@@ -62,6 +62,7 @@ a_rule = st.builds(
 )
 a_driver = st.one_of(
     st.builds(Periodic, every=st.integers(1, 1000), shrink=st.floats(0, 10)),
+    st.builds(StraightThrough, every=st.integers(1, 1000)),
     st.builds(Freezing, every=st.integers(1, 1000), share=share),
     st.builds(
         ADMM, rho=st.floats(1e-6, 1), every=st.integers(1, 1000), growth=st.floats(1, 5), rho_max=st.none() | st.floats(1, 9)

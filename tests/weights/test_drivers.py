@@ -19,7 +19,7 @@ from featherweight.errors import InputError
 from featherweight.recipe.schema import Constrain
 from featherweight.recipes import RECIPES, admm_clustering, admm_quantization, progressive_admm, soft_filters
 from featherweight.weights.constrained import Constrained, freeze
-from featherweight.weights.drivers import ADMM, Driver, Periodic
+from featherweight.weights.drivers import ADMM, Driver, Periodic, StraightThrough
 from featherweight.weights.freezing import Freezing
 from featherweight.weights.parametrized import coded
 from featherweight.weights.sets import Codebook, Levels, LowRank, Set, SparseCodebook, TopK, TopRows
@@ -250,8 +250,54 @@ def test_states_are_plain_tensors_without_a_graph(driver: Driver | None, one: Se
         train(model, stepper, 4)
         tensors = [value for state in imposed.states.values() for value in state.values() if isinstance(value, torch.Tensor)]
         assert all(not tensor.requires_grad and tensor.grad_fn is None for tensor in tensors)
-        expected = {ADMM: 2 if one.selects else 3, Freezing: 2, Periodic: int(isinstance(driver, Periodic) and driver.shrink > 0)}
+        pulls = isinstance(driver, Periodic) and driver.shrink > 0
+        expected = {ADMM: 2 if one.selects else 3, Freezing: 2, Periodic: int(pulls), StraightThrough: 1}
         assert len(tensors) == expected.get(type(driver), 0)
+
+
+# --- StraightThrough -----------------------------------------------------------------------------------------------------
+
+
+def test_the_gradient_of_the_projection_moves_the_latent_weights() -> None:
+    start, wanted = table.matrix(seed=91), table.matrix(seed=92)
+    model = Bowl(start, wanted)
+    stepper = SGD(model.parameters(), lr=0.3, momentum=0.5)
+    latent, velocity = start.clone(), torch.zeros_like(start)
+
+    def binary(matrix: torch.Tensor) -> torch.Tensor:
+        """BinaryConnect with the scale of XNOR-Net (arXiv 1603.05279, eq. 6)."""
+        return matrix.abs().mean() * torch.where(matrix < 0, -1.0, 1.0).to(matrix)
+
+    flipped = 0
+    with Constrained(StraightThrough(4), model, stepper, {"weight": Target(Levels())}):
+        for step in range(12):
+            torch.testing.assert_close(model.weight.detach(), binary(latent))
+            stepper.zero_grad()
+            model().backward()
+            if step == 5:  # a step that has no gradient of this weight moves nothing
+                model.weight.grad = None
+                stepper.step()
+                continue
+            stepper.step()
+            velocity = 0.5 * velocity + binary(latent) - wanted
+            moved = latent - 0.3 * velocity
+            flipped += int((moved.sign() != latent.sign()).sum())
+            latent = moved
+    assert flipped > 0
+    torch.testing.assert_close(model.weight.detach(), binary(latent))
+
+
+def test_what_is_pruned_may_come_back_and_what_was_dead_may_not() -> None:
+    model = network()
+    with torch.no_grad():
+        model[0].weight[:2] = 0
+    stepper = SGD(model.parameters(), lr=0.5)
+    began = model[0].weight.detach().clone()
+    with Constrained(StraightThrough(4), model, stepper, {"0.weight": Target(TopK(9), masked=True)}):
+        first = model[0].weight != 0
+        train(model, stepper, 30)
+    assert bool((model[0].weight != 0)[~first].any())
+    assert not bool(model[0].weight[began == 0].any())
 
 
 # --- around any loop -----------------------------------------------------------------------------------------------------

@@ -167,7 +167,7 @@ def by_hand(name: str, driver: Driver | None, target: Target) -> Tensor:
                 optimizer.step()
         with torch.no_grad():
             if driver:
-                driver.after_step(state, weight)
+                driver.after_step(state, weight, target)
                 if step % driver.every == 0:
                     driver.project(state, weight, target, None)
     return weight.detach()
