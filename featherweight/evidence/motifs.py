@@ -15,6 +15,7 @@ import numpy as np
 from featherweight.errors import DataError, InputError, short
 from featherweight.evidence.compare import benjamini_hochberg
 from featherweight.files import storage
+from featherweight.network.devices import on_threads
 
 Array = np.ndarray
 WIDTH = 15  # bases of a seqlet
@@ -237,7 +238,8 @@ def matches(queries: Sequence[Array], known: Sequence[Motif], count: int = 5) ->
         from memelite import tomtom
     except ImportError:
         raise InputError("naming motifs needs memelite: pip install 'featherweight[evidence]'") from None
-    found = np.asarray(tomtom([query.T for query in queries], [motif.matrix.T for motif in known], n_jobs=1)[0])
+    with on_threads():  # numba sets those of the process: a torch that had one would train on all, each waiting for the others
+        found = np.asarray(tomtom([query.T for query in queries], [motif.matrix.T for motif in known], n_jobs=1)[0])
     named = []
     for row in found.reshape(len(queries), len(known)):
         q = benjamini_hochberg(row.tolist())

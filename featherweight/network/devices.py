@@ -80,3 +80,15 @@ def multiplies_bfloat16(device: torch.device = CPU) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()  # public in newer PyTorch only, as get_capabilities
+
+
+@contextmanager
+def on_threads(count: int | None = None) -> Iterator[None]:
+    """Inside, torch runs on so many threads; afterwards on as many as before, whatever a library inside has said to OpenMP."""
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

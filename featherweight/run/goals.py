@@ -16,9 +16,10 @@ from torch import nn
 from featherweight.budget import amounts
 from featherweight.errors import FeatherweightError, InputError, did_you_mean, short, shortened
 from featherweight.measurement import Measurement
+from featherweight.network.devices import on_threads
 from featherweight.run.compressed import Compressed
 from featherweight.ship.activations import calibration
-from featherweight.ship.bench import RUNTIMES, Runtime, interleaved, judge, on_threads, ready
+from featherweight.ship.bench import RUNTIMES, Runtime, interleaved, judge, ready
 from featherweight.task import Task
 
 What = Literal["weights", "macs", "parameters", "bytes", "latency_ms"]

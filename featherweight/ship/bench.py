@@ -5,7 +5,6 @@ Variants are timed in turns, round by round, so that a busy minute slows all of 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import statistics
 import tempfile
@@ -20,7 +19,7 @@ from torch import nn
 
 from featherweight.errors import InputError, did_you_mean
 from featherweight.network.calls import Example, Inputs
-from featherweight.network.devices import chosen, placed, synchronise
+from featherweight.network.devices import chosen, on_threads, placed, synchronise
 from featherweight.ship import c
 from featherweight.ship.activations import Integers
 from featherweight.ship.export import export, shippable
@@ -308,17 +307,6 @@ def ready(
     network, inputs = shippable(model, example).cpu(), placed(Inputs.of(example), "cpu")
     path = Path(folder) / f"{len(list(Path(folder).iterdir()))}.{runtime}"
     return _call(network, _written(runtime, network, inputs, path, seen), inputs, runtime, "cpu", 1)
-
-
-@contextlib.contextmanager
-def on_threads(count: int) -> Iterator[None]:
-    """Inside, torch runs on so many threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:

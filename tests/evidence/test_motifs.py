@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from featherweight.errors import InputError
 from featherweight.evidence import motifs
@@ -95,7 +96,9 @@ def test_names_by_tomtom(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     known = [motifs.Motif(f"other {number}", rng.dirichlet([0.3] * 4, size=12)) for number in range(40)]
     known.insert(7, motifs.Motif("MAFK", MAFK))
+    threads = torch.get_num_threads()
     ((first, *_),) = motifs.matches([MAFK[2:, :]], known)
+    assert torch.get_num_threads() == threads
     assert first.name == "MAFK" and first.p < 1e-6 and first.q == pytest.approx(first.p * 41, rel=0.01)
 
 
