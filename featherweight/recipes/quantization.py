@@ -91,7 +91,7 @@ def _steps(
     bits: tuple[int, ...], levels: Literal["uniform", "power_of_two"], view: View, bits_of: Mapping[str, int] | None, targets: str
 ) -> list[Step]:
     """(name, rules) of each stage."""
-    steps: list[Step] = [(f"{number} bits", (Rule(targets, Levels(levels, number), view),)) for number in bits]
+    steps: list[Step] = [(f"{number} bit{'s' * (number > 1)}", (Rule(targets, Levels(levels, number), view),)) for number in bits]
     if bits_of is not None:
         if not bits_of:
             raise InputError("bits_of names no parameter: give parameter -> bits, or leave it out for the same bits everywhere")
