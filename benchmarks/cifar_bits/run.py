@@ -94,7 +94,7 @@ def schedule(epochs: int, retrain_epochs: int) -> dict[str, Any]:
 
 
 def straight_through(bits: int, epochs: int, rate: float) -> Recipe:
-    """Weights rounded at every step for `epochs`, then four epochs of scales, norms and biases under the levels that were found."""
+    """Weights rounded at every step for `epochs`, then four epochs of scales, norms and biases under the levels found."""
     teacher = Distillation(1.0, loss=0.0)
     return quantize_aware(
         bits, None, targets=TARGETS, how="straight_through", epochs=epochs, retrain_epochs=4, rate=rate, retrain_rate=0.03,

@@ -219,7 +219,7 @@ class Constrained:
         driver = self.driver
         if driver is not None:
             for name, weight in self._weights.items():
-                driver.after_step(self.states[name], shard(weight), self.targets[name])
+                driver.after_step(self.states[name], shard(weight), self.targets[name], self._squares.get(name))
         if driver is not None and driver.every is not None and self.step % driver.every == 0:
             self._respread(driver)
             for name, weight in self._weights.items():

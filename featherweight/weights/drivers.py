@@ -49,7 +49,7 @@ class Driver(abc.ABC):
         return None
 
     @abc.abstractmethod
-    def after_step(self, state: State, weight: Tensor, target: Target) -> None:
+    def after_step(self, state: State, weight: Tensor, target: Target, squares: Tensor | None) -> None:
         """Moves the weight in place after every optimizer step."""
 
     @abc.abstractmethod
@@ -90,7 +90,7 @@ class Periodic(Driver):
     def penalty(self, state: State, weight: Tensor) -> Tensor | None:
         return self.shrink * (state["pull"] * weight).sum() if self.shrink else None
 
-    def after_step(self, state: State, weight: Tensor, target: Target) -> None:
+    def after_step(self, state: State, weight: Tensor, target: Target, squares: Tensor | None) -> None:
         """Nothing moves between projections."""
 
     def candidate(self, state: State, weight: Tensor) -> Tensor:
@@ -186,7 +186,7 @@ class ADMM(Driver):
     def penalty(self, state: State, weight: Tensor) -> Tensor | None:
         return state["rho"] / 2 * (weight - state["pulled_to"]).square().sum() if self.coupling == "gradient" else None
 
-    def after_step(self, state: State, weight: Tensor, target: Target) -> None:
+    def after_step(self, state: State, weight: Tensor, target: Target, squares: Tensor | None) -> None:
         if self.coupling == "proximal":
             assert self.every is not None
             pulled_to, share = state["pulled_to"], 1 - (1 + state["rho"]) ** (-1 / self.every)
@@ -250,9 +250,9 @@ class StraightThrough(Driver):
         if state["inside"]:
             _swap(state, weight)
 
-    def after_step(self, state: State, weight: Tensor, target: Target) -> None:
+    def after_step(self, state: State, weight: Tensor, target: Target, squares: Tensor | None) -> None:
         if not state["inside"]:  # else the step had no gradient of this weight
-            member = target.near(weight, state["other"])
+            member = target.near(weight, state["other"], squares)
             state["other"].copy_(member)
             _swap(state, weight)
 

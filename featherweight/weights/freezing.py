@@ -40,7 +40,7 @@ class Freezing(Driver):
     def before_step(self, state: State, weight: Tensor, gradient: Tensor, scale: float = 1.0) -> None:
         gradient.masked_fill_(state["frozen"], 0.0)
 
-    def after_step(self, state: State, weight: Tensor, target: Target) -> None:
+    def after_step(self, state: State, weight: Tensor, target: Target, squares: Tensor | None) -> None:
         weight.copy_(torch.where(state["frozen"], state["value"], weight))  # momentum and weight decay move what is frozen
 
     def candidate(self, state: State, weight: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ class Freezing(Driver):
         chosen = order[rank < (self.share * members.double()).ceil().long()[level[order]]]
         frozen[free[chosen]] = True
         state["frozen"] = frozen.view_as(weight)
-        self.after_step(state, weight, target)
+        self.after_step(state, weight, target, squares)
 
     def residual(self, state: State, weight: Tensor, target: Target) -> float:
         """|W - project(W)| / |W| of what is still free and what is not."""

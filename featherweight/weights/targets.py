@@ -49,11 +49,12 @@ class Target:
         free = code.right_inverse(matrix)
         return self.view.to_weight(code(*free) if isinstance(free, tuple) else code(free), tuple(weight.shape))
 
-    def near(self, weight: Tensor, member: Tensor) -> Tensor:
-        """See `Set.near`; for targets without `fisher`."""
-        return self.view.to_weight(
-            self.within().near(self.view.to_matrix(weight), self.view.to_matrix(member)), tuple(weight.shape)
-        )
+    def near(self, weight: Tensor, member: Tensor, squares: Tensor | None = None) -> Tensor:
+        """A weight whose matrix lies in the set, found from `member`, which was near it a step ago: see `Set.near`."""
+        if self.fisher:
+            return self.project(weight, squares)
+        matrix = self.within().near(self.view.to_matrix(weight), self.view.to_matrix(member))
+        return self.view.to_weight(matrix, tuple(weight.shape))
 
     def kept(self, weight: Tensor, squares: Tensor | None = None) -> Tensor:
         """Of a set that selects entries: which those of `weight` are (same shape, bool)."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,14 +9,14 @@ from typing import Any
 import pytest
 import table
 import torch
-import torch.multiprocessing
-from torch import Tensor, distributed, nn
+from several import NEEDS_GLOO, in_two
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import LBFGS, SGD, Adafactor, Adam, AdamW, Optimizer
 
 from featherweight.errors import InputError, TrainingError
 from featherweight.weights.constrained import Constrained
-from featherweight.weights.drivers import ADMM, Driver, Periodic
+from featherweight.weights.drivers import ADMM, Driver, Periodic, StraightThrough
 from featherweight.weights.freezing import Freezing
 from featherweight.weights.parametrized import coded
 from featherweight.weights.sets import TopK
@@ -167,7 +166,7 @@ def by_hand(name: str, driver: Driver | None, target: Target) -> Tensor:
                 optimizer.step()
         with torch.no_grad():
             if driver:
-                driver.after_step(state, weight, target)
+                driver.after_step(state, weight, target, None)
                 if step % driver.every == 0:
                     driver.project(state, weight, target, None)
     return weight.detach()
@@ -188,7 +187,7 @@ def test_a_driver_in_any_loop_is_the_driver_by_hand_in_a_plain_one(loop: str, na
     assert int(model[0].weight.count_nonzero()) <= 13
 
 
-@pytest.mark.parametrize("driver", [ADMM(0.1, 3), Periodic(3, shrink=0.01)], ids=str)
+@pytest.mark.parametrize("driver", [ADMM(0.1, 3), Periodic(3, shrink=0.01), StraightThrough(3)], ids=str)
 def test_the_pull_goes_down_its_penalty_where_the_loss_is_maximised(driver: Driver) -> None:
     """maximize=True steps up the gradient: of -loss, that is the step down that of the loss."""
     weights = []
@@ -236,7 +235,9 @@ def test_what_a_closure_returns_is_the_function_whose_gradient_it_leaves(driver:
 
 
 @pytest.mark.parametrize("fused", [False, True])
-@pytest.mark.parametrize("driver", [ADMM(0.1, 2), ADMM(0.1, 2, coupling="proximal"), Freezing(2), Periodic(2, 0.01)], ids=str)
+@pytest.mark.parametrize(
+    "driver", [ADMM(0.1, 2), ADMM(0.1, 2, coupling="proximal"), Freezing(2), Periodic(2, 0.01), StraightThrough(2)], ids=str
+)
 def test_a_step_that_the_scaler_skips_moves_nothing_and_is_not_counted(driver: Driver, fused: bool) -> None:
     model = network()
     optimizer, scaler = AdamW(model.parameters(), 0.01, fused=fused), torch.amp.GradScaler("cpu", init_scale=2.0**8)
@@ -382,14 +383,16 @@ def test_the_gradient_of_the_last_step_does_not_stay_on_a_parameter_of_another_s
 
 # --- DistributedDataParallel ---------------------------------------------------------------------------------------------
 
-DDP_PAIRS = [("sgd", ADMM(0.1, 3)), ("adamw fused", ADMM(0.1, 3, coupling="proximal")), ("adafactor", Periodic(3, 0.01))]
+DDP_PAIRS = [
+    ("sgd", ADMM(0.1, 3)),
+    ("adamw fused", ADMM(0.1, 3, coupling="proximal")),
+    ("adafactor", Periodic(3, 0.01)),
+    ("sgd", StraightThrough(3)),
+]
 
 
-def one_rank(rank: int, folder: str) -> None:
-    """Trains on its half of the batch; writes down what it ended with, and what the old wrapper said."""
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+def one_rank(rank: int) -> list[tuple[torch.Tensor, str, torch.Tensor]]:
+    """Trains on its half of the batch: what it ended with, what the old wrapper said, and what the new one ended with."""
     half, found = slice(5 * rank, 5 * rank + 5), []
     for number, (name, driver) in enumerate(DDP_PAIRS):
         model = network()
@@ -417,14 +420,12 @@ def one_rank(rank: int, folder: str) -> None:
         anew = DistributedDataParallel(model)  # sends the code's buffers, too
         train_on(anew, SGD(model.parameters(), 0.1), 2)
         found.append((last, said, model[0].weight.detach().clone()))
-    torch.save(found, f"{folder}/{rank}.pt")
-    distributed.destroy_process_group()
+    return found
 
 
-@pytest.mark.skipif(not distributed.is_available() or not distributed.is_gloo_available(), reason="needs gloo")
+@NEEDS_GLOO
 def test_two_processes_agree_inside_and_are_told_to_wrap_anew(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(one_rank, args=(str(tmp_path),), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    first, second = in_two(tmp_path / "two", one_rank)
     for (name, driver), one, other in zip(DDP_PAIRS, first, second, strict=True):
         assert torch.equal(one[0], other[0])
         torch.testing.assert_close(one[0], by_hand(name, driver, Target(TopK(13))), rtol=2e-4, atol=2e-5)
