@@ -236,7 +236,8 @@ def table(done: dict[str, Line]) -> str:
     text += ["", "## Small networks, beside their dense one", ""]
     text += [
         "Maps are centred saliency of the test part's positives; medians of the sequences. Spearman is with signs, the others "
-        "are of sizes. Yardstick: the dense network of the next seed against the dense one; floor: an untrained one.",
+        "are of sizes. Top 10: the median, which goes in steps of a tenth, and the mean. Yardstick: the dense network of the next "
+        "seed against the dense one; floor: an untrained one.",
         "",
         "| row | AUC | lost | weights left | Pearson | Spearman, signed | top 10 | yardstick | floor | swap deletion | verdict |",
         "|" + "---|" * 11,
@@ -249,7 +250,7 @@ def table(done: dict[str, Line]) -> str:
             cells = [name, f"{line['auc']:.4f}", f"{line['dense_auc'] - line['auc']:+.4f}"]
             left = f"{line['nonzeros']:,} of {line['dense_parameters']:,}"
             left += f", {line['dense_bits'] / line['bits']:.1f}x fewer bits" if plan.small == "4 bits" else ""
-            cells += [left, f"{of['pearson']:.3f}", f"{of['signed']:.3f}", f"{of['top']:.3f}", *three]
+            cells += [left, f"{of['pearson']:.3f}", f"{of['signed']:.3f}", _top(of, ""), *three]
             cells += [f"{of['swap_deletion']:.2f}", study.judged(of).says]
             text.append(f"| {' | '.join(cells)} |")
     text += ["", "## Planted site: do attributions point at it?", "", "| row | AUROC inside against outside |", "|---|---|"]
@@ -275,7 +276,11 @@ def table(done: dict[str, Line]) -> str:
 def _three(numbers: dict[str, float], prefix: str) -> str:
     if f"{prefix}pearson" not in numbers:
         return "not trained yet"
-    return " / ".join(f"{numbers[f'{prefix}{name}']:.3f}" for name in ("pearson", "signed", "top"))
+    return " / ".join([*(f"{numbers[f'{prefix}{name}']:.3f}" for name in ("pearson", "signed")), _top(numbers, prefix)])
+
+
+def _top(numbers: dict[str, float], prefix: str) -> str:
+    return f"{numbers[f'{prefix}top']:.1f}, {numbers[f'{prefix}top_mean']:.3f}"
 
 
 def main(arguments: list[str] | None = None) -> None:

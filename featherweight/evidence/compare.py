@@ -65,9 +65,10 @@ class Agreement:
         return cls(pearson(*sizes), spearman(*sizes), spearman(a, b), top_overlap(*sizes, min(TOP, max(1, a.shape[1] // 4))))
 
     def medians(self) -> dict[str, float]:
-        """Of the examples; `p10` is the tenth percentile of Pearson, what the worst tenth stays under."""
+        """Of the examples; `p10` is the tenth percentile of Pearson, what the worst tenth stays under, and `top_mean` the mean
+        of `top`, whose medians go in steps of a tenth."""
         named = {name: float(np.median(getattr(self, name))) for name in MEASURES}
-        return named | {"p10": float(np.quantile(self.pearson, 0.1))}
+        return named | {"p10": float(np.quantile(self.pearson, 0.1)), "top_mean": float(np.mean(self.top))}
 
     def worst(self, count: int = 10) -> list[int]:
         """Numbers of the examples whose maps agree least, the worst first."""
