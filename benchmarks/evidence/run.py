@@ -233,11 +233,23 @@ def table(done: dict[str, Line]) -> str:
         each = " ".join(f"{area:.4f}" for area in areas)
         cells = [name, len(lines), f"{statistics.median(areas):.4f}", each, met, aimed, rise, lines[0]["epochs"]]
         text.append(f"| {' | '.join(map(str, cells))} |")
+    medians = {
+        kind: statistics.median(done[f"oct4 {kind} {seed}"]["auc"] for seed in SEEDS)
+        for kind in TRAINING
+        if all(f"oct4 {kind} {seed}" in done for seed in SEEDS)
+    }
+    if len(medians) == len(TRAINING):
+        order = sorted(medians, key=medians.__getitem__, reverse=True)
+        holds = "holds" if order[0] == "cnn_rnn" else "does not hold"
+        text += [
+            "",
+            f"On Oct4, from the best: {', '.join(order)}. The paper's order, its CNN-RNN before the others, {holds} there.",
+        ]
     text += ["", "## Small networks, beside their dense one", ""]
     text += [
         "Maps are centred saliency of the test part's positives; medians of the sequences. Spearman is with signs, the others "
-        "are of sizes. Top 10: the median, which goes in steps of a tenth, and the mean. Yardstick: the dense network of the next "
-        "seed against the dense one; floor: an untrained one.",
+        "are of sizes. Top 10: the median, which goes in steps of a tenth, and the mean. Yardstick: the dense network of the "
+        "next seed against the dense one; floor: an untrained one.",
         "",
         "| row | AUC | lost | weights left | Pearson | Spearman, signed | top 10 | yardstick | floor | swap deletion | verdict |",
         "|" + "---|" * 11,
