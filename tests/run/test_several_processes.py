@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from dataclasses import replace
@@ -79,24 +80,30 @@ def evaluate(model: nn.Module) -> float:
 TASK = Task((INPUTS[:1],), batches, loss, evaluate, lambda ps: torch.optim.SGD(ps, 0.05, momentum=0.9), itself)
 
 
+@functools.cache
+def expected() -> Compressed:
+    """What one process alone makes of it."""
+    return compress(network(), RECIPE, TASK)
+
+
 def run(rank: int, workdir: Path | None = None, **more: Any) -> Any:
     torch.manual_seed(rank)  # what they drew before does not matter
     done = compress(network(), RECIPE, TASK, workdir=workdir, engine=distributed.group.WORLD, **more)
     return done.snapshot.edits, done.snapshot.state, [row.loss for row in done.rows]
 
 
-def require_near(found: Any, expected: Compressed) -> None:
+def require_near(found: Any, wanted: Compressed) -> None:
     edits, state, losses = found
-    assert edits == expected.snapshot.edits
-    for name, tensor in expected.snapshot.state.items():
+    assert edits == wanted.snapshot.edits
+    for name, tensor in wanted.snapshot.state.items():
         torch.testing.assert_close(state[name], tensor, rtol=1e-6, atol=1e-9)
-    assert losses == pytest.approx([row.loss for row in expected.rows], rel=1e-6)
+    assert losses == pytest.approx([row.loss for row in wanted.rows], rel=1e-6)
 
 
 def test_two_processes_end_where_one_does_and_a_dead_one_is_named_and_resumed(tmp_path: Path) -> None:
-    expected, work = compress(network(), RECIPE, TASK), tmp_path / "work"
+    work = tmp_path / "work"
     first, second = in_two(tmp_path / "whole", run)
-    require_near(first, expected)
+    require_near(first, expected())
     assert all(torch.equal(first[1][name], second[1][name]) for name in first[1]), "both have the same bits"
 
     def dying(rank: int) -> Any:
@@ -121,6 +128,54 @@ def test_two_processes_end_where_one_does_and_a_dead_one_is_named_and_resumed(tm
     assert not [path.name for path in work.iterdir() if ".part" in path.name]
     again = in_two(tmp_path / "again", lambda rank: run(rank, work))[0]
     assert again[0] == first[0] and all(torch.equal(again[1][name], first[1][name]) for name in first[1])
+
+
+def test_one_that_does_not_decide_may_die_too_and_another_number_of_processes_goes_on(tmp_path: Path) -> None:
+    work = tmp_path / "work"
+
+    def dying(rank: int) -> Any:
+        calls = 0
+
+        def fatal(model: nn.Module, batch: Any) -> Tensor:
+            nonlocal calls
+            calls += 1
+            if (rank, calls) == (1, 14):  # in the stage that prunes
+                os._exit(DIED)
+            return loss(model, batch)
+
+        try:
+            compress(
+                network(), RECIPE, replace(TASK, loss=fatal), workdir=work, engine=distributed.group.WORLD, checkpoint_seconds=0.0
+            )
+        except ProcessLost as error:
+            torch.save((rank, str(error)), tmp_path / "said.pt")
+            os._exit(1)
+
+    assert in_two(tmp_path / "killed", dying) == [None, None]
+    rank, said = torch.load(tmp_path / "said.pt")
+    assert rank == 0 and "goes on from the last checkpoint" in said
+    stage = checkpoint.read(work / "checkpoint.pt")["unfinished"]["phase"]
+    assert stage == "train"
+    alone = compress(network(), RECIPE, TASK, workdir=work)
+    require_near((alone.snapshot.edits, alone.snapshot.state, [row.loss for row in alone.rows]), expected())
+
+
+def test_accelerate_s_own_processes_do_the_same(tmp_path: Path) -> None:
+    accelerate = pytest.importorskip("accelerate", reason="accelerate is not installed: pip install 'featherweight[accelerate]'")
+
+    def launched(rank: int) -> Any:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+        os.environ |= {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": "29511",
+            "ACCELERATE_USE_CPU": "true",
+        }  # unused: the group is there
+        accelerator = accelerate.Accelerator(cpu=True)
+        assert accelerator.num_processes == 2
+        done = compress(network(), RECIPE, TASK, engine=accelerator)
+        return done.snapshot.edits, done.snapshot.state, [row.loss for row in done.rows]
+
+    require_near(in_two(tmp_path / "run", launched)[0], expected())
 
 
 def test_an_error_of_the_process_that_decides_is_every_process_s(tmp_path: Path) -> None:
