@@ -101,9 +101,11 @@ def ordinary() -> tuple[str, str]:
     rival = [line for line in done if "magnitude" in line]
     ahead = sum(line["score"] > line["magnitude"] + NOISE for line in rival)
     lost = sum(map(behind, rival))
+    refused = sum("refused" in line for line in done)
     return "six ordinary networks, every recipe by default", (
-        f"{len(done)} runs beside magnitude pruning to the same size: {ahead} better, {len(rival) - ahead - lost} within "
-        f"{NOISE:g} points, {lost} worse, {sum('refused' in line for line in done)} refused with a named error"
+        f"{len(done)} runs; beside magnitude pruning to the same size {ahead} better, {len(rival) - ahead - lost} within "
+        f"{NOISE:g} points, {lost} worse; {refused} refused with a named error, {len(done) - len(rival) - refused} that saved "
+        "nothing"
     )
 
 
@@ -114,8 +116,8 @@ def coverage() -> tuple[str, str]:
     whole = sum(line.get("class") == "class" and line["class_sites"][0] == line["class_sites"][1] for line in found)
     part = sum(line.get("class") == "class" and line["class_sites"][0] < line["class_sites"][1] for line in found)
     return "networks of others, half of every site cut", (
-        f"the exported graph of {len(exact)} of {len(found)} cut exactly, {wrong} wrongly; in their own class {whole} "
-        f"completely, {part} in part"
+        f"the exported graph of {len(exact)} of {len(found)} cut exactly, {wrong} wrongly, {len(found) - len(exact) - wrong} not "
+        f"read; in their own class {whole} completely, {part} in part, {len(found) - whole - part} not"
     )
 
 
