@@ -3,8 +3,8 @@
     featherweight reproduce artifacts                 all of them; MNIST and CIFAR-10 are needed
     featherweight reproduce artifacts resnet56        those whose names hold this
 
-An artifact holds its report, and `featherweight inspect` compares. A packed file has no report: its score, weights and bytes are
-looked for in the row of `lenet5_storage/rows.jsonl` that names it.
+An artifact holds its report, and `featherweight inspect` compares. A packed file has no report: its score and bytes are looked
+for in the row of its benchmark that names it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Any
 
 from benchmarks.lib.rows import ROOT
 
-ROWS = ROOT / "benchmarks" / "lenet5_storage" / "rows.jsonl"
 NETWORKS = {"resnet20": ("resnet20_projection", "cifar10"), "resnet56": ("resnet56_projection", "cifar10")}  # else LeNet-5
 
 
@@ -29,10 +28,10 @@ def inspected(path: Path) -> tuple[int, dict[str, Any], str]:
     return done.returncode, json.loads(done.stdout) if done.stdout else {}, done.stderr.strip()
 
 
-def rows() -> dict[str, dict[str, Any]]:
-    """Name of a packed file -> its row of the table."""
-    found = [json.loads(line) for line in ROWS.read_text().splitlines()]
-    return {row["file"]: row for row in found if row.get("file")}
+def row_of(file: Path) -> dict[str, Any] | None:
+    """The row of the benchmark's table that names a packed file."""
+    rows = [json.loads(line) for line in (file.parents[1] / "rows.jsonl").read_text().splitlines()]
+    return next((row for row in rows if row.get("file") == file.name), None)
 
 
 def wrong(path: Path) -> str:
@@ -42,7 +41,7 @@ def wrong(path: Path) -> str:
         return said or f"exit code {code}"
     if path.suffix != ".fwz":
         return ""
-    row = rows().get(path.name)
+    row = row_of(path)
     if row is None:
         return "no row names it"
     measured = {"bytes": told["bytes"], "score": told["measured"]["score"]}

@@ -112,6 +112,12 @@ def plans() -> dict[str, Plan]:
     }
 
 
+def shipped(name: str) -> str:
+    """The name of a row's file: that of `benchmarks/artifacts` up to the first hyphen is the network."""
+    network, *rest = name.lower().split(", ")
+    return "-".join([network.replace("-", ""), *rest]).replace(" ", "-")
+
+
 def measure(name: str) -> Line:
     """Train one row, write its file, and score what that gives back."""
     torch.manual_seed(SEED)
@@ -120,10 +126,12 @@ def measure(name: str) -> Line:
     dense = channels_last(plan.dense())
     work = WORK / name.replace(",", "").replace(" ", "-")
     result = compress(dense, plan.recipe, task, workdir=work, checkpoint_seconds=60)
-    file = (work / name.lower().replace(",", "").replace(" ", "-")).with_suffix(".fwz")
+    file = ROWS.artifacts / f"{shipped(name)}.fwz"
+    file.parent.mkdir(exist_ok=True)
     packed.write(file, result.snapshot, made())
     last = result.rows[-1]
     return {
+        "file": file.name,
         "dense": task.evaluate(dense),
         "score": task.evaluate(channels_last(packed.load(file, made()))),
         "storage": asdict(packed.storage(result.snapshot, made())),
@@ -135,13 +143,24 @@ def measure(name: str) -> Line:
 
 def table(done: dict[str, Line]) -> str:
     """The whole of README.md from the rows there are."""
-    columns = ("row", "baseline", "top-1", "difference", "whole file", "dense fp32", "primal residual", "epochs", "minutes")
+    columns = (
+        "row",
+        "baseline",
+        "top-1",
+        "difference",
+        "whole file",
+        "dense fp32",
+        "primal residual",
+        "epochs",
+        "minutes",
+        "file",
+    )
     text = [INTRODUCTION.format(seed=SEED, epochs=VGG_EPOCHS), f"| {' | '.join(columns)} |", "|---|" + "---|" * len(columns[1:])]
     for name, line in done.items():
         size, dense = line["storage"]["file"], line["storage"]["dense"]
         cells = [f"{line['dense']:.2f}", f"{line['score']:.2f}", f"{line['score'] - line['dense']:+.2f}"]
         cells += [f"{size:,} B, {dense / size:.1f}x", f"{dense:,} B", f"{line['residual']:.3f}", f"{line['epochs']}"]
-        text.append(f"| {name} | {' | '.join(cells)} | {line['minutes']:.0f} |")
+        text.append(f"| {name} | {' | '.join(cells)} | {line['minutes']:.0f} | {line.get('file', '')} |")
     if missing := [name for name in plans() if name not in done]:
         text += ["", f"Not run yet: {'; '.join(missing)}."]
     return "\n".join([*text, ""])

@@ -1,4 +1,4 @@
-"""The .fwz files of benchmarks/lenet5_storage: a later version reads them as the rows of the benchmark say they are."""
+"""The .fwz files of the benchmarks: a later version reads them as the rows of their benchmark say they are."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from featherweight import zoo
 from featherweight.files import packed
 from featherweight.weights.parametrized import plain
 
-BENCHMARKS = Path(__file__).parents[3] / "benchmarks" / "lenet5_storage"
+HOME = Path(__file__).parents[3] / "benchmarks"
+BENCHMARKS, FEW_BITS = HOME / "lenet5_storage", HOME / "cifar_bits"
 ROWS = [json.loads(line) for line in (BENCHMARKS / "rows.jsonl").read_text().splitlines()]
+SHIPPED = [row for line in (FEW_BITS / "rows.jsonl").read_text().splitlines() if (row := json.loads(line)).get("file")]
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row["row"])
@@ -25,5 +27,16 @@ def test_the_file_is_as_its_row_says(row: dict[str, Any]) -> None:
     assert max(w.abs().unique().numel() for w in weights) == row["bits"]
 
 
+@pytest.mark.parametrize("row", SHIPPED, ids=lambda row: row["row"])
+def test_every_filter_has_its_few_levels(row: dict[str, Any]) -> None:
+    file = FEW_BITS / "artifacts" / row["file"]
+    network = plain(packed.load(file, zoo.resnet20_projection()))
+    assert file.stat().st_size == row["storage"]["file"]
+    most = 1 if "binary" in row["row"] else 4  # sizes of +-1 .. +-2^(bits-1)
+    layers = [weight for weight in network.parameters() if weight.ndim > 1]
+    assert len(layers) == 22 and all(filter.abs().unique().numel() <= most for weight in layers for filter in weight)
+
+
 def test_every_file_has_a_row() -> None:
-    assert {row["file"] for row in ROWS} == {file.name for file in BENCHMARKS.glob("artifacts/*.fwz")}
+    for home, rows in ((BENCHMARKS, ROWS), (FEW_BITS, SHIPPED)):
+        assert {row["file"] for row in rows} == {file.name for file in home.glob("artifacts/*.fwz")}
