@@ -57,7 +57,7 @@ SMALL: dict[str, Callable[[str], Recipe]] = {  # name -> recipe for a kind of ne
     "10x": lambda kind: recipes.progressive_admm(keep=("10x",), epochs=6, retrain_epochs=6),
     "10x, twice the epochs": lambda kind: recipes.progressive_admm(keep=("10x",), epochs=12, retrain_epochs=12),
     "98 % in one shot": lambda kind: recipes.progressive_admm(keep=("50x",), epochs=0, retrain_epochs=0, fisher=0, sweep=False),
-    "4 bits": lambda kind: recipes.admm_quantization(bits=(4,), epochs=3, retrain_epochs=2),
+    "4 bits": lambda kind: recipes.admm_quantization(bits=(4,), per="layer", epochs=3, retrain_epochs=2),
     "half the units": lambda kind: recipes.l1_filters(parameters=0.35, epochs=8, rate=1.0, multiple=1),
     "low rank": lambda kind: recipes.decompose("channel", macs=0.5, fine_tune_epochs=6, rate=0.5),
 }

@@ -219,7 +219,7 @@ def binarise(name: str, run: Binary, held_out: int) -> tuple[Snapshot, list[Row]
     growth = (RHO_MAX / RHO) ** (1 / (0.8 * 2 * epochs))
     binary = admm_binarization(
         epochs=epochs, retrain_epochs=retrain_epochs, rate=2.0, retrain_rate=1.0, every=every, rho=RHO, rho_max=RHO_MAX,
-        growth=growth, targets=("*.weight",), distill=Distillation(1.0, loss=0.0),
+        growth=growth, targets=("*.weight",), per="layer", distill=Distillation(1.0, loss=0.0),
     )  # fmt: skip
     result = compress(dense.model, binary, task, workdir=WORK / file_name(name, held_out), checkpoint_seconds=60)
     return result.snapshot, [*dense.rows, *result.rows[1:]]

@@ -18,17 +18,20 @@ from featherweight.weights.sets import Levels
 def admm_binarization(
     targets: tuple[str, ...] = (WEIGHTS,),
     levels: Literal["binary", "ternary"] = "binary",
-    per: Literal["layer", "row"] = "layer",
+    per: Literal["layer", "row"] = "row",
     dense_epochs: int = 0,
     *,
     rounds: Round,
 ) -> Recipe:
-    """Every weight of the targets becomes +a or -a (binary), or one of -a, 0, +a (ternary), one `a` a layer or row.
+    """Every weight of the targets becomes +a or -a (binary), or one of -a, 0, +a (ternary), one `a` for each row or layer.
 
-     targets   patterns of names, a stage each: with several, layers are binarised progressively, and those that are done train
-               on only in their scales. Zeros are no exception in the binary case: a pruned weight gets a sign.
-    ADMM finds the signs; retraining moves the scales and all that has
-     no code, such as biases and norms.
+    ADMM finds the signs; retraining moves the scales and all that has no code, such as biases and norms. Small networks keep more
+    under `quantize_aware(1, None, how="straight_through", rate=1.0)`.
+
+    targets   patterns of names, a stage each: with several, layers are binarised progressively, and those that are done train
+              on only in their scales. Zeros are no exception in the binary case: a pruned weight gets a sign.
+    per       row: a filter, neuron or gate has a scale of its own, 32 bits each; layer: one for all, as published
+
     """
     if per not in SCALES:
         raise InputError(f"per must be one of {', '.join(SCALES)}, given {per!r}")

@@ -24,7 +24,7 @@ SCALES: dict[str, View] = {"layer": WHOLE, "row": ROW}
 def admm_quantization(
     bits: tuple[int, ...] = (4, 3),
     levels: Literal["uniform", "power_of_two"] = "uniform",
-    per: Literal["layer", "row"] = "layer",
+    per: Literal["layer", "row"] = "row",
     bits_of: Mapping[str, int] | None = None,
     targets: str = WEIGHTS,
     dense_epochs: int = 0,
@@ -37,6 +37,7 @@ def admm_quantization(
     the distance over all scales at every projection.
 
     bits      of the levels, 2^bits of them besides zero, a stage each: from fine to coarse the quantisation is progressive
+    per       row: a filter, neuron or gate has a scale of its own, 32 bits each; layer: one for all, as published
     bits_of   parameter -> bits, in place of `targets` and the last of `bits`: given, or `featherweight.budget.bits.allocate(..)`
 
     """
@@ -68,7 +69,7 @@ def quantize_aware(
     bits         of the weights; bits_of: parameter -> bits, in place of `targets`
     activations  bits of what layers take, 2 to 8; none: they are left as they are
     how          the levels are found: by admm, or straight through the rounding of the weights too (`drivers.StraightThrough`),
-                 which takes none of ADMM's settings but `every`, and pays at 1 to 3 bits
+                 which takes none of ADMM's settings but `every`, and pays at 1 to 3 bits; there with `rate` 1
 
     """
     steps = _steps((bits,), "uniform", ROW, bits_of, targets)

@@ -147,14 +147,14 @@ def test_binarisation_leaves_one_bit_a_weight_in_every_layer(per: str, targets: 
 
 
 def test_ternary_weights_are_at_three_values() -> None:
-    for weight in weights_after(admm_binarization(levels="ternary", **SHORT)).values():
+    for weight in weights_after(admm_binarization(levels="ternary", per="layer", **SHORT)).values():
         assert weight.abs().unique().numel() <= 2
 
 
 @pytest.mark.parametrize("levels", ["uniform", "power_of_two"])
 def test_quantised_weights_are_whole_multiples_at_their_bits(levels: str) -> None:
     given = {"conv.weight": 3, "hidden.weight": 2, "out.weight": 4}
-    after = weights_after(admm_quantization((4, 3), levels, bits_of=given, **SHORT))
+    after = weights_after(admm_quantization((4, 3), levels, "layer", bits_of=given, **SHORT))
     for name, weight in after.items():
         assert Levels(levels, given[name]).violation(weight.reshape(1, -1)) < 1e-5
     rows = weights_after(admm_quantization((2,), levels, "row", **SHORT))
