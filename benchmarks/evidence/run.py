@@ -55,7 +55,7 @@ BATCH = {"p73": 32, "ctcf": 32}
 
 SMALL: dict[str, Callable[[str], Recipe]] = {  # name -> recipe for a kind of network
     "10x": lambda kind: recipes.progressive_admm(keep=("10x",), epochs=6, retrain_epochs=6),
-    "10x, twice the epochs": lambda kind: recipes.progressive_admm(keep=("10x",), epochs=12, retrain_epochs=12),
+    "10x twice the epochs": lambda kind: recipes.progressive_admm(keep=("10x",), epochs=12, retrain_epochs=12),
     "98 % in one shot": lambda kind: recipes.progressive_admm(keep=("50x",), epochs=0, retrain_epochs=0, fisher=0, sweep=False),
     "4 bits": lambda kind: recipes.admm_quantization(bits=(4,), per="layer", epochs=3, retrain_epochs=2),
     "half the units": lambda kind: recipes.l1_filters(parameters=0.35, epochs=8, rate=1.0, multiple=1),
@@ -105,7 +105,7 @@ def plans() -> dict[str, Plan]:
     found += [Plan("mafk", "rnn", 1), Plan("mafk", "rnn", 0, "half the units")]
     found += [Plan(data, "cnn", seed) for data in ("planted", "oct4", "ctcf", "p73") for seed in SEEDS]
     found += [Plan(data, "cnn", seed, "10x") for data in ("planted", "oct4") for seed in SEEDS]
-    found += [Plan("oct4", "cnn", seed, "10x, twice the epochs") for seed in SEEDS]
+    found += [Plan("oct4", "cnn", seed, "10x twice the epochs") for seed in SEEDS]
     found += [Plan(data, kind, seed) for data in ("mafk", "oct4", "planted") for kind in ("rnn", "cnn_rnn") for seed in SEEDS]
     return {plan.name: plan for plan in found}
 
