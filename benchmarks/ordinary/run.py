@@ -25,7 +25,20 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.lib.rows import Line, Rows, parser, wanted
 from benchmarks.lib.scoring import in_eval
-from featherweight import FeatherweightError, LowRank, Measurement, Recipe, Row, Task, Training, compress, measure
+from featherweight import (
+    Constrain,
+    CutUnits,
+    FeatherweightError,
+    LearnUnits,
+    LowRank,
+    Measurement,
+    Recipe,
+    Row,
+    Task,
+    Training,
+    compress,
+    measure,
+)
 from featherweight.recipes import RECIPES, decompose, l1_filters
 
 ROWS = Rows(__file__)
@@ -231,9 +244,10 @@ def dense(name: str, kind: Kind, task: Task) -> tuple[nn.Module, list[float]]:
 def plain(recipe: Recipe, after: Measurement, before: Measurement) -> tuple[str, Recipe | None]:
     """The plain way to what `recipe` left (see the introduction), and what is the same; None where it saved nothing."""
     last = recipe.stages[-1]
-    rate, epochs = (last.retrain if last.retrain.epochs else last.train).rate, recipe.epochs()
-    low_rank = any(isinstance(rule.set, LowRank) for rule in last.rules)
-    units = any(stage.units or stage.adaptive for stage in recipe.stages) or recipe.name == "soft_filters"
+    epochs = recipe.epochs()
+    rate = (last.retrain if isinstance(last, Constrain) and last.retrain.epochs else last.train).rate
+    low_rank = isinstance(last, Constrain) and any(isinstance(rule.set, LowRank) for rule in last.rules)
+    units = any(isinstance(stage, CutUnits | LearnUnits) for stage in recipe.stages) or recipe.name == "soft_filters"
     if low_rank or units:
         if not after.macs or not before.macs or after.macs > 0.99 * before.macs:
             return "saved no MACs", None
@@ -244,8 +258,10 @@ def plain(recipe: Recipe, after: Measurement, before: Measurement) -> tuple[str,
     stages = [
         replace(
             stage, driver=None, fisher=0.0, respread=False, allocate="lamp", distill=None, train=Training(0),
-            retrain=Training(stage.epochs, stage.retrain.rate),
+            retrain=Training(stage.epochs, stage.retrain.rate), layerwise=None,
         )
+        if isinstance(stage, Constrain)
+        else stage
         for stage in recipe.stages
     ]  # fmt: skip
     return "sets", replace(recipe, stages=tuple(stages))
