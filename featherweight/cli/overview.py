@@ -26,7 +26,7 @@ compress: Compress MODEL on the data by the recipe, and write the artifact to DI
 plan: Show what `compress` would do, with exact names and sizes, or which units a budget would cut; and run nothing.
 recipes: List the built-in recipes by what they are for, or show one: its parameters and itself as YAML, to be saved as a file.
 demo: Train LeNet-5 on scikit-learn's digits and leave a twentieth of its weights. Nothing is downloaded; a minute or two.
-shrink: Reach a goal: pick and chain what fits, by its cost as measured and short probes on batches held out, and run it once.
+shrink: Reach a goal: pick and chain what fits, by its cost as measured and short probes on batches held out, and run it.
 prune: Cut channels, neurons and heads of MODEL without training; write the artifact to DIR. --data (labels or none) scores it.
 factorize: Replace layers of MODEL by two thin ones without training, and write the artifact to DIR. With --data it is scored.
 quantize: Round the weights of MODEL to few levels without training, and write the artifact to DIR. With --data it is scored.
