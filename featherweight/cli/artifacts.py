@@ -124,11 +124,10 @@ def export_command(
     """Write TARGET as an ONNX model, a torch.export program or C, run the file, and say how far it is from the network."""
     if format not in (*exporting.FORMATS, "c"):
         raise InputError(f"format must be one of {', '.join(exporting.FORMATS)} or c, given {format!r}")
-    if format == "c" and (integers or scored or weights != "packed"):
-        raise InputError(
-            "--integers, --score and --weights are for ONNX; a C file runs the weights that are left, in float32, and is "
-            "compared with the network, whose score `inspect` tells"
-        )
+    if format == "c" and (integers or weights != "packed"):
+        raise InputError("--integers and --weights are for ONNX; a C file runs the weights that are left, in float32")
+    if scored and unchecked:
+        raise InputError("--score compiles and runs the C file, and --no-check leaves that out: give one of the two")
     if (integers or scored) and shapes:
         raise InputError(
             "--integers calibrates on a task's training batches and --score asks it: give --data in place of --input"
@@ -139,6 +138,8 @@ def export_command(
     path = out or folder / f"model.{format}"
     if format == "c":
         wrote = c.export_c(held.network, held.task.example_inputs, path, small=small, check=not unchecked)
+        if scored:
+            wrote = c.scored(wrote, held.network, held.task)
         if out is None:
             artifact.note_export(folder, path.name, wrote.to_dict())
         console.json_object(wrote.to_dict()) if as_json else console.exported_c(wrote)

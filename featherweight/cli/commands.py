@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -62,7 +63,9 @@ class Commands(typer.core.TyperGroup):
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
         failures.quiet()
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.showwarning = failures.warned
+                return super().invoke(ctx)
         except FeatherweightError as error:
             code = failures.tell(error)
             if isinstance(error, subjects.CodeNeeded):

@@ -343,6 +343,8 @@ def exported_c(done: ExportedC) -> None:
             f"compiled and run: differs by {done.relative:.1e} of the largest output; {done.flash:,} bytes of flash here"
         )
     screen.print(f"{len(done.sparse)} layers over their non-zeros, {len(done.dense)} over all their weights")
+    if done.score is not None:
+        screen.print(f"score of the file: {done.score:.2f}")
 
 
 def export_noted(name: str, measured: dict[str, Any]) -> None:

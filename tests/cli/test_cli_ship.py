@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 from featherweight import Constrain, Recipe, Rule, TopK, compress, structure
 from featherweight.cli.commands import app
 from featherweight.cli.inputs import network, task
+from featherweight.files import artifact
 from featherweight.files.artifact import save_cut
 from featherweight.recipes.low_rank import decompose
 from featherweight.structure import trace
@@ -163,9 +164,10 @@ def test_export_as_c(place: Path) -> None:
     assert (place / "masked/model.c").read_text().startswith("/* Written by featherweight")
     assert json.loads((place / "masked/compression.json").read_text())["exports"] == {"model.c": told}
     assert (
-        "--integers, --score and --weights are for ONNX"
-        in call("export", "masked", *OURS, "--format", "c", "--score", code=2).stderr
+        "--integers and --weights are for ONNX" in call("export", "masked", *OURS, "--format", "c", "--integers", code=2).stderr
     )
+    refused = call("export", "masked", *OURS, "--format", "c", "--score", "--no-check", code=2).stderr
+    assert "give one of the two" in refused
     if any(map(shutil.which, ("cc", "gcc", "clang"))):
         shown = call("export", "masked", *OURS, "--format", "c").stdout
         assert "compiled and run: differs by" in shown and "1 layers over their non-zeros, 2 over all their weights" in shown
@@ -174,3 +176,18 @@ def test_export_as_c(place: Path) -> None:
             call("bench", "masked", *OURS, "--runtime", "eager", "--runtime", "c", "--rounds", "5", "--json").stdout
         )
         assert [one["runtime"] for one in timed["timings"]] == ["eager", "c"]
+
+
+def test_a_c_file_is_scored_as_it_is_compiled_and_run(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not any(map(shutil.which, ("cc", "gcc", "clang"))):
+        pytest.skip("there is no C compiler")
+    summed = OWN.replace("lambda model: 0.0", "lambda model: float(model(torch.ones(3, 1, 8, 8)).sum())")
+    (place / "summed.py").write_text(summed)
+    given = ("export", "masked", "--model", "own.py:net", "--data", "summed.py:task", "--format", "c", "--score")
+    told, wanted = json.loads(call(*given, "--json").stdout)["score"], artifact.load("masked", network("own.py:net", None))
+    with torch.no_grad():
+        assert told == pytest.approx(float(wanted(torch.ones(3, 1, 8, 8)).sum()), rel=1e-4) != 0
+    assert f"score of the file: {told:.2f}" in call(*given, "--small").stdout
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "there is no C compiler" in call(*given, code=1).stderr
