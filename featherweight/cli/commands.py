@@ -53,7 +53,7 @@ DEMO |= {"growth": "1.2", "rho_max": "1", "distill": "1"}  # tried on held-out t
 DEMO_RATIO, DEMO_POINTS = 20.0, 1.0
 
 
-class Commands(typer.core.TyperGroup):
+class Commands(overview.Group):
     """The one place where named errors become a message and an exit code."""
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 from rich.console import Console
 from rich.padding import Padding
@@ -35,14 +35,19 @@ def _width(stream: TextIO) -> int | None:
     return None if stream.isatty() or os.environ.get("COLUMNS", "").isdigit() else PLAIN_WIDTH
 
 
+def _colours() -> Literal["auto"] | None:
+    """None, and no bold either, where NO_COLOR is set: see no-color.org."""
+    return None if os.environ.get("NO_COLOR") else "auto"
+
+
 def output() -> Console:
     """Standard output: results."""
-    return Console(highlight=False, soft_wrap=False, width=_width(sys.stdout))
+    return Console(highlight=False, soft_wrap=False, width=_width(sys.stdout), color_system=_colours())
 
 
 def messages() -> Console:
     """Standard error: progress, notes and errors."""
-    return Console(highlight=False, stderr=True, width=_width(sys.stderr))
+    return Console(highlight=False, stderr=True, width=_width(sys.stderr), color_system=_colours())
 
 
 def note(message: str) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import os
+from typing import Annotated, Any
 
 import typer
+import typer.core
 
 DEBUG = "FEATHERWEIGHT_DEBUG"
 EPILOG = (
@@ -41,6 +43,34 @@ reproduce: Run a benchmark of a checkout and rewrite its table; without NAME, li
 COMMANDS = dict(line.split(": ", 1) for line in _COMMANDS.splitlines())  # as the docstrings of the commands begin
 
 
+class Group(typer.core.TyperGroup):
+    """Commands whose help shows a flag alone, without the type of its value."""
+
+    def get_params(self, ctx: typer.Context) -> list[Any]:  # type: ignore[override]
+        return _bare(super().get_params(ctx))
+
+    def get_command(self, ctx: typer.Context, name: str) -> Any:  # type: ignore[override]
+        command = super().get_command(ctx, name)
+        if command is not None:
+            _bare(command.get_params(ctx))
+        return command
+
+
+def _bare(parameters: list[Any]) -> list[Any]:
+    for one in parameters:
+        if getattr(one, "is_flag", False) and one.metavar is None:
+            one.metavar = ""
+    return parameters
+
+
+def plain() -> None:
+    """Where NO_COLOR is set, help and errors of options have no colour and no bold either: see no-color.org."""
+    if os.environ.get("NO_COLOR"):
+        from typer import rich_utils
+
+        rich_utils.COLOR_SYSTEM = None
+
+
 def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     """Makes trained PyTorch networks small and fast, and measures what came out."""
     if version:
@@ -54,7 +84,7 @@ def shown(arguments: list[str]) -> bool:
     """Were these answered here? All but a command are."""
     if arguments and arguments not in (["-h"], ["--help"], ["--version"]):
         return False
-    app = typer.Typer(**LOOKS)  # type: ignore[arg-type]
+    app = typer.Typer(cls=Group, **LOOKS)  # type: ignore[arg-type]
     app.callback(invoke_without_command=True)(root)
     for name, line in COMMANDS.items():
         app.command(name, help=line)(_nothing)

@@ -150,9 +150,12 @@ def scan(root: Path, held: float) -> Folder:
         raise DataError(
             f"imagefolder: {root} has train/ and no val/ to score on: add it, or give {root / 'train'} for a part held out"
         )
-    ours = [name for name in _folders(parts[1]) if name not in classes]  # numbers are those of train/, whatever is in val/
-    tested = _named(parts[1], classes, whole=False)
-    own_data.same_classes(classes, [*_there(tested, classes), *ours], "imagefolder", str(parts[0]), str(parts[1]))
+    asked = ("imagefolder", str(parts[0]), str(parts[1]))
+    folders = _folders(parts[1])
+    if set(folders) - set(classes):
+        own_data.same_classes(classes, folders, *asked)
+    tested = _named(parts[1], classes, whole=False)  # numbers are those of train/, whatever is in val/
+    own_data.same_classes(classes, _there(tested, classes), *asked)
     return Folder(_named(parts[0], classes), tested, classes)
 
 

@@ -158,7 +158,7 @@ def test_export_in_integers_is_scored_from_the_file(place: Path) -> None:
     assert "give --data" in call(*wanted, "--integers", code=2).stderr
 
 
-def test_export_as_c(place: Path) -> None:
+def test_export_as_c(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told = json.loads(call("export", "masked", *OURS, "--format", "c", "--no-check", "--json").stdout)
     assert told["path"] == "masked/model.c" and told["relative"] is None and told["sparse"] == ["2"]
     assert (place / "masked/model.c").read_text().startswith("/* Written by featherweight")
@@ -169,25 +169,19 @@ def test_export_as_c(place: Path) -> None:
     refused = call("export", "masked", *OURS, "--format", "c", "--score", "--no-check", code=2).stderr
     assert "give one of the two" in refused
     if any(map(shutil.which, ("cc", "gcc", "clang"))):
-        shown = call("export", "masked", *OURS, "--format", "c").stdout
+        summed = OWN.replace("lambda model: 0.0", "lambda model: float(model(torch.ones(3, 1, 8, 8)).detach().sum())")
+        (place / "summed.py").write_text(summed)
+        scored = ("export", "masked", "--model", "own.py:net", "--data", "summed.py:task", "--format", "c", "--score")
+        shown = call(*scored).stdout
+        wanted = float(artifact.load("masked", network("own.py:net", None))(torch.ones(3, 1, 8, 8)).detach().sum())
+        told = re.search(r"score of the file: (\S+)", shown)
+        assert told is not None and float(told[1]) == pytest.approx(wanted, abs=0.006) and abs(wanted) > 0.1
         assert "compiled and run: differs by" in shown and "1 layers over their non-zeros, 2 over all their weights" in shown
         assert "model.c: differed from the network by" in call("inspect", "masked", *OURS).stdout
         timed = json.loads(
             call("bench", "masked", *OURS, "--runtime", "eager", "--runtime", "c", "--rounds", "5", "--json").stdout
         )
         assert [one["runtime"] for one in timed["timings"]] == ["eager", "c"]
-
-
-def test_a_c_file_is_scored_as_it_is_compiled_and_run(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not any(map(shutil.which, ("cc", "gcc", "clang"))):
-        pytest.skip("there is no C compiler")
-    summed = OWN.replace("lambda model: 0.0", "lambda model: float(model(torch.ones(3, 1, 8, 8)).sum())")
-    (place / "summed.py").write_text(summed)
-    given = ("export", "masked", "--model", "own.py:net", "--data", "summed.py:task", "--format", "c", "--score")
-    told, wanted = json.loads(call(*given, "--json").stdout)["score"], artifact.load("masked", network("own.py:net", None))
-    with torch.no_grad():
-        assert told == pytest.approx(float(wanted(torch.ones(3, 1, 8, 8)).sum()), rel=1e-4) != 0
-    assert f"score of the file: {told:.2f}" in call(*given, "--small").stdout
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert "there is no C compiler" in call(*given, code=1).stderr
+    assert "there is no C compiler" in call("export", "masked", *OURS, "--format", "c", "--score", code=1).stderr
