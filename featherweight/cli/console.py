@@ -322,6 +322,7 @@ def exported(done: Exported) -> None:
     """What was written, and how far the file's outputs are from the network's."""
     screen, batches = output(), ", ".join(str(batch) for batch in done.batches)
     size = "any batch size" if done.dynamic_batch else f"batch size {batches} only"
+    size += ", any length" if done.any_length else ", other sizes as in the example"
     version = f", opset {done.opset}" if done.opset is not None else ""
     screen.print(written(f"{done.path}: {done.bytes:,} bytes{version}, {size}"))
     screen.print(f"run again from the file at batch {batches}: differs by {done.relative:.1e} of the largest output, at most")

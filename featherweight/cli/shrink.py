@@ -18,6 +18,7 @@ from featherweight.recipe.schema import Recipe
 from featherweight.run import again, shrunk
 from featherweight.run.goals import FORMS, Goal
 from featherweight.run.shrunk import Choice, Shrunk
+from featherweight.zoo import own_data
 
 MISSED = 1
 
@@ -95,7 +96,7 @@ def shrink_command(
 
     def save(reached: Shrunk) -> None:
         files.update(jobs.written(made, reached.compressed, out))
-        files.update(reached.ship(out))
+        files.update(reached.ship(out, any_length=own_data.varies(made.data)))
         _write(reached.choice.recipe, recipe_out)
 
     reached = again.until_met(choice, in_full, ways_of(choice), console.note, lose, nearest=save)

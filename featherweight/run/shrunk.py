@@ -22,7 +22,7 @@ from featherweight.run.goals import CLOSE, FINAL_ROUNDS, Costs, Goal
 from featherweight.ship import c, export
 from featherweight.ship.activations import FromFile, Integers, calibration
 from featherweight.ship.bench import Runtime
-from featherweight.ship.runtimes import onnx_runner
+from featherweight.ship.runtimes import ExportError, onnx_runner
 from featherweight.task import Task
 
 CHOICE = "choice.json"  # in a run's folder
@@ -167,8 +167,9 @@ class Shrunk:
         """Write the artifact, and the file that reaches the goal beside it; the files' sizes in bytes. Raises StorageError."""
         return self.compressed.save(folder) | self.ship(folder)
 
-    def ship(self, folder: str | Path) -> dict[str, int]:
-        """Write the file that reaches the goal into an artifact's folder: packed, ONNX or C; the sizes of what was written."""
+    def ship(self, folder: str | Path, *, any_length: bool = False) -> dict[str, int]:
+        """Write the file that reaches the goal into an artifact's folder: packed, ONNX or C; the sizes of what was written.
+        `any_length`: of ONNX, for inputs of other lengths too, where the network can."""
         place, runtime = Path(folder), self.choice.runtime
         if self.choice.goal.what == "bytes":
             return {"model.fwz": self.compressed.pack(place / "model.fwz")}
@@ -179,7 +180,13 @@ class Shrunk:
             wrote: c.ExportedC | export.Exported = c.export_c(network, example, place / "model.c")
         else:
             asked = Integers(calibration(network, self.task)) if runtime == "integers" else None
-            wrote = export.export(network, example, place / "model.onnx", integers=asked)
+            path = place / "model.onnx"
+            try:
+                wrote = export.export(network, example, path, integers=asked, any_length=any_length)
+            except ExportError:
+                if not any_length:
+                    raise
+                wrote = export.export(network, example, path, integers=asked)
         name = Path(wrote.path).name
         artifact.note_export(place, name, wrote.to_dict())
         return {name: wrote.bytes}

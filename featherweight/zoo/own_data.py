@@ -53,6 +53,11 @@ def is_own(text: str) -> bool:
     return text.partition(":")[0] in KNOWN and ":" in text and ".py:" not in text
 
 
+def varies(text: str) -> bool:
+    """Are its inputs of several lengths, as texts are?"""
+    return is_own(text) and text.partition(":")[0] in ("csv", "jsonl")
+
+
 def given(text: str, seed: int, device: torch.device) -> Given:
     """Raises InputError for settings that there are not, DataError where nothing is at the path."""
     form, _, rest = text.partition(":")
