@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer
 import yaml
@@ -550,3 +551,10 @@ def test_help_shows_a_flag_alone_and_no_colour_means_no_escape_codes(monkeypatch
     monkeypatch.delenv("FORCE_COLOR")
     monkeypatch.delenv("NO_COLOR")
     assert "\x1b" not in call("recipes").stdout, "piped"
+
+
+def test_a_warning_about_the_data_is_a_note(place: Path) -> None:
+    x, y = np.zeros((8, 6), np.float32), np.arange(8) % 2
+    np.savez(place / "a.npz", x=x, y=y, x_test=x[:2], y_test=np.zeros(2, np.int64))
+    said = message(call("plan", "own.py:net", "--data", "npz:a.npz", "--recipe", "mine.yaml"))
+    assert "warning: npz: a.npz: the test part has no sample of the class '1'" in said and "DataWarning" not in said

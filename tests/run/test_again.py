@@ -60,6 +60,11 @@ def test_a_goal_that_was_missed_is_met_by_going_a_little_further(shape: str) -> 
     assert kept.to_dict()["runs"][0]["amount"] == 0.62
 
 
+def test_the_ratio_that_was_missed_is_gone_where_a_line_would_fall_short() -> None:
+    kept, run, _, _ = tried(lambda share: 100 * share * share, lambda share: 0.1, None, first(0.75, way()), way())
+    assert kept is not None and kept.met and len(run) == 2 and run[1].amount == pytest.approx(0.75 * LIMIT / 56.25)
+
+
 def test_a_goal_that_is_met_is_run_once_and_points_that_are_used_up_end_it() -> None:
     kept, run, lines, _ = tried(lambda share: 50.4, lambda share: 0.0, None, first(0.4, way()), way())
     assert kept is not None and kept.met and len(run) == 1 and not lines and "run 1" not in str(kept)
