@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 from featherweight.recipe.schema import Constrain, CutUnits, LearnUnits, Recipe, Stage, Train
+from featherweight.recipe.way import Way
 from featherweight.recipes.goals import ways_to
+from featherweight.run.again import until_met, workdir_of
 from featherweight.run.choose import choose
 from featherweight.run.compressed import Compressed
 from featherweight.run.constrain import constrain
@@ -94,7 +96,9 @@ def shrink(
     runtime runs `model` as it is; at the cost of at most `lose` points of the task's score, which is checked at the end.
 
     Ways are measured untrained, a few are probed on training batches of which others are held out, and the best is run once with
-    `epochs` of training; its recipe is in `choice`. The task's score is asked of the dense and of the final network only.
+    `epochs` of training; its recipe is in `choice`. Where that misses the goal as measured, and points are left, it is tightened
+    and run again, twice at most, in folders 2 and 3 of `workdir`; the nearest is kept, and all are in `runs`. The task's score
+    is asked of the dense network and of those that were run in full.
     `runtimes`: for a goal of time, of "eager", "onnx", "integers" and "c" those that may be used. `told` hears of each step;
     `run`: further arguments of `compress`. Raises OutOfReach, with the least that can be reached.
     """
@@ -102,9 +106,22 @@ def shrink(
     def choose_here() -> Choice:
         return chosen(model, task, Goal.of(to), epochs=epochs, runtimes=runtimes, told=told, device=run.get("device"))
 
-    choice = engine_of(run.get("engine")).decided(choose_here)
+    def in_full(choice: Choice) -> Shrunk:
+        place = run.get("workdir")
+        inside = run | {"workdir": workdir_of(Path(place), choice)} if place is not None else run
+        return settled(choice, compress(model, choice.recipe, task, **inside), task, lose)
+
+    decided = engine_of(run.get("engine")).decided
+    choice = decided(choose_here)
     told(str(choice))
-    return settled(choice, compress(model, choice.recipe, task, **run), task, lose)
+    found = until_met(choice, in_full, ways_of(choice), told, lose, decided=decided)
+    assert found is not None  # nothing was run before
+    return found
+
+
+def ways_of(choice: Choice) -> Sequence[Way]:
+    """Those that end in the runtime of a choice, its own among them."""
+    return ways_to(choice.goal.what, () if choice.runtime is None else (choice.runtime,), choice.fastest)
 
 
 def chosen(

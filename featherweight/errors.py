@@ -54,6 +54,10 @@ class StorageError(FeatherweightError):
     exit_code = 6
 
 
+class DataWarning(UserWarning):
+    """Of data that can be worked with, what a user has to know; the command line prints it as a note."""
+
+
 LIKE = 0.5  # from 0 to 1: a name less like the given one is no suggestion
 LONGEST_NAME, MOST_NAMES, MOST_COMPARED = 200, 20_000, 20  # what a suggestion may cost, whatever the names come from
 

@@ -1,4 +1,4 @@
-"""The results table and the picture of the project's README, from committed rows alone: no figure there is typed by hand.
+"""The tables and the picture of the project's README, from committed rows alone: no figure there is typed by hand.
 
     featherweight reproduce readme      writes both anew
 
@@ -18,6 +18,19 @@ from benchmarks.lib.rows import ROOT, Line
 
 README, PICTURE = ROOT / "README.md", ROOT / "docs" / "measured.svg"
 BEGIN, END = "<!-- measured: written by `featherweight reproduce readme` -->\n", "<!-- end of measured -->"
+FROM, TO = "<!-- networks: written by `featherweight reproduce readme` -->\n", "<!-- end of networks -->"
+FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {  # of benchmarks/coverage: suite, what a name ends in or begins with
+    "pytorchcv: dense outputs, sound": (
+        "pytorchcv",
+        ("_cityscapes", "_voc", "_coco", "_celebamaskhq", "_widerface", "jasper", "quartznet", "superpointnet"),
+    ),
+    "pytorchcv: CIFAR-10's": ("pytorchcv", ("_cifar10",)),
+    "pytorchcv: ImageNet's": ("pytorchcv", ("",)),
+    "timm: drawn by lot": ("timm", ("",)),
+    "transformers": ("transformers", ("",)),
+}
+SHOWN = 8  # names of a family
+EXACT = 1e-9  # of the largest output
 PUBLISHED = ((167, 99.0, "arXiv 1810.07378"), (246, 99.2, "arXiv 1903.09769"))  # weights left on LeNet-5, times fewer
 SEEDS = (0, 1, 2)
 
@@ -151,6 +164,35 @@ def table() -> str:
     return "\n".join([*text, ""])
 
 
+def networks() -> str:
+    """Markdown: by family, how many networks of others were tried with half of every site cut, and what came of it."""
+    lines = list(rows("coverage").values())
+    left = {line["row"].rsplit(" ", 1)[0]: line for line in lines if line["part"] == "one"}
+    peers = {line["row"].rsplit(" ", 1)[0]: line for line in lines if line["part"] == "peer"}
+    text = [
+        "| networks of | among them | tried | cut exactly | in their own class | torch-pruning |",
+        "|---|---|---|---|---|---|",
+    ]
+    for family, (suite, ends) in FAMILIES.items():
+        own = {
+            name: left.pop(name)
+            for name, line in list(left.items())
+            if line["suite"] == suite and any(line["name"].endswith(end) or line["name"].startswith(end) for end in ends)
+        }
+        exact = [name for name, line in own.items() if line.get("graph") == "graph" and (line["graph_error"] or 0) <= EXACT]
+        cut = [name for name, line in own.items() if line.get("class") == "class" and line["class_error"] <= EXACT]
+        part = sum(own[name]["class_sites"][0] < own[name]["class_sites"][1] for name in cut)
+        told = [peers[name].get("tp", "") for name in own if name in peers]
+        theirs = f"{told.count('exact')} of {len(told)} exact"
+        theirs += f", {told.count('runs, not checked')} unchecked" if "runs, not checked" in told else ""
+        names = sorted({line["name"].partition("_")[0] for line in own.values()} - {"test", "tf"})
+        shown = ", ".join(names[len(names) * at // SHOWN] for at in range(min(SHOWN, len(names))))
+        in_class = f"{len(cut)}, {part} of them in part" if part else str(len(cut))
+        text.append(f"| {family} | {shown} .. | {len(own)} | {len(exact)} | {in_class} | {theirs} |")
+    assert not left, f"of no family: {', '.join(left)}"
+    return "\n".join([*text, ""])
+
+
 # --- the picture ---------------------------------------------------------------------------------------------------------
 
 WIDTH, HEIGHT = 760, 300
@@ -219,16 +261,18 @@ def _times(left: float, top: float, width: float, height: float) -> Iterable[str
 
 
 def written(text: str) -> str:
-    """A README with the table of today between its two marks."""
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}{table()}{END}{after}"
+    """A README with the tables of today between their marks."""
+    for begin, end, made in ((BEGIN, END, table()), (FROM, TO, networks())):
+        before, _, rest = text.partition(begin)
+        _, _, after = rest.partition(end)
+        text = f"{before}{begin}{made}{end}{after}"
+    return text
 
 
 def main() -> None:
     README.write_text(written(README.read_text()))
     PICTURE.write_text(picture())
-    print(table())
+    print(f"{table()}\n{networks()}")
 
 
 if __name__ == "__main__":

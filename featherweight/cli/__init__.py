@@ -8,6 +8,7 @@ from featherweight.cli import overview
 
 def main() -> None:
     """The entry point."""
+    overview.plain()
     if not overview.shown(sys.argv[1:]):
         from featherweight.cli.commands import app  # torch comes with it, which takes longer to import than help to read
 

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from featherweight.cli import console, outline, subjects
 from featherweight.cli.options import AsJson, Device, Inputs, Seed, Target, TargetData, TargetModel, Threads
+from featherweight.cli.subjects import Subject
 from featherweight.errors import InputError
 from featherweight.files import artifact, packed
 from featherweight.measurement import measure
+from featherweight.network import calls
 from featherweight.run.report import weights_left
 from featherweight.ship import activations, bench, c
 from featherweight.ship import export as exporting
+from featherweight.ship.export import Exported
+from featherweight.ship.runtimes import ExportError
 from featherweight.structure import trace
+from featherweight.zoo import own_data
 
 DISAGREES = 4
 WIDER = 1.5  # tables of C, times the bytes of the codes, from which it is said
@@ -100,8 +105,9 @@ def export_command(
     opset: Annotated[int, typer.Option(help="Of ONNX.")] = exporting.LEAST_OPSET,
     fixed_batch: Annotated[bool, typer.Option("--fixed-batch", help="The example's batch size only, not any.")] = False,
     any_length: Annotated[
-        bool, typer.Option("--any-length", help="Inputs of other lengths too, as the network takes them: texts, sounds.")
-    ] = False,
+        bool | None,
+        typer.Option("--any-length/--one-length", help="Inputs of other lengths too, as the network takes them; so are texts."),
+    ] = None,
     weights: Annotated[
         str,
         typer.Option(metavar="W", help="Coded weights in ONNX: packed (small, as fast), integers (DequantizeLinear) or float."),
@@ -124,11 +130,10 @@ def export_command(
     """Write TARGET as an ONNX model, a torch.export program or C, run the file, and say how far it is from the network."""
     if format not in (*exporting.FORMATS, "c"):
         raise InputError(f"format must be one of {', '.join(exporting.FORMATS)} or c, given {format!r}")
-    if format == "c" and (integers or scored or weights != "packed"):
-        raise InputError(
-            "--integers, --score and --weights are for ONNX; a C file runs the weights that are left, in float32, and is "
-            "compared with the network, whose score `inspect` tells"
-        )
+    if format == "c" and (integers or weights != "packed"):
+        raise InputError("--integers and --weights are for ONNX; a C file runs the weights that are left, in float32")
+    if scored and unchecked:
+        raise InputError("--score compiles and runs the C file, and --no-check leaves that out: give one of the two")
     if (integers or scored) and shapes:
         raise InputError(
             "--integers calibrates on a task's training batches and --score asks it: give --data in place of --input"
@@ -139,6 +144,8 @@ def export_command(
     path = out or folder / f"model.{format}"
     if format == "c":
         wrote = c.export_c(held.network, held.task.example_inputs, path, small=small, check=not unchecked)
+        if scored:
+            wrote = c.scored(wrote, held.network, held.task)
         if out is None:
             artifact.note_export(folder, path.name, wrote.to_dict())
         console.json_object(wrote.to_dict()) if as_json else console.exported_c(wrote)
@@ -153,22 +160,30 @@ def export_command(
     if integers:
         seen = activations.calibration(held.network, held.task, samples)
         asked = activations.Integers(seen, method, tuple(in_float or ()), not float_ends)  # type: ignore[arg-type]
-    done = exporting.export(
-        held.network,
-        held.task.example_inputs,
-        path,
-        format,  # type: ignore[arg-type]
-        opset=opset,
-        dynamic_batch=not fixed_batch,
-        any_length=any_length,
-        weights=weights,  # type: ignore[arg-type]
-        integers=asked,
+    done = _exported(
+        held, path, any_length, format=format, opset=opset, dynamic_batch=not fixed_batch, weights=weights, integers=asked
     )
     if scored:
         done = exporting.scored(done, held.network, held.task)
     if out is None:
         artifact.note_export(folder, path.name, done.to_dict())
     console.json_object(done.to_dict()) if as_json else console.exported(done)
+
+
+def _exported(held: Subject, path: Path, any_length: bool | None, **options: Any) -> Exported:
+    """`any_length` None: where the data are texts, no two of which are alike in length, and the network can."""
+    texts = any_length is None and own_data.varies(held.data)
+    example = held.task.example_inputs
+    try:
+        return exporting.export(held.network, example, path, any_length=any_length or texts, **options)
+    except ExportError as error:
+        if not texts:
+            raise
+        done = exporting.export(held.network, example, path, **options)
+        console.note(
+            f"note: the file takes texts of the example's length alone ({calls.Inputs.of(example)}). For others: {error}"
+        )
+        return done
 
 
 def bench_command(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -52,7 +53,7 @@ DEMO |= {"growth": "1.2", "rho_max": "1", "distill": "1"}  # tried on held-out t
 DEMO_RATIO, DEMO_POINTS = 20.0, 1.0
 
 
-class Commands(typer.core.TyperGroup):
+class Commands(overview.Group):
     """The one place where named errors become a message and an exit code."""
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
@@ -62,7 +63,9 @@ class Commands(typer.core.TyperGroup):
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
         failures.quiet()
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.showwarning = failures.warned
+                return super().invoke(ctx)
         except FeatherweightError as error:
             code = failures.tell(error)
             if isinstance(error, subjects.CodeNeeded):

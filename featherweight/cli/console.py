@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 from rich.console import Console
 from rich.padding import Padding
@@ -35,14 +35,19 @@ def _width(stream: TextIO) -> int | None:
     return None if stream.isatty() or os.environ.get("COLUMNS", "").isdigit() else PLAIN_WIDTH
 
 
+def _colours() -> Literal["auto"] | None:
+    """None, and no bold either, where NO_COLOR is set: see no-color.org."""
+    return None if os.environ.get("NO_COLOR") else "auto"
+
+
 def output() -> Console:
     """Standard output: results."""
-    return Console(highlight=False, soft_wrap=False, width=_width(sys.stdout))
+    return Console(highlight=False, soft_wrap=False, width=_width(sys.stdout), color_system=_colours())
 
 
 def messages() -> Console:
     """Standard error: progress, notes and errors."""
-    return Console(highlight=False, stderr=True, width=_width(sys.stderr))
+    return Console(highlight=False, stderr=True, width=_width(sys.stderr), color_system=_colours())
 
 
 def note(message: str) -> None:
@@ -317,6 +322,7 @@ def exported(done: Exported) -> None:
     """What was written, and how far the file's outputs are from the network's."""
     screen, batches = output(), ", ".join(str(batch) for batch in done.batches)
     size = "any batch size" if done.dynamic_batch else f"batch size {batches} only"
+    size += ", any length" if done.any_length else ", other sizes as in the example"
     version = f", opset {done.opset}" if done.opset is not None else ""
     screen.print(written(f"{done.path}: {done.bytes:,} bytes{version}, {size}"))
     screen.print(f"run again from the file at batch {batches}: differs by {done.relative:.1e} of the largest output, at most")
@@ -343,6 +349,8 @@ def exported_c(done: ExportedC) -> None:
             f"compiled and run: differs by {done.relative:.1e} of the largest output; {done.flash:,} bytes of flash here"
         )
     screen.print(f"{len(done.sparse)} layers over their non-zeros, {len(done.dense)} over all their weights")
+    if done.score is not None:
+        screen.print(f"score of the file: {done.score:.2f}")
 
 
 def export_noted(name: str, measured: dict[str, Any]) -> None:

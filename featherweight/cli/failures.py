@@ -6,14 +6,26 @@ import logging
 import os
 import sys
 import traceback
+import warnings
 from pathlib import Path
+from typing import Any
 
 from featherweight.cli import console, usercode
 from featherweight.cli.overview import DEBUG
-from featherweight.errors import FeatherweightError, InputError
+from featherweight.errors import DataWarning, FeatherweightError, InputError
 
 BROKEN_PIPE = 128 + 13  # as a shell tells of SIGPIPE
 WHOLE = f"{DEBUG}=1 before the command shows the whole traceback"
+
+
+def warned(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: str | None = None
+) -> None:
+    """A warning of ours as a note; another as Python shows it."""
+    if issubclass(category, DataWarning):
+        console.note(f"warning: {message}")
+    else:
+        sys.stderr.write(warnings.formatwarning(message, category, filename, lineno))
 
 
 def quiet() -> None:

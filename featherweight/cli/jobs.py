@@ -7,7 +7,7 @@ import re
 import shlex
 import signal
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -113,6 +113,15 @@ def run(
     if not engine.is_main:
         return _helped(job, recipe, workdir, engine), {}
     engine.decided(lambda: check_output(out))
+    done = ran(job, recipe, workdir, engine)
+    files = written(job, done, out)
+    if not keep_workdir:
+        clear(workdir)
+    return done, files
+
+
+def ran(job: Job, recipe: Recipe, workdir: Path, engine: Engine = ALONE) -> Compressed:
+    """Compress, going on from a checkpoint in `workdir`, and tell how it goes. Raises as `run` does."""
     if job.data in BUILT_IN_DATA or own_data.is_own(job.data):
         job.task.batches(0)  # reads the files: what is missing is said before a workdir is made
     first = recipe.stages[0]
@@ -124,15 +133,17 @@ def run(
     with display.Display([stage.name for stage in recipe.stages]) as shown:
         done = compress(job.network, recipe, job.task, workdir=workdir, monitor=shown, identity=job.identity, engine=engine)
     shown.finished(done.rows[-1].stage, done.rows[-1].measured.score)
+    return done
+
+
+def written(job: Job, done: Compressed, out: Path) -> dict[str, int]:
+    """Save, with a page of the run; the files' sizes."""
     files = save(job, done, out)
     try:
         files[PAGE] = report_page.build([out]).write(out / PAGE)
     except FeatherweightError as error:  # the artifact is there: a page that cannot be made is no reason to fail
         console.note(f"note: {PAGE} was not written: {error}")
-    if not keep_workdir:
-        with contextlib.suppress(InputError):  # another has begun there: the folder is its own now
-            _remove(workdir)
-    return done, files
+    return files
 
 
 def _helped(job: Job, recipe: Recipe, workdir: Path, engine: Engine) -> Compressed:
@@ -160,11 +171,20 @@ def run_or_saved(
     ctx: typer.Context, made: Job, recipe: Recipe, out: Path, place: Path, keep: bool, engine: Engine = ALONE
 ) -> tuple[Compressed, dict[str, int]]:
     """`run` of a command, which ends with INTERRUPTED and says how to go on where it is interrupted."""
-    try:
+    with interruptible(ctx, place):
         return run(made, recipe, out, place, keep_workdir=keep, engine=engine)
+
+
+@contextlib.contextmanager
+def interruptible(ctx: typer.Context, place: Path, beside: str = "") -> Iterator[None]:
+    """Ends with INTERRUPTED and says how to go on where it is interrupted. `beside`: what there is already, in words."""
+    try:
+        yield
     except KeyboardInterrupt:
         saved = (place / CHECKPOINT).exists()
-        console.note(f"interrupted; {f'saved in {place}. To go on' if saved else 'nothing was done yet. To start again'}:")
+        console.note(
+            f"interrupted; {beside}{f'saved in {place}. To go on' if saved else 'nothing was done yet. To start again'}:"
+        )
         root = ctx.find_root()
         console.command(f"  {root.info_name} {root.obj}")
         raise typer.Exit(INTERRUPTED) from None
@@ -205,6 +225,12 @@ def check_output(out: Path) -> None:
             pass
     except OSError as error:
         raise StorageError(f"cannot write to {out}: {error.strerror}. Choose another output folder") from error
+
+
+def clear(place: Path) -> None:
+    """Remove a workdir that is done with, and leave one in which another run has begun: it is that one's now."""
+    with contextlib.suppress(InputError):
+        _remove(place)
 
 
 def _remove(place: Path) -> None:

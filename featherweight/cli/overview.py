@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import os
+from typing import Annotated, Any
 
 import typer
+import typer.core
 
 DEBUG = "FEATHERWEIGHT_DEBUG"
 EPILOG = (
@@ -26,7 +28,7 @@ compress: Compress MODEL on the data by the recipe, and write the artifact to DI
 plan: Show what `compress` would do, with exact names and sizes, or which units a budget would cut; and run nothing.
 recipes: List the built-in recipes by what they are for, or show one: its parameters and itself as YAML, to be saved as a file.
 demo: Train LeNet-5 on scikit-learn's digits and leave a twentieth of its weights. Nothing is downloaded; a minute or two.
-shrink: Reach a goal: pick and chain what fits, by its cost as measured and short probes on batches held out, and run it once.
+shrink: Reach a goal: pick and chain what fits, by its cost as measured and short probes on batches held out, and run it.
 prune: Cut channels, neurons and heads of MODEL without training; write the artifact to DIR. --data (labels or none) scores it.
 factorize: Replace layers of MODEL by two thin ones without training, and write the artifact to DIR. With --data it is scored.
 quantize: Round the weights of MODEL to few levels without training, and write the artifact to DIR. With --data it is scored.
@@ -39,6 +41,34 @@ report: Write what was asked of one or more runs and what came of it as a page: 
 reproduce: Run a benchmark of a checkout and rewrite its table; without NAME, list them. Further arguments go to the benchmark.
 """
 COMMANDS = dict(line.split(": ", 1) for line in _COMMANDS.splitlines())  # as the docstrings of the commands begin
+
+
+class Group(typer.core.TyperGroup):
+    """Commands whose help shows a flag alone, without the type of its value."""
+
+    def get_params(self, ctx: typer.Context) -> list[Any]:  # type: ignore[override]
+        return _bare(super().get_params(ctx))
+
+    def get_command(self, ctx: typer.Context, name: str) -> Any:  # type: ignore[override]
+        command = super().get_command(ctx, name)
+        if command is not None:
+            _bare(command.get_params(ctx))
+        return command
+
+
+def _bare(parameters: list[Any]) -> list[Any]:
+    for one in parameters:
+        if getattr(one, "is_flag", False) and one.metavar is None:
+            one.metavar = ""
+    return parameters
+
+
+def plain() -> None:
+    """Where NO_COLOR is set, help and errors of options have no colour and no bold either: see no-color.org."""
+    if os.environ.get("NO_COLOR"):
+        from typer import rich_utils
+
+        rich_utils.COLOR_SYSTEM = None
 
 
 def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
@@ -54,7 +84,7 @@ def shown(arguments: list[str]) -> bool:
     """Were these answered here? All but a command are."""
     if arguments and arguments not in (["-h"], ["--help"], ["--version"]):
         return False
-    app = typer.Typer(**LOOKS)  # type: ignore[arg-type]
+    app = typer.Typer(cls=Group, **LOOKS)  # type: ignore[arg-type]
     app.callback(invoke_without_command=True)(root)
     for name, line in COMMANDS.items():
         app.command(name, help=line)(_nothing)

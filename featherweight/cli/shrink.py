@@ -10,12 +10,15 @@ import typer
 from featherweight.cli import console, jobs
 from featherweight.cli.jobs import Job
 from featherweight.cli.options import AsJson, Data, Device, Model, Seed, Threads, Weights, Workdir
-from featherweight.compression import chosen
+from featherweight.compression import chosen, ways_of
 from featherweight.errors import InputError
 from featherweight.files import storage
 from featherweight.recipe import reading
-from featherweight.run import shrunk
+from featherweight.recipe.schema import Recipe
+from featherweight.run import again, shrunk
 from featherweight.run.goals import FORMS, Goal
+from featherweight.run.shrunk import Choice, Shrunk
+from featherweight.zoo import own_data
 
 MISSED = 1
 
@@ -49,9 +52,10 @@ def shrink_command(
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
-    """Reach a goal: pick and chain what fits, by its cost as measured and short probes on batches held out, and run it once.
+    """Reach a goal: pick and chain what fits, by its cost as measured and short probes on batches held out, and run it.
 
-    Exits with 1 where the goal is not met as measured, or more is lost than --lose.
+    A goal that is missed as measured, with points left, is tightened and run again, twice at most; the nearest is kept. Exits
+    with 1 where the goal is not met as measured, or more is lost than --lose.
     """
     if (to is None) == (faster is None):
         raise InputError(f"give --to GOAL ({FORMS}) or --faster 2x, one of the two")
@@ -74,21 +78,44 @@ def shrink_command(
             shrunk.remember(choice, place, about, made.network)
     else:
         console.note(f"going on with what was chosen before, in {place}")
-    if recipe_out is not None:
-        text = reading.to_yaml(choice.recipe)
-        storage.replace(recipe_out, lambda file: file.write(text.encode()))
+    _write(choice.recipe, recipe_out)
     if dry_run or out is None or place is None:
         console.json_object(choice.to_dict()) if as_json else console.lines(str(choice))
         return
     if not as_json:
         console.lines(str(choice))
-    done, files = jobs.run_or_saved(ctx, made, choice.recipe, out, place, keep=workdir is not None)
-    reached = shrunk.settled(choice, done, made.task, lose)
-    files |= reached.ship(out)
+    files: dict[str, int] = {}
+
+    def in_full(chosen: Choice) -> Shrunk:
+        inside = again.workdir_of(place, chosen)
+        if chosen.before:
+            shrunk.remember(chosen, place, about, made.network)
+        with jobs.interruptible(ctx, inside, f"{out} holds the nearest so far; " if chosen.before else ""):
+            done = jobs.ran(made, chosen.recipe, inside)
+        return shrunk.settled(chosen, done, made.task, lose)
+
+    def save(reached: Shrunk) -> None:
+        files.update(jobs.written(made, reached.compressed, out))
+        files.update(reached.ship(out, any_length=own_data.varies(made.data)))
+        _write(reached.choice.recipe, recipe_out)
+
+    reached = again.until_met(choice, in_full, ways_of(choice), console.note, lose, nearest=save)
+    for folder in (*again.workdirs(place), place) if workdir is None else ():
+        jobs.clear(folder)
+    if reached is None:
+        console.note(f"{out} stays as it is: what a run before came to is nearer to the goal, and none of these is kept")
+        raise typer.Exit(MISSED)
     if as_json:
         console.json_object({"output": str(out), "files": files, **reached.to_dict()})
     else:
-        console.results(done.rows, out, files, jobs.next_commands(str(ctx.find_root().info_name), made, out))
+        console.results(reached.compressed.rows, out, files, jobs.next_commands(str(ctx.find_root().info_name), made, out))
         console.lines(str(reached))
     if not (reached.met and reached.kept):
         raise typer.Exit(MISSED)
+
+
+def _write(recipe: Recipe, path: Path | None) -> None:
+    """As YAML, where that is asked for."""
+    if path is not None:
+        text = reading.to_yaml(recipe)
+        storage.replace(path, lambda file: file.write(text.encode()))

@@ -83,6 +83,7 @@ def choose(
         raise InputError("runtimes are for a goal of time, such as 2ms: what is counted is the same in all of them")
     probing = held_out(task)
     unscored = replace(probing, evaluate=lambda network: 0.0)
+    told("measuring the network as given")
     with Costs(goal, model, task, runtimes) as costs:
         now = costs.ms[costs.fastest] if goal.what == "latency_ms" else costs.of(run(AS_IT_IS, unscored), None)
         limit = goal.limit(now)
@@ -93,7 +94,9 @@ def choose(
         failed: list[tuple[Tried, float]] = []
         for way in ways(costs.runtimes, costs.fastest):
             begun = time.perf_counter()
-            fit = fitted(way, goal, limit, now, lambda recipe, way=way: costs.of(run(recipe, unscored), runtime_of(way)))  # type: ignore[misc]
+            fit = fitted(
+                way, goal, limit, now, lambda recipe, way=way: costs.of(run(recipe, unscored), runtime_of(way)), told  # type: ignore[misc]
+            )  # fmt: skip
             seconds = time.perf_counter() - begun
             if fit.amount is None:
                 told(f"{way.shown(None)}: does not get there ({fit.why})")
@@ -117,7 +120,7 @@ def choose(
         assert best.tried.cost is not None
         return Choice(
             goal, recipe, best.tried.way, runtime_of(best.way), now, limit, best.tried.cost, table, costs.fastest, dict(costs.ms),
-            costs.refused, dense, minutes,
+            costs.refused, dense, minutes, best.amount, epochs,
         )  # fmt: skip
 
 
@@ -148,20 +151,25 @@ def _loss(task: Task, network: nn.Module, batches: Sequence[Batch]) -> float:
 # --- how far -------------------------------------------------------------------------------------------------------------
 
 
-def fitted(way: Way, goal: Goal, limit: float, now: float, cost: Callable[[Recipe], float]) -> Fit:
+def fitted(
+    way: Way, goal: Goal, limit: float, now: float, cost: Callable[[Recipe], float], told: Told = lambda line: None
+) -> Fit:
     """The mildest amount of `way` whose untrained network costs at most `limit`, nearly: a little less where training or the
-    clock moves the cost. `cost`: builds and measures one; an error that no amount mends ends the search."""
+    clock moves the cost. `cost`: builds and measures one; an error that no amount mends ends the search. `told` hears of each."""
     aim = limit * (1 - MARGIN.get(goal.what, 0.0))
     least, why = math.inf, ""
 
     def measured(amount: float) -> float | None:
         """None where the way cannot go so far."""
         nonlocal least, why
+        begun = time.perf_counter()
         try:
             found = cost(_bare(way.recipe(amount, 0)))
         except (Infeasible, FactorError) as error:
             why = shortened(str(error))
+            told(f"  {way.shown(amount)}: it cannot go so far ({time.perf_counter() - begun:.1f} s)")
             return None
+        told(f"  {way.shown(amount)}: {goal.shown(found)} ({time.perf_counter() - begun:.1f} s)")
         least = min(least, found)
         return found
 
@@ -247,6 +255,10 @@ def _probed(
     if len(found) == 1:
         return list(found), None, None
     judged, dense, pace = [], None, 0.0
+    batches = steps_of(probing, 0)
+    told(
+        f"probing {min(len(found), MOST_PROBES)} ways: {PROBE_EPOCHS} epochs of {batches} training batches each, judged by others"
+    )
     for number, one in enumerate(found):
         if number >= MOST_PROBES:
             judged.append(replace(one, tried=replace(one.tried, why=f"not probed: {MOST_PROBES} others were")))
@@ -258,16 +270,16 @@ def _probed(
             if one.way.runtime == "integers":
                 score = score_in_integers(done.model, probing)
         except FeatherweightError as error:
+            told(f"{one.tried.way}: cannot be probed ({shortened(str(error))})")
             judged.append(replace(one, tried=replace(one.tried, why=shortened(str(error)))))
             continue
         assert score is not None
         dense = dense if done.rows[0].measured.score is None else -done.rows[0].measured.score
         trained = sum(row.seconds for row in done.rows if row.epochs)
-        pace = max(pace, trained / (PROBE_EPOCHS * steps_of(probing, 0)))
-        told(f"{one.tried.way}: loss {-score:.4g} on held-out batches after a probe")
-        judged.append(
-            replace(one, tried=replace(one.tried, loss=-score, seconds=one.tried.seconds + time.perf_counter() - begun))
-        )
+        pace = max(pace, trained / (PROBE_EPOCHS * batches))
+        seconds = time.perf_counter() - begun
+        told(f"{one.tried.way}: loss {-score:.4g} on held-out batches after a probe ({seconds:.1f} s)")
+        judged.append(replace(one, tried=replace(one.tried, loss=-score, seconds=one.tried.seconds + seconds)))
     if all(one.tried.loss is None for one in judged):
         raise InputError(f"no way to the goal could be trained: {'; '.join(one.tried.why for one in judged)}")
     return judged, dense, pace

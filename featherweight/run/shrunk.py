@@ -22,7 +22,7 @@ from featherweight.run.goals import CLOSE, FINAL_ROUNDS, Costs, Goal
 from featherweight.ship import c, export
 from featherweight.ship.activations import FromFile, Integers, calibration
 from featherweight.ship.bench import Runtime
-from featherweight.ship.runtimes import onnx_runner
+from featherweight.ship.runtimes import ExportError, onnx_runner
 from featherweight.task import Task
 
 CHOICE = "choice.json"  # in a run's folder
@@ -46,14 +46,27 @@ class Tried:
 
 
 @dataclass(frozen=True)
+class Attempt:
+    """A full run: how far its way went, what came of it in what the goal is of, and the points of the score it cost."""
+
+    way: str
+    amount: float | None
+    measured: float
+    lost: float
+
+
+@dataclass(frozen=True)
 class Choice:
     """What is to be done, and why.
 
-    now, limit, cost  of the network as it was given, the goal's, and what the untrained network of this recipe measured
+    now, limit, cost  of the network as it was given, the goal's, and what the untrained network of this recipe measured; of a
+                      recipe that was tightened after a full run, what it is to come to
     fastest, ms       for a goal of time: the runtime in which the network as it was given is fastest, its milliseconds in each
     refused           runtime -> why it was not used
     dense_loss        of the network as it was given, on the batches held out; None without probes
     minutes           that the full run will take, by the pace of the probe
+    amount, epochs    of the way: what its recipe was made from
+    before            the full runs that missed the goal, of which this one is the next
     """
 
     goal: Goal
@@ -69,6 +82,9 @@ class Choice:
     refused: Mapping[str, str] = field(default_factory=dict)
     dense_loss: float | None = None
     minutes: float | None = None
+    amount: float | None = None
+    epochs: int = 0
+    before: tuple[Attempt, ...] = ()
 
     def __str__(self) -> str:
         goal = self.goal
@@ -96,6 +112,7 @@ class Shrunk:
 
     measured  of the compressed network, in what the goal is of; spread: of the times, over their median, for a goal of time
     before    the score of the network as it was given; score: of the network as it is shipped; lose: the points that it may cost
+    runs      all in full, this one among them, where the first missed the goal
     """
 
     compressed: Compressed
@@ -106,11 +123,16 @@ class Shrunk:
     before: float
     score: float
     lose: float | None = None
+    runs: tuple[Attempt, ...] = ()
+
+    @property
+    def attempt(self) -> Attempt:
+        return Attempt(self.choice.way, self.choice.amount, self.measured, self.before - self.score)
 
     @property
     def met(self) -> bool:
         """Is the goal met as measured, to 1 %?"""
-        return self.measured <= (1 + CLOSE) * self.choice.limit
+        return meets(self.choice, self.measured)
 
     @property
     def kept(self) -> bool:
@@ -125,8 +147,11 @@ class Shrunk:
             spread = f" ({faster:.3g}x as fast as the network as given, timed in turns; times spread by {self.spread:.0%})"
         met = "met" if self.met else f"NOT met, {self.measured / limit - 1:.1%} above it; the nearest that was found"
         bound = "" if self.lose is None else f", {'within' if self.kept else 'MORE than'} the {self.lose:g} allowed"
+        several = [f"run {number}     {told(one, goal)}" for number, one in enumerate(self.runs, 1)] if len(self.runs) > 1 else []
+        several += [f"kept      {self.choice.way}"] if several else []
         return "\n".join(
             (
+                *several,
                 f"goal      at most {goal.shown(limit)}: measured {goal.shown(self.measured)}{spread}, {met}",
                 f"score     {self.score:.4g} of {self.before:.4g}, {abs(lost):.3g} {'lost' if lost > 0 else 'gained'}{bound}",
             )
@@ -135,14 +160,16 @@ class Shrunk:
     def to_dict(self) -> dict[str, Any]:
         """Plain data, fit for JSON."""
         found = {"measured": self.measured, "spread": self.spread, "met": self.met, "before": self.before, "score": self.score}
-        return found | {"lose": self.lose, "kept": self.kept, "choice": self.choice.to_dict()}
+        runs = [asdict(one) for one in self.runs]
+        return found | {"lose": self.lose, "kept": self.kept, "runs": runs, "choice": self.choice.to_dict()}
 
     def save(self, folder: str | Path) -> dict[str, int]:
         """Write the artifact, and the file that reaches the goal beside it; the files' sizes in bytes. Raises StorageError."""
         return self.compressed.save(folder) | self.ship(folder)
 
-    def ship(self, folder: str | Path) -> dict[str, int]:
-        """Write the file that reaches the goal into an artifact's folder: packed, ONNX or C; the sizes of what was written."""
+    def ship(self, folder: str | Path, *, any_length: bool = False) -> dict[str, int]:
+        """Write the file that reaches the goal into an artifact's folder: packed, ONNX or C; the sizes of what was written.
+        `any_length`: of ONNX, for inputs of other lengths too, where the network can."""
         place, runtime = Path(folder), self.choice.runtime
         if self.choice.goal.what == "bytes":
             return {"model.fwz": self.compressed.pack(place / "model.fwz")}
@@ -153,10 +180,27 @@ class Shrunk:
             wrote: c.ExportedC | export.Exported = c.export_c(network, example, place / "model.c")
         else:
             asked = Integers(calibration(network, self.task)) if runtime == "integers" else None
-            wrote = export.export(network, example, place / "model.onnx", integers=asked)
+            path = place / "model.onnx"
+            try:
+                wrote = export.export(network, example, path, integers=asked, any_length=any_length)
+            except ExportError:
+                if not any_length:
+                    raise
+                wrote = export.export(network, example, path, integers=asked)
         name = Path(wrote.path).name
         artifact.note_export(place, name, wrote.to_dict())
         return {name: wrote.bytes}
+
+
+def meets(choice: Choice, measured: float) -> bool:
+    """Is the goal met, to 1 %?"""
+    return measured <= (1 + CLOSE) * choice.limit
+
+
+def told(one: Attempt, goal: Goal) -> str:
+    """A full run in words."""
+    points = f"{abs(one.lost):.3g} points {'lost' if one.lost > 0 else 'gained'}"
+    return f"{one.way}: measured {goal.shown(one.measured)}, {points}"
 
 
 def settled(choice: Choice, done: Compressed, task: Task, lose: float | None) -> Shrunk:

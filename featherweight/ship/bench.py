@@ -29,6 +29,12 @@ Runtime = Literal["eager", "onnx", "integers", "c"]
 RUNTIMES: tuple[Runtime, ...] = ("eager", "onnx", "integers", "c")
 USUAL: tuple[Runtime, ...] = ("eager", "onnx")  # what needs no compiler and no data to calibrate on
 IN_ONNX = ("onnx", "integers")
+MEANT: dict[str, str] = {  # runtime -> what was timed, in words
+    "eager": "PyTorch as it is",
+    "onnx": "ONNX Runtime, the file that `export` writes",
+    "integers": "ONNX Runtime, activations in 8 bits (`export --integers`)",
+    "c": "C, compiled here (`export --format c`), one thread",
+}
 Verdict = Literal["faster", "no difference seen", "slower"]
 
 LEAST_GAIN = 0.03  # below this a difference is not told from what the order and the memory layout of two variants do
@@ -184,7 +190,7 @@ def judge(baseline: Sequence[float], variant: Sequence[float]) -> tuple[float, f
 
 
 def text(result: Bench) -> str:
-    """A plain-text table, the baseline first in each setting, and the warnings."""
+    """A plain-text table, the baseline first in each setting, what each runtime is, and the warnings."""
     verdicts = {(c.variant, c.runtime, c.device, c.threads, c.batch): str(c) for c in result.comparisons}
     rows = [("variant", "runtime", "device", "threads", "batch", "ms", "quartiles", "against the first")]
     for t in result.timings:
@@ -197,7 +203,8 @@ def text(result: Bench) -> str:
         "  ".join(c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))).rstrip()
         for row in rows
     ]
-    return "\n".join([*lines, *(f"! {warning}" for warning in result.warnings)])
+    named = [f"{name}: {MEANT[name]}" for name in dict.fromkeys(t.runtime for t in result.timings)]
+    return "\n".join([*lines, *named, *(f"! {warning}" for warning in result.warnings)])
 
 
 # --- the parts -----------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from featherweight.errors import InputError, StorageError
 from featherweight.files import storage
 from featherweight.lowrank.factor import materialise
 from featherweight.network.calls import Example, Inputs, plain_outputs, tensors_of
+from featherweight.network.calls import plain as plain_output
 from featherweight.network.copies import copied
 from featherweight.network.devices import device_of, placed
 from featherweight.ship.activations import FromFile, Integers, quantise
@@ -51,6 +52,7 @@ class Exported:
                 and truth values the share that differs
     integers    of activations: the samples calibrated on, the layers, those left in float32, and the error on these samples
     score       of the file, by the task
+    any_length  does it take inputs of other lengths than the example's?
     """
 
     path: str
@@ -64,6 +66,7 @@ class Exported:
     relative: float
     integers: dict[str, Any] | None = None
     score: float | None = None
+    any_length: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, fit for JSON and for a report."""
@@ -148,7 +151,7 @@ def export(
     size = sum((path.parent / name).stat().st_size for name in files)
     return Exported(
         str(path), format, tuple(files), size, opset if format == "onnx" else None, dynamic_batch, batches, difference, relative,
-        asdict(quantised) if quantised else None,
+        asdict(quantised) if quantised else None, None, any_length,
     )  # fmt: skip
 
 
@@ -233,18 +236,41 @@ def _onnx_writer(opset: int, held: Mapping[str, Stored], form: Form) -> Writer:
             require(name, "to export to ONNX and to check the file")
         program = _program(network, example, dynamic, others)
         weights = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
+        names = _names(network, example, program)
         try:
             beside = weights > LARGEST_SINGLE_FILE
             if beside:
-                torch.onnx.export(program, (), str(path), dynamo=True, opset_version=opset, verbose=False, external_data=True)
+                torch.onnx.export(
+                    program,
+                    (),
+                    str(path),
+                    output_names=names,
+                    dynamo=True,
+                    opset_version=opset,
+                    verbose=False,
+                    external_data=True,
+                )
                 return
-            made = torch.onnx.export(program, (), dynamo=True, opset_version=opset, verbose=False, optimize=False)
+            made = torch.onnx.export(
+                program, (), output_names=names, dynamo=True, opset_version=opset, verbose=False, optimize=False
+            )
         except torch.onnx.OnnxExporterError as error:
             raise ExportError(_why(error)) from error
         assert made is not None
         path.write_bytes(_optimised(made.model_proto, held if form != "float" else {}, form, opset).SerializeToString())
 
     return write
+
+
+def _names(network: nn.Module, example: Inputs, program: torch.export.ExportedProgram) -> list[str] | None:
+    """Of the outputs, where the network gives them by name; None where it does not, or a name may be that of something else."""
+    with torch.no_grad():
+        output = plain_output(example.call(network))
+    if not isinstance(output, dict) or not all(isinstance(part, torch.Tensor | None) for part in output.values()):
+        return None
+    names = [str(name) for name, part in output.items() if part is not None]
+    taken = {*program.state_dict, *program.graph_signature.user_inputs}
+    return names if all(name.isidentifier() and name not in taken for name in names) else None
 
 
 def _optimised(model: Any, held: Mapping[str, Stored], form: Form, opset: int) -> Any:

@@ -129,7 +129,8 @@ def task(given: Given, how: Pictures) -> Task:
 
 
 def scan(root: Path, held: float) -> Folder:
-    """The names of all pictures below `root`. Raises DataError where there are no two classes, or the parts' classes differ."""
+    """The names of all pictures below `root`. Raises DataError where there are no two classes, or only the part to score on has
+    one; and warns where that part lacks one."""
     if not root.is_dir():
         raise DataError(f"imagefolder: {root} is no folder: give one with a folder a class in it, or in its train/ and val/")
     parts = [next((root / name for name in names if (root / name).is_dir()), None) for names in (TRAIN, TEST)]
@@ -139,16 +140,27 @@ def scan(root: Path, held: float) -> Folder:
         train, test = own_data.split(names.labels, held, seed=0)  # the same for every seed: no run sees another's test part
         if not len(test):
             raise DataError(f"imagefolder: {root} has one picture a class and none to score on: add a folder val/ beside train/")
-        return Folder(names.at(train), names.at(test), classes)
+        held_out = names.at(test)
+        own_data.same_classes(
+            classes, _there(held_out, classes), f"imagefolder: {root}", "the training part", "the part held out"
+        )
+        return Folder(names.at(train), held_out, classes)
     classes = _classes(parts[0])
     if parts[1] is None:
         raise DataError(
             f"imagefolder: {root} has train/ and no val/ to score on: add it, or give {root / 'train'} for a part held out"
         )
-    unknown = sorted(set(_folders(parts[1])) - set(classes))
-    if unknown:
-        raise DataError(f"imagefolder: {parts[1]} has the class {unknown[0]!r}, which {parts[0]} has not")
-    return Folder(_named(parts[0], classes), _named(parts[1], classes, whole=False), classes)
+    asked = ("imagefolder", str(parts[0]), str(parts[1]))
+    folders = _folders(parts[1])
+    if set(folders) - set(classes):
+        own_data.same_classes(classes, folders, *asked)
+    tested = _named(parts[1], classes, whole=False)  # numbers are those of train/, whatever is in val/
+    own_data.same_classes(classes, _there(tested, classes), *asked)
+    return Folder(_named(parts[0], classes), tested, classes)
+
+
+def _there(names: Names, classes: Sequence[str]) -> list[str]:
+    return [classes[number] for number in names.labels.unique().tolist()]
 
 
 def _folders(root: Path) -> list[str]:
@@ -171,7 +183,7 @@ def _named(root: Path, classes: Sequence[str], whole: bool = True) -> Names:
     paths: list[bytes] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        found = sorted(_pictures(root / name))
+        found = sorted(_pictures(root / name))  # none where there is no such folder
         if not found and whole:
             raise DataError(f"imagefolder: {root / name} holds no picture ({', '.join(KINDS)})")
         paths += [os.fsencode(f"{name}/{one}") for one in found]

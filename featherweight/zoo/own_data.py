@@ -7,7 +7,8 @@ read before the first batch or score but the names of files, and of text the fir
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from featherweight.errors import DataError, InputError, did_you_mean, short
+from featherweight.errors import DataError, DataWarning, InputError, did_you_mean, short
 from featherweight.zoo import sources
 
 SETTING = re.compile(r"([a-z]{1,20})=([\w.%-]{1,60})")
@@ -27,6 +28,7 @@ KNOWN = {  # form -> its settings
     "jsonl": ("text", "label", "length", "batch", "rate", "held"),
 }
 FORMS = tuple(f"{form}:PATH" for form in KNOWN)
+MOST_NAMED = 8  # classes in a message
 HELD_OUT = 0.2  # of each class, where no part is for testing
 
 
@@ -49,6 +51,11 @@ class Given:
 def is_own(text: str) -> bool:
     """Is it data by a path?"""
     return text.partition(":")[0] in KNOWN and ":" in text and ".py:" not in text
+
+
+def varies(text: str) -> bool:
+    """Are its inputs of several lengths, as texts are?"""
+    return is_own(text) and text.partition(":")[0] in ("csv", "jsonl")
 
 
 def given(text: str, seed: int, device: torch.device) -> Given:
@@ -133,6 +140,22 @@ def split(labels: Tensor, held: float, seed: int) -> tuple[Tensor, Tensor]:
     return (~chosen).nonzero().flatten(), chosen.nonzero().flatten()
 
 
+def same_classes(trained: Collection[str], scored: Collection[str], what: str, train: str, test: str) -> None:
+    """Of two parts, `train` and `test`, the names of the classes that have samples there. Raises DataError where only `test` has
+    one, and warns where only `train` has: the score then says nothing of it."""
+    if unknown := [name for name in scored if name not in trained]:
+        raise DataError(f"{what}: {test} has {_classes(unknown)}, which {train} has not")
+    if lacking := [name for name in trained if name not in scored]:
+        said = f"{what}: {test} has no sample of {_classes(lacking)}, which {train} has: the score says nothing of "
+        warnings.warn(said + ("it" if len(lacking) == 1 else "them"), DataWarning, stacklevel=2)
+
+
+def _classes(names: Sequence[str]) -> str:
+    shown = ", ".join(short(name) for name in names[:MOST_NAMED])
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return f"the class{'es' if len(names) > 1 else ''} {shown}{more}"
+
+
 def accuracy(network: nn.Module, batches: Any, classes: int, call: Callable[[nn.Module, Any], Tensor]) -> float:
     """Percent of the labels that have the largest logit. `batches`: of (inputs, labels)."""
     right = total = 0
@@ -156,11 +179,19 @@ def pictures(model: str, network: nn.Module | None, settings: Mapping[str, Any])
     return found
 
 
-def parts(labels: Tensor, test: Tensor | None, held: float, what: str) -> tuple[Tensor, Tensor, int]:
+def parts(
+    labels: Tensor, test: Tensor | None, held: float, what: str, names: Mapping[int, str] | None = None
+) -> tuple[Tensor, Tensor, int]:
     """(places to train on, places to score on, classes) of class numbers; `test`: labels of a part of its own, after the others.
+    `names`: class number -> its name, where it has one.
 
-    Raises DataError for labels that are no class numbers, for one class, and for a class that only the test part has.
+    Raises DataError for labels that are no class numbers, for one class, and for classes that only the test part has; warns of
+    classes that it has not.
     """
+
+    def named(part: Tensor) -> list[str]:
+        return [(names or {}).get(number, str(number)) for number in part.unique().tolist()]
+
     least, most = int(labels.min()), int(labels.max())
     if least < 0 or most > 100_000:
         raise DataError(f"{what}: class numbers go from 0 to 100,000, and the labels from {least} to {most}")
@@ -171,8 +202,7 @@ def parts(labels: Tensor, test: Tensor | None, held: float, what: str) -> tuple[
         train, tested = split(labels, held, seed=0)  # the same for every seed: no run sees another's test part
         if not len(tested):
             raise DataError(f"{what}: one sample a class and none to score on: give a part for testing")
+        same_classes(named(labels), named(labels[tested]), what, "the training part", "the part held out")
         return train, tested, classes
-    unknown = sorted(set(test.tolist()) - set(labels.tolist()))
-    if unknown:
-        raise DataError(f"{what}: the test part has the class {unknown[0]}, which the training part has not")
+    same_classes(named(labels), named(test), what, "the training part", "the test part")
     return torch.arange(len(labels)), torch.arange(len(labels), len(labels) + len(test)), classes

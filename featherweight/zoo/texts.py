@@ -135,9 +135,10 @@ def read(given: Given, known: dict[str, int]) -> Rows:
     unknown = [label for pairs in found for _, label in pairs if label not in numbers]
     if unknown:
         raise DataError(f"{given.form}: {files[-1]} has the label {short(unknown[0])}, which the training part has not")
+    names = {number: name for name, number in numbers.items()}
     labels = [torch.tensor([numbers[label] for _, label in pairs]) for pairs in found]
     test = labels[1] if len(labels) > 1 else None
-    train, tested, classes = own_data.parts(labels[0], test, given.held, f"{given.form}: {given.path}")
+    train, tested, classes = own_data.parts(labels[0], test, given.held, f"{given.form}: {given.path}", names)
     return Rows([text for pairs in found for text, _ in pairs], torch.cat(labels), train, tested, classes)
 
 

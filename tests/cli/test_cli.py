@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer
 import yaml
@@ -532,3 +533,28 @@ def test_live_lines_fit_the_terminal(width: int) -> None:
     first, second, *_ = screen.export_text().splitlines()
     assert "stage 2/2 20x, train" in first and "10/920" in first and "1:01:40 left" in first and len(first) <= width
     assert "loss 0.2500" in second and "98.77" in second and "0.500 at stage2.0.shortcut.conv.weight" in second
+
+
+def test_help_shows_a_flag_alone_and_no_colour_means_no_escape_codes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("typer.rich_utils.COLOR_SYSTEM", "auto")
+    monkeypatch.setattr("typer.rich_utils.FORCE_TERMINAL", True)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    for words in (("recipes",), ("export", "--help")):
+        assert "\x1b" in call(*words).stdout, "or nothing is shown by the rest of this"
+    monkeypatch.setenv("NO_COLOR", "1")
+    overview.plain()
+    for words in (("--help",), *((name, "--help") for name in overview.COMMANDS), ("recipes",)):
+        shown = call(*words).stdout
+        assert "\x1b" not in shown and "<bool>" not in shown
+    assert "\x1b" not in call("expotr", code=2).stderr
+    monkeypatch.setattr("typer.rich_utils.FORCE_TERMINAL", None)
+    monkeypatch.delenv("FORCE_COLOR")
+    monkeypatch.delenv("NO_COLOR")
+    assert "\x1b" not in call("recipes").stdout, "piped"
+
+
+def test_a_warning_about_the_data_is_a_note(place: Path) -> None:
+    x, y = np.zeros((8, 6), np.float32), np.arange(8) % 2
+    np.savez(place / "a.npz", x=x, y=y, x_test=x[:2], y_test=np.zeros(2, np.int64))
+    said = message(call("plan", "own.py:net", "--data", "npz:a.npz", "--recipe", "mine.yaml"))
+    assert "warning: npz: a.npz: the test part has no sample of the class '1'" in said and "DataWarning" not in said

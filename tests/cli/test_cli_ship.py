@@ -15,9 +15,11 @@ from typer.testing import CliRunner, Result
 from featherweight import Constrain, Recipe, Rule, TopK, compress, structure
 from featherweight.cli.commands import app
 from featherweight.cli.inputs import network, task
+from featherweight.files import artifact
 from featherweight.files.artifact import save_cut
 from featherweight.recipes.low_rank import decompose
 from featherweight.structure import trace
+from featherweight.zoo import own_data
 
 OWN = """
 import torch
@@ -74,8 +76,11 @@ def test_export_writes_runs_and_notes_the_file(place: Path) -> None:
     assert json.loads(call("inspect", "thin", *OURS, "--json").stdout)["exports"] == noted
 
 
-def test_export_of_a_program_to_a_given_file(place: Path) -> None:
-    shown = call("export", "masked", *OURS, "--format", "pt2", "-o", "own.pt2", "--fixed-batch").stdout
+def test_export_of_a_program_to_a_given_file(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own_data, "varies", lambda data: True)  # asked for any length first, as texts are, and it takes one
+    told = call("export", "masked", *OURS, "--format", "pt2", "-o", "own.pt2", "--fixed-batch")
+    shown = told.stdout
+    assert "of the example's length alone" in told.stderr and "other sizes as in the example" in shown
     assert "own.pt2: " in shown and "batch size 1 only" in shown and (place / "own.pt2").stat().st_size > 1000
     assert json.loads((place / "masked/compression.json").read_text())["exports"] == {}
 
@@ -157,20 +162,30 @@ def test_export_in_integers_is_scored_from_the_file(place: Path) -> None:
     assert "give --data" in call(*wanted, "--integers", code=2).stderr
 
 
-def test_export_as_c(place: Path) -> None:
+def test_export_as_c(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told = json.loads(call("export", "masked", *OURS, "--format", "c", "--no-check", "--json").stdout)
     assert told["path"] == "masked/model.c" and told["relative"] is None and told["sparse"] == ["2"]
     assert (place / "masked/model.c").read_text().startswith("/* Written by featherweight")
     assert json.loads((place / "masked/compression.json").read_text())["exports"] == {"model.c": told}
     assert (
-        "--integers, --score and --weights are for ONNX"
-        in call("export", "masked", *OURS, "--format", "c", "--score", code=2).stderr
+        "--integers and --weights are for ONNX" in call("export", "masked", *OURS, "--format", "c", "--integers", code=2).stderr
     )
+    refused = call("export", "masked", *OURS, "--format", "c", "--score", "--no-check", code=2).stderr
+    assert "give one of the two" in refused
     if any(map(shutil.which, ("cc", "gcc", "clang"))):
-        shown = call("export", "masked", *OURS, "--format", "c").stdout
+        summed = OWN.replace("lambda model: 0.0", "lambda model: float(model(torch.ones(3, 1, 8, 8)).detach().sum())")
+        (place / "summed.py").write_text(summed)
+        scored = ("export", "masked", "--model", "own.py:net", "--data", "summed.py:task", "--format", "c", "--score")
+        shown = call(*scored).stdout
+        wanted = float(artifact.load("masked", network("own.py:net", None))(torch.ones(3, 1, 8, 8)).detach().sum())
+        told = re.search(r"score of the file: (\S+)", shown)
+        assert told is not None and float(told[1]) == pytest.approx(wanted, abs=0.006) and abs(wanted) > 0.1
         assert "compiled and run: differs by" in shown and "1 layers over their non-zeros, 2 over all their weights" in shown
         assert "model.c: differed from the network by" in call("inspect", "masked", *OURS).stdout
         timed = json.loads(
             call("bench", "masked", *OURS, "--runtime", "eager", "--runtime", "c", "--rounds", "5", "--json").stdout
         )
         assert [one["runtime"] for one in timed["timings"]] == ["eager", "c"]
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "there is no C compiler" in call("export", "masked", *OURS, "--format", "c", "--score", code=1).stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from featherweight.cli import jobs
 from featherweight.cli.commands import app
 from featherweight.recipe import reading
 from featherweight.recipes import GOALS, RECIPES
+from featherweight.run import shrunk
 
 OWN = """
 import torch
@@ -73,6 +75,33 @@ def test_an_interrupted_run_goes_on_with_what_was_chosen(place: Path, monkeypatc
     again = call(*given, "--lose", "9", code=1)  # the score is the number of weights, of which more than 9 are lost
     assert "going on with what was chosen before" in again.stderr and "channels" in again.stdout
     assert "goal      at most" in again.stdout and ", met" in again.stdout and "MORE than the 9 allowed" in again.stdout
+
+
+def test_a_goal_that_is_missed_is_tightened_and_an_interrupted_run_of_it_goes_on(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured, compressed = shrunk.settled, jobs.compress
+
+    def larger(choice: Any, *arguments: Any) -> Any:
+        done = measured(choice, *arguments)
+        return done if choice.before else replace(done, measured=1.2 * done.measured)
+
+    def interrupted(network: Any, recipe: Any, *arguments: Any, **named: Any) -> Any:
+        if named["workdir"].name == "2":
+            raise KeyboardInterrupt
+        return compressed(network, recipe, *arguments, **named)
+
+    monkeypatch.setattr(shrunk, "settled", larger)
+    given = ("shrink", *OURS, "--to", "parameters=60%", "--epochs", "1", "-o", "small", "--recipe-out", "steps.yaml")
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "compress", interrupted)
+        told = call(*given, code=130).stderr
+    assert "run 2 of at most 3" in told and "small holds the nearest so far" in told
+    first = (place / "steps.yaml").read_text()
+    found = json.loads(call(*given, "--json").stdout)
+    assert found["met"] and len(found["runs"]) == 2 and found["runs"][1]["amount"] < found["runs"][0]["amount"]
+    assert (place / "steps.yaml").read_text() != first and not (place / "small.work").exists()
+    assert json.loads((place / "small/compression.json").read_text())["recipe"] == found["choice"]["recipe"]
 
 
 def test_what_cannot_be_is_refused(place: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from featherweight.errors import DataError, FeatherweightError, InputError
+from featherweight.errors import DataError, DataWarning, FeatherweightError, InputError
 from featherweight.network.devices import CPU
 from featherweight.task import Task
 from featherweight.zoo import arrays, imagefolder, own_data, sources, texts
@@ -75,6 +75,25 @@ def test_classes_are_folders_in_train_and_val_or_one_part_is_held_out(tmp_path: 
     parts = imagefolder.scan(folder(tmp_path / "b", {"cat": 10, "dog": 5}), 0.2)
     assert parts.test.labels.bincount().tolist() == [2, 1] and len(parts.train) == 12
     assert not set(parts.test.paths) & set(parts.train.paths)
+
+
+def test_classes_that_are_not_scored_are_named_in_every_form_and_no_label_is_shifted(tmp_path: Path) -> None:
+    names = {"train/ant": 2, "train/bee": 1, "train/cat": 2, "val/ant": 0, "val/cat": 2}
+    with pytest.warns(DataWarning, match=r"val has no sample of the classes 'ant', 'bee', which .*train has: .*nothing of them"):
+        parts = imagefolder.scan(folder(tmp_path / "a", names), 0.2)
+    assert parts.test.labels.tolist() == [2, 2] and parts.test.paths[0] == b"cat/0.png"
+    with pytest.warns(DataWarning, match=r"part held out has no sample of the class 'bee'"):
+        imagefolder.scan(folder(tmp_path / "b", {"ant": 3, "bee": 1}), 0.2)
+    with pytest.warns(DataWarning, match="test part has no sample of the classes '0', '2', '3'"):
+        arrays.task(given(saved(tmp_path / "a.npz", x=X, y=Y, x_test=X[:1], y_test=Y[1:2])))
+    (tmp_path / "texts").mkdir()
+    rows(tmp_path / "texts/train.csv", ["up", "down", "flat"])
+    rows(tmp_path / "texts/val.csv", ["flat", "up"])
+    with pytest.warns(DataWarning, match="test part has no sample of the class 'down'"):
+        assert texts.read(given(f"csv:{tmp_path / 'texts'}"), {}).labels.tolist() == [2, 0, 1, 1, 2]
+    rows(tmp_path / "texts/val.csv", ["flat", "left"])
+    with pytest.raises(DataError, match="'left', which the training part has not"):
+        texts.read(given(f"csv:{tmp_path / 'texts'}"), {"up": 0, "down": 1, "flat": 2, "left": 3})
 
 
 WRONG: dict[str, tuple[dict[str, int], str]] = {
@@ -194,7 +213,7 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "other shapes": ({"x": X, "y": Y, "x_test": X[:, :2], "y_test": Y}, r"samples of x have shape \(6,\), and of x_test \(2,\)"),
     "one class": ({"x": X, "y": 0 * Y}, "every label is 0"),
     "labels below 0": ({"x": X, "y": Y - 1}, "class numbers go from 0"),
-    "an unknown class": ({"x": X, "y": Y, "x_test": X, "y_test": Y + 1}, "the test part has the class 4"),
+    "an unknown class": ({"x": X, "y": Y, "x_test": X, "y_test": Y + 1}, "the test part has the class '4'"),
     "texts": ({"x": X.astype(str), "y": Y}, "arrays of no numbers"),
     "pickles": ({"x": np.array([{}], dtype=object), "y": Y}, "cannot be read: .*allow_pickle"),
 }

@@ -5,7 +5,7 @@ compiled and called, `file` does all of it and compares.
 """
 
 from featherweight.ship.c.build import CompilerMissing, Loaded, Sizes, compiler, sizes
-from featherweight.ship.c.file import ExportedC, export_c, load_c, written
+from featherweight.ship.c.file import ExportedC, export_c, load_c, scored, written
 from featherweight.ship.c.lower import lower
 from featherweight.ship.c.source import Source, source
 from featherweight.ship.c.steps import CError
@@ -21,6 +21,7 @@ __all__ = [
     "export_c",
     "load_c",
     "lower",
+    "scored",
     "sizes",
     "source",
     "written",

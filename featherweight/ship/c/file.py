@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,14 @@ from featherweight.errors import ArtifactError, InputError, StorageError
 from featherweight.files import storage
 from featherweight.network.calls import Example, Inputs
 from featherweight.network.devices import placed
+from featherweight.ship.activations import FromFile
 from featherweight.ship.c.build import Loaded, sizes
 from featherweight.ship.c.lower import lower
 from featherweight.ship.c.source import Source, source
 from featherweight.ship.c.steps import CError, Program
 from featherweight.ship.export import BATCHES, shippable
 from featherweight.ship.runtimes import compare, resized
+from featherweight.task import Task
 
 TOLERANCE = 1e-5  # of the largest output: the order of additions differs, and in a small file bits after a weight's 24th
 LARGEST = 1 << 30  # bytes of a C file that is read
@@ -33,6 +35,7 @@ class ExportedC:
                 compiled
     relative    largest difference of the compiled file from PyTorch over `batches`, over the largest output; None likewise
     dense       layers that run over all their weights, sparse: those over their non-zeros
+    score       of the compiled file, by the task
     """
 
     path: str
@@ -45,6 +48,7 @@ class ExportedC:
     dense: tuple[str, ...]
     sparse: tuple[str, ...]
     format: str = "c"
+    score: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, fit for JSON and for a report."""
@@ -112,6 +116,12 @@ def export_c(
         raise StorageError(f"cannot write {path}: {error}. Free space or choose another place") from error
     return ExportedC(str(path), len(made.text), made.weights, 4 * made.arena, flash, relative, BATCHES if check else (),
                      made.dense, made.sparse)  # fmt: skip
+
+
+def scored(done: ExportedC, network: nn.Module, task: Task) -> ExportedC:
+    """With the score that the task gives the file, compiled and run in place of the network. Raises CError, CompilerMissing."""
+    run = FromFile(load_c(done.path), network, Inputs.of(task.example_inputs))
+    return replace(done, score=task.evaluate(run))
 
 
 def load_c(path: str | Path) -> Loaded:
