@@ -267,11 +267,15 @@ class LowRank(Set):
         return self.rank if self.rank is not None else super().size()
 
 
+LARGEST_LEVEL = 127  # of int8 on both sides
+
+
 @dataclass(frozen=True)
 class Levels(Set):
     """min |m - z|_F  s.t.  every entry of row r of z is scale_r times one of a few fixed levels, for some scale_r >= 0.
 
-    uniform: +-1, +-2 .. +-2^(bits-1), no zero (zero belongs to pruning; Ye et al. 2018, arXiv 1811.01907);
+    uniform: +-1, +-2 .. +-2^(bits-1), no zero (zero belongs to pruning; Ye et al. 2018, arXiv 1811.01907), at 8 bits up to
+    +-127, which int8 holds (what was made before 0.1 may hold +-128, and is read as it is);
     power_of_two: +-1, +-2, +-4 .. (2^(bits-1) of each sign); binary: +-1; ternary: -1, 0, +1.
     Exact: each row's scale minimises the distance over the whole range (`scales.best_scale`). O(n log n). One scale for the
     whole tensor or one a filter is a matter of the view. Surrogate: half the squared distance to the set.
@@ -298,7 +302,7 @@ class Levels(Set):
             return torch.tensor([1.0] if self.levels == "binary" else [0.0, 1.0], dtype=torch.float64)
         if self.bits is None:
             raise SetError(f"Levels({self.levels!r}) needs its bits")
-        steps = torch.arange(2 ** (self.bits - 1), dtype=torch.float64)
+        steps = torch.arange(min(2 ** (self.bits - 1), LARGEST_LEVEL), dtype=torch.float64)
         return steps + 1 if self.levels == "uniform" else 2.0**steps
 
     def complete(self) -> bool:
