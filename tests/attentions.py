@@ -112,16 +112,13 @@ class Encoder(nn.Module):
         hidden: int = 20,
         positions: int = 0,
         mixture: bool = False,
-        gated: bool = False,
     ) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.tokens = nn.Embedding(50, dim)
         self.attentions = nn.ModuleList(attention(dim) for _ in range(layers))
         self.mlps = nn.ModuleList(
-            (Mixture if mixture else Gated)(dim, hidden)
-            if mixture or gated
-            else nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
+            Mixture(dim, hidden) if mixture else nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
             for _ in range(layers)
         )
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(2 * layers))
