@@ -300,7 +300,7 @@ class Recipe:
                 wants = "compares layers" if layers else "needs layers"
                 raise InputError(
                     f"stage {stage.name!r} {wants}, and after stage {cut.name if cut else ''!r}, whose units are of where: graph, "
-                    "the network is an exported module, which has none: put it before that stage, or cut with where: class"
+                    "the network is an exported module, which has none: put it before, or cut with where: class"
                 )
 
     def epochs(self) -> int:

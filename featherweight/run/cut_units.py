@@ -37,7 +37,9 @@ from featherweight.structure.errors import NotExact
 from featherweight.task import Task
 from featherweight.weights.parametrized import coded
 
-NOT_EXPRESSIBLE = "the network's own class cannot express a cut of it (prune or a recipe with where='graph' cuts it, in an exported module)"
+NOT_EXPRESSIBLE = (
+    "the network's own class cannot express a cut of it (prune or a recipe with where='graph' cuts it, in an exported module)"
+)
 FREE = f"sizes are no multiples of {CHANNELS} channels, which run faster: the budget is below what those cost"
 NOT_TIED = "a number of the network's class ties it to {other}, which keeps all its units"
 ELSE = "make the weights smaller instead: progressive_admm (zeros), admm_quantization (bits) or decompose (ranks)"

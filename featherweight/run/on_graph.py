@@ -1,4 +1,4 @@
-"""Stages after which a network is an exported module, since its class cannot express what was cut: tried before anything is trained.
+"""Stages after which a network is an exported module, since its class cannot express the cut: tried before anything is trained.
 
 Such a module is a graph of operations over the same parameters. It is the network of eval mode: what its class does in training
 alone, such as dropout and new statistics of batch norms, it does not. It has no layers, so that sets, further cuts, heads and

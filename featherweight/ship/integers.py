@@ -69,7 +69,7 @@ class Stored:
         if any(size > 1 for size in self.scale.shape[1:]) or not bool((self.table == self.table.round()).all()):
             return None
         used = self.table[self.index.long()]  # the table may hold +-128, which no entry has
-        if used.numel() and (int(used.min()) < -128 or int(used.max()) > 127) or not bool((self.scale > 0).all()):
+        if not used.numel() or int(used.min()) < -128 or int(used.max()) > 127 or not bool((self.scale > 0).all()):
             return None
         levels = used.to(torch.int8)
         if self.support is not None:

@@ -267,15 +267,14 @@ class LowRank(Set):
         return self.rank if self.rank is not None else super().size()
 
 
-LARGEST_LEVEL = 127  # of int8 on both sides
+LARGEST_LEVEL = 127  # what int8 holds of both signs; codes of files written before may hold 128, and are read as they are
 
 
 @dataclass(frozen=True)
 class Levels(Set):
     """min |m - z|_F  s.t.  every entry of row r of z is scale_r times one of a few fixed levels, for some scale_r >= 0.
 
-    uniform: +-1, +-2 .. +-2^(bits-1), no zero (zero belongs to pruning; Ye et al. 2018, arXiv 1811.01907), at 8 bits up to
-    +-127, which int8 holds (what was made before 0.1 may hold +-128, and is read as it is);
+    uniform: +-1, +-2 .. +-2^(bits-1), at 8 bits +-127; no zero (it belongs to pruning; Ye et al. 2018, arXiv 1811.01907);
     power_of_two: +-1, +-2, +-4 .. (2^(bits-1) of each sign); binary: +-1; ternary: -1, 0, +1.
     Exact: each row's scale minimises the distance over the whole range (`scales.best_scale`). O(n log n). One scale for the
     whole tensor or one a filter is a matter of the view. Surrogate: half the squared distance to the set.

@@ -1,5 +1,5 @@
-"""One law for attention networks as they are published: a vision transformer, an encoder, and a decoder of grouped queries, with a
-gated MLP and a mixture of experts, at four budgets, with sizes of their own in each layer: cut, saved, read by a fresh process,
+"""One law for attention networks as they are published: a vision transformer, an encoder, a decoder of grouped queries with a
+gated MLP and a mixture of experts; at four budgets, with sizes of their own in each layer: cut, saved, read by a fresh process,
 exported for any length and run at three. Nothing is refused, and everywhere the outputs are those of the cut network."""
 
 from __future__ import annotations
@@ -118,7 +118,9 @@ def test_budgets_on_attention_networks(tmp_path: Path, monkeypatch: pytest.Monke
             assert spent is not None and share - 0.1 < spent.after / spent.before <= share, (name, share, spent)
             shapes = {key: tensor.shape for key, tensor in done.model.state_dict().items()}
             for part in ("attentions", "mlps"):
-                if any(s != shapes.get(key.replace(".0.", ".1.", 1)) for key, s in shapes.items() if key.startswith(f"{part}.0.")):
+                if any(
+                    s != shapes.get(key.replace(".0.", ".1.", 1)) for key, s in shapes.items() if key.startswith(f"{part}.0.")
+                ):
                     uneven.add(part)
             done.save(tmp_path / f"{name} {share}")
             cut[f"{name} {share}"] = done.model.eval()

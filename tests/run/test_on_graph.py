@@ -80,7 +80,11 @@ def test_what_cannot_be_is_refused_before_anything_is_trained() -> None:
     wide = (torch.randn(3, 4), torch.zeros(3, dtype=torch.long))
     cases: list[tuple[nn.Module, Task, str]] = [
         (Ranks(), task(example_inputs=(torch.randn(1, 4),), train=[wide]), r"histc.*Cut with where: class"),
-        (Encoder(OfTheInput, layers=1), task(loss=lambda n, b: n(tokens=b[0]).sum() + 0 * len(n.mlps)), "does not run on the exported"),
+        (
+            Encoder(OfTheInput, layers=1),
+            task(loss=lambda n, b: n(tokens=b[0]).sum() + 0 * len(n.mlps)),
+            "does not run on the exported",
+        ),
     ]
     for network, work, match in cases:
         recipe = RECIPE if isinstance(network, Encoder) else recipes.l1_filters(where="graph", epochs=1)
