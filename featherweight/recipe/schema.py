@@ -299,8 +299,8 @@ class Recipe:
             if layers or (stage is not cut and not isinstance(stage, Train)) or getattr(stage, "auxiliary", False):
                 wants = "compares layers" if layers else "needs layers"
                 raise InputError(
-                    f"stage {stage.name!r} {wants}, and after stage {cut.name if cut else ''!r}, whose units are of where: graph, "
-                    "the network is an exported module, which has none: put it before, or cut with where: class"
+                    f"stage {stage.name!r} {wants}, and after stage {cut.name if cut else ''!r}, whose units are of where: "
+                    "graph, the network is an exported module, which has none: put it before, or cut with where: class"
                 )
 
     def epochs(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BeforeValidator, Field
 
@@ -13,7 +13,7 @@ from featherweight.budget.amounts import LEAST_SIZE, milliseconds, read_fields, 
 from featherweight.budget.costs import SHARES, What
 from featherweight.budget.multiples import Multiple
 from featherweight.budget.units import AllocateBy, Stopping
-from featherweight.errors import require
+from featherweight.errors import require, short
 
 AnyAllocateBy = AllocateBy | Annotated[Stopping | Search, Field(discriminator="kind")]
 Share = Annotated[float, BeforeValidator(share)]
@@ -89,6 +89,7 @@ class Units:
                 self.latency_ms is None or isinstance(self.allocate, str),
                 "latency_ms is met along a path of sizes: allocate by uniform, ranked, weighed or knapsack",
             ),
+            (self.where in get_args(Where), f"where is class or graph, given {short(self.where)}"),
             (self.samples >= 1, f"samples must be at least 1, given {self.samples}"),
             (
                 self.multiple == "auto" or (isinstance(self.multiple, int) and self.multiple >= 1),

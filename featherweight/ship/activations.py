@@ -126,7 +126,8 @@ def quantise(
 ) -> Quantised:
     """Write the float32 ONNX model `source` to `path` with integers. `weights`: the network's, for their names.
 
-    Raises InputError for a layer that is not there or a method that is none, and IntegerError where even with some layers in float32 it stays further from the network than `tolerance`."""
+    Raises InputError for a layer that is not there or a method that is none, and IntegerError where even with some layers in
+    float32 it stays further from the network than `tolerance`."""
     onnx = importlib.import_module("onnx")
     if asked.method not in METHODS:
         raise InputError(f"the calibration must be one of {', '.join(METHODS)}, given {asked.method!r}")
