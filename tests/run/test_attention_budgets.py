@@ -1,6 +1,6 @@
-"""One law for attention networks as they are published: a vision transformer, an encoder, a decoder of grouped queries with a gated
-MLP and a mixture of experts. At four budgets, with sizes of its own in each layer where there are two: cut, saved, read by a
-fresh process, exported for any length, run at three. Nothing is refused, and the outputs are those of the cut network."""
+"""One law for attention networks as they are published: a vision transformer, an encoder, a decoder of grouped queries with a
+gated MLP and a mixture of experts. At four budgets, with sizes of its own in each layer where there are two: cut, saved, read by
+a fresh process, exported for any length, run at three. Nothing is refused, and the outputs are those of the cut network."""
 
 from __future__ import annotations
 
