@@ -89,7 +89,7 @@ class Snapshot:
     def build(self, original: nn.Module) -> nn.Module:
         """A new network: a copy of the user's original one with the edits replayed and the state loaded; or the exported module
         that it has become, on the device of the original."""
-        if self.edits and self.edits[-1]["edit"] == GRAPH:
+        if self.edits and self.edits[-1].get("edit") == GRAPH:
             return self._exported(original)
         model = replay(copied(original), self.edits)
         try:
