@@ -89,6 +89,17 @@ class Mixture(nn.Module):
         return sum((weights[..., i : i + 1] * expert(x) for i, expert in enumerate(self.experts)), torch.zeros(()))
 
 
+class Gated(nn.Module):
+    """Llama's kind of MLP."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.gate, self.up, self.down = nn.Linear(dim, hidden), nn.Linear(dim, hidden), nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
 class Encoder(nn.Module):
     """Tokens, `layers` of attention and layers of `hidden` numbers, five classes. `positions`: a table of so many rows, of which
     a buffer says which are read."""
@@ -120,10 +131,13 @@ class Encoder(nn.Module):
         x = self.tokens(tokens)
         if hasattr(self, "positions"):
             x = x + self.positions(self.ids[:, : tokens.shape[1]])
+        return self.head(self.layers(x).mean(1))
+
+    def layers(self, x: Tensor) -> Tensor:
         for i, (attention, mlp) in enumerate(zip(self.attentions, self.mlps, strict=True)):
             x = x + attention(self.norms[2 * i](x))
             x = x + mlp(self.norms[2 * i + 1](x))
-        return self.head(x.mean(1))
+        return x
 
 
 TOKENS = torch.randint(0, 50, (1, 6), generator=torch.Generator().manual_seed(0))

@@ -334,6 +334,8 @@ def exported(done: Exported) -> None:
         )
         for name, why in left.items():
             screen.print(written(f"  in float32: {name} ({why})"))
+        if rounded := done.integers["rounded"]:
+            screen.print(written(f"  rounded once more, to int8: {', '.join(rounded)}"))
     if done.score is not None:
         screen.print(f"score of the file: {done.score:.2f}")
 

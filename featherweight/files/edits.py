@@ -20,12 +20,15 @@ from featherweight import structure
 from featherweight.errors import ArtifactError, InputError, short
 from featherweight.lowrank.factor import replay_factor
 from featherweight.network.copies import bare, copied, fill, state_of
+from featherweight.network.devices import device_of
+from featherweight.structure import exported
 from featherweight.structure.errors import StructureError
 from featherweight.weights.codes import CODES, Code
 from featherweight.weights.parametrized import Viewed, attach, coded, layouts_kept, owner
 from featherweight.weights.views import MOST_AXES, View
 
 Edit = dict[str, Any]  # plain JSON data; "edit" names the kind
+GRAPH = "graph"  # the kind of edit that is a network of its own, in checkpoints; artifacts hold it elsewhere
 LARGEST_TABLE = 2**16  # levels or shared values that a file may ask for
 USUAL_TABLE = 2**12  # so many also of a parameter with fewer entries
 MOST_CUTS = 1000  # changes of structure that a file may hold
@@ -84,7 +87,10 @@ class Snapshot:
         return [edit for edit in self.edits if edit["edit"] != "code"]
 
     def build(self, original: nn.Module) -> nn.Module:
-        """A new network: a copy of the user's original one with the edits replayed and the state loaded."""
+        """A new network: a copy of the user's original one with the edits replayed and the state loaded; or the exported module
+        that it has become, on the device of the original."""
+        if self.edits and self.edits[-1].get("edit") == GRAPH:
+            return self._exported(original)
         model = replay(copied(original), self.edits)
         try:
             fill(model, self.state)
@@ -92,10 +98,24 @@ class Snapshot:
             raise ArtifactError(f"what was saved is not of this {type(original).__name__}: {error}") from None
         return model
 
+    def _exported(self, original: nn.Module) -> nn.Module:
+        if len(self.edits) > 1:
+            raise ArtifactError("what was saved is a graph and edits of a class at once")
+        try:
+            made = exported.from_dict(self.edits[0].get("network", {}), {name: held.clone() for name, held in self.state.items()})
+        except StructureError as error:
+            raise ArtifactError(f"what was saved is not of a network that was cut on its graph: {error}") from None
+        return made.to(device_of(original))
+
 
 def structure_edit(edit: structure.Edit) -> Edit:
     """A change of structure as plain data."""
     return {"edit": "structure", "change": edit.to_dict()}
+
+
+def graph_edit(module: nn.Module) -> Edit:
+    """An exported module as plain data. It stands alone: what was cut before is cut in it. Raises NotStorable."""
+    return {"edit": GRAPH, "network": exported.to_dict(module)}
 
 
 def entries_left(edits: Iterable[Edit]) -> dict[tuple[str, int], Tensor]:

@@ -196,6 +196,14 @@ class CutUnits:
     auxiliary: bool = False
     imposes: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        require((not (self.auxiliary and self.on_graph), f"stage {self.name!r}: auxiliary heads need units of where: class"))
+
+    @property
+    def on_graph(self) -> bool:
+        """Is the network an exported module from this stage on?"""
+        return self.units.where == "graph"
+
     @property
     def epochs(self) -> int:
         """Of training, in all phases."""
@@ -281,6 +289,19 @@ class Recipe:
             (len(set(names)) == len(names), f"stage names must differ, given {', '.join(map(short, names[:20]))}"),
             (1 <= self.candidates <= MOST_CANDIDATES, f"candidates are 1 to {MOST_CANDIDATES}, given {short(self.candidates)}"),
         )
+        self._check_graph()
+
+    def _check_graph(self) -> None:
+        """After units went on the graph there are no layers that a set, a cut, a head or a teacher could look at."""
+        cut = next((stage for stage in self.stages if isinstance(stage, CutUnits) and stage.on_graph), None)
+        for stage in self.stages[self.stages.index(cut) :] if cut is not None else ():
+            layers = stage.distill is not None and stage.distill.distance == "blocks"
+            if layers or (stage is not cut and not isinstance(stage, Train)) or getattr(stage, "auxiliary", False):
+                wants = "compares layers" if layers else "needs layers"
+                raise InputError(
+                    f"stage {stage.name!r} {wants}, and after stage {cut.name if cut else ''!r}, whose units are of where: "
+                    "graph, the network is an exported module, which has none: put it before, or cut with where: class"
+                )
 
     def epochs(self) -> int:
         """Epochs of one path through the stages (with several candidates a stage is run up to that many times)."""

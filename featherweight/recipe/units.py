@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BeforeValidator, Field
 
@@ -13,13 +13,14 @@ from featherweight.budget.amounts import LEAST_SIZE, milliseconds, read_fields, 
 from featherweight.budget.costs import SHARES, What
 from featherweight.budget.multiples import Multiple
 from featherweight.budget.units import AllocateBy, Stopping
-from featherweight.errors import require
+from featherweight.errors import require, short
 
 AnyAllocateBy = AllocateBy | Annotated[Stopping | Search, Field(discriminator="kind")]
 Share = Annotated[float, BeforeValidator(share)]
 Size = Annotated[float, BeforeValidator(size)]
 Milliseconds = Annotated[float, BeforeValidator(milliseconds)]
 
+Where = Literal["class", "graph"]
 Criterion = Literal[
     "l1", "l2", "bn_scale", "apoz", "taylor", "taylor_weight", "nisp", "thinet", "channel_lasso", "collaborative",
     "discriminative",
@@ -38,7 +39,7 @@ class Units:
                       of the four
     allocate          how that is spread over the sites (see `units.allocate`), or Stopping, for which the budget is a ceiling,
                       or Search, whose agent is rewarded by what the cut network makes of training samples not looked at before
-    sites             name pattern of the sites that may be cut; those that the network's class cannot express never are
+    sites             name pattern of the sites that may be cut; those that the network's class cannot express are only in a graph
     samples           training samples that the criterion may look at
     refit             fit what reads the remaining units anew, by least squares on its inputs
     curvature         what pairs of units bend, for a criterion that looks at pairs: half the squared change of the outputs, or
@@ -50,6 +51,8 @@ class Units:
     ignore            names and patterns of sites, or of the modules that make their units, that keep all of theirs
     soft              units of which a norm or a mean takes a statistic may go too (a transformer's width): what is left computes
                       something else, by as much as the report says, which fine-tuning has to repair
+    where             class: the network stays one of its class; graph: what the class cannot express goes, too, and the network
+                      is an exported module from then on (see `on_graph`), which is trained but takes no further sets or cuts
     """
 
     criterion: Criterion
@@ -66,6 +69,7 @@ class Units:
     certify: bool = False
     ignore: tuple[str, ...] = ()
     soft: bool = False
+    where: Where = "class"
 
     def __post_init__(self) -> None:
         read_fields(self, share, "macs", "parameters")
@@ -85,6 +89,7 @@ class Units:
                 self.latency_ms is None or isinstance(self.allocate, str),
                 "latency_ms is met along a path of sizes: allocate by uniform, ranked, weighed or knapsack",
             ),
+            (self.where in get_args(Where), f"where is class or graph, given {short(self.where)}"),
             (self.samples >= 1, f"samples must be at least 1, given {self.samples}"),
             (
                 self.multiple == "auto" or (isinstance(self.multiple, int) and self.multiple >= 1),

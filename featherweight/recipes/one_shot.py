@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from featherweight.recipe.schema import CutUnits, Recipe, Train
-from featherweight.recipe.units import AllocateBy, Criterion, Multiple, Search, Stopping, Units, milliseconds, size
+from featherweight.recipe.units import AllocateBy, Criterion, Multiple, Search, Stopping, Units, Where, milliseconds, size
 from featherweight.training.schedule import BLOCKS, Taught, Training, taught
 
 PARAMETERS = """
@@ -27,6 +27,7 @@ samples   training samples that the criterion looks at, where it looks at any
 epochs    of fine-tuning, at `rate` times the task's base rate. The default is the whole rate, as in
           learning-rate rewinding (Renda et al., ICLR 2020): up to 23 points ahead of a tenth in benchmarks/ordinary, held out
 distill   weight of the distillation from the dense network, which is added to the loss; 0 for none
+where     graph: cut also what the network's class cannot express; the network is an exported module from then on
 """
 
 
@@ -49,9 +50,10 @@ def _one_shot(
         rate: float = 1.0,
         distill: Taught = 0.0,
         temperature: float = 4.0,
+        where: Where = "class",
     ) -> Recipe:
         budget = _budget(macs, parameters, bytes, latency_ms)
-        units = Units(criterion, *budget, allocate, sites, samples, refit, multiple=multiple, soft=soft, **fixed)
+        units = Units(criterion, *budget, allocate, sites, samples, refit, multiple=multiple, soft=soft, where=where, **fixed)
         return _cut_once(name, source, units, epochs, rate, distill, temperature, auxiliary)
 
     recipe.__name__ = recipe.__qualname__ = name

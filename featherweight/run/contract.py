@@ -17,7 +17,8 @@ from featherweight.network.calls import Inputs
 from featherweight.network.devices import on_one_device
 from featherweight.network.evaluating import evaluating
 from featherweight.recipe.plan import resolve
-from featherweight.recipe.schema import Constrain, Recipe, Stage
+from featherweight.recipe.schema import Constrain, CutUnits, Recipe, Stage
+from featherweight.run.on_graph import check_graph
 from featherweight.structure.capture import first_line
 from featherweight.task import Batch, Task, steps_of
 from featherweight.training import distillation
@@ -62,6 +63,8 @@ def check_run(recipe: Recipe, task: Task, model: nn.Module) -> None:
             check_trained(targets, checked.trained, stage)
             if targets and stage.retrain.epochs:
                 check_codes(task.optimizer, model, targets.keys())
+        elif isinstance(stage, CutUnits) and stage.on_graph:
+            check_graph(stage, task, model, checked.batch)
 
 
 def check_distillation(recipe: Recipe, task: Task, model: nn.Module, batch: Batch) -> None:

@@ -26,7 +26,8 @@ from featherweight.recipe.units import Units
 from featherweight.run.agent import more, place_of, reward_of
 from featherweight.run.ground import Ground
 from featherweight.run.latency_budget import within
-from featherweight.run.ranked import Damage, Groups, Ranked, Where
+from featherweight.run.on_graph import TRAINED_SO
+from featherweight.run.ranked import Damage, Groups, Ranked
 from featherweight.run.stage import begin
 from featherweight.run.state import Result
 from featherweight.run.watch import Monitor
@@ -36,7 +37,9 @@ from featherweight.structure.errors import NotExact
 from featherweight.task import Task
 from featherweight.weights.parametrized import coded
 
-NOT_EXPRESSIBLE = "the network's own class cannot express a cut of it (prune with where='graph' cuts it, in an exported module)"
+NOT_EXPRESSIBLE = (
+    "the network's own class cannot express a cut of it (prune or a recipe with where='graph' cuts it, in an exported module)"
+)
 FREE = f"sizes are no multiples of {CHANNELS} channels, which run faster: the budget is below what those cost"
 NOT_TIED = "a number of the network's class ties it to {other}, which keeps all its units"
 ELSE = "make the weights smaller instead: progressive_admm (zeros), admm_quantization (bits) or decompose (ranks)"
@@ -58,6 +61,9 @@ def cut_units(stage: CutUnits, start: Result, ground: Ground, monitor: Monitor) 
         done = ground.engine.decided(lambda: cut(running.network, ground.task, stage.units, running.epoch, stage.auxiliary))
         running.spent = done.spent
         running.cut([done.edit] if done.edit is not None else [])
+        if done.exported is not None:
+            running.spent = replace(done.spent, caveats=[*done.spent.caveats, TRAINED_SO])
+            running.become(done.exported)
         running.agree()
     running.resume()
     running.prepare(stage.auxiliary)
@@ -65,10 +71,10 @@ def cut_units(stage: CutUnits, start: Result, ground: Ground, monitor: Monitor) 
     return running.finish(loss, stage.units.share)
 
 
-def cut(network: nn.Module, task: Task, asked: Units, epoch: int, auxiliary: bool = False, where: Where = "class") -> Cutting:
+def cut(network: nn.Module, task: Task, asked: Units, epoch: int, auxiliary: bool = False) -> Cutting:
     """Cut `network` in place, by what it does on the first batches of `epoch`. `auxiliary`: the loss that the criterion looks at
-    adds those of heads inside the network, trained here. `where`: "graph" cuts what the class cannot express, too, in an exported
-    module, `Cutting.exported`.
+    adds those of heads inside the network, trained here. What is `asked` on the graph becomes an exported module,
+    `Cutting.exported`.
 
     Sites that the class cannot express a cut of, or that the criterion cannot watch or rank, keep all their units:
     `Spent.left_out` says why. Raises InputError where none is left or codes are in the way, Infeasible for a budget below what
@@ -79,7 +85,7 @@ def cut(network: nn.Module, task: Task, asked: Units, epoch: int, auxiliary: boo
         raise InputError(f"units are cut before weights are coded: {', '.join(held)} have a code. Put the stage that cuts first")
     graph = trace(network, task.example_inputs, soft=asked.soft)
     statistics = _statistics(asked)
-    groups, left_out = may_go(network, graph, asked, where)
+    groups, left_out = may_go(network, graph, asked)
     sites = [name for group in groups for name in group]
     if not sites:
         if not graph.sites:
@@ -110,7 +116,7 @@ def cut(network: nn.Module, task: Task, asked: Units, epoch: int, auxiliary: boo
     stats = replace(stats, task=task)
     rankings = CRITERIA[asked.criterion](network, graph, stats)
     left_out = {**left_out, **rankings.left_out}
-    ranked = Ranked(network, graph, stats, *_whole_groups(groups, rankings, left_out), asked.refit, where)
+    ranked = Ranked(network, graph, stats, *_whole_groups(groups, rankings, left_out), asked.refit, asked.where)
     while True:
         sizes, spent = _sizes(ranked, asked)
         keep = ranked.keep(sizes)
@@ -119,6 +125,8 @@ def cut(network: nn.Module, task: Task, asked: Units, epoch: int, auxiliary: boo
             done = ranked.cut(network, sizes, fitted.state)
             break
         except NotExact:
+            if asked.where == "graph":  # a name that an exported module cannot have
+                raise
             refused = _refused(ranked, sizes)
             left_out |= dict.fromkeys(refused, "the network's own class cannot express the sizes that the budget asks of it")
             rest = {name: r for name, r in ranked.rankings.items() if name not in refused}
@@ -178,14 +186,14 @@ def _sentence(ways: Sequence[str]) -> str:
     return told[0].upper() + told[1:]
 
 
-def may_go(network: nn.Module, graph: Graph, asked: Units, where: Where = "class") -> tuple[Groups, dict[str, str]]:
+def may_go(network: nn.Module, graph: Graph, asked: Units) -> tuple[Groups, dict[str, str]]:
     """The sites of which units may go, in groups that keep the same share (see `free_sizes`), and those that match but keep all
     of theirs, with why. No data is looked at: the criterion may leave out more once it has seen some."""
     possible = [name for name in graph.sites if matches(asked.sites, name)]
     ignored = _ignored(graph, asked.ignore)
     possible = [name for name in possible if name not in ignored]
     left_out = ignored | unobservable(network, graph, _statistics(asked), possible)
-    if where == "graph":
+    if asked.where == "graph":
         return tuple((name,) for name in possible if name not in left_out), left_out
     groups = free_sizes(network, graph, [name for name in possible if name not in left_out])
     free = {name for group in groups for name in group}

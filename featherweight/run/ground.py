@@ -22,6 +22,7 @@ from featherweight.run.contract import check_run
 from featherweight.run.fingerprint import of_task
 from featherweight.run.report import Row
 from featherweight.run.state import RunState
+from featherweight.structure.exported import is_exported
 from featherweight.task import Task
 from featherweight.training.engine import ALONE as ALONE
 from featherweight.training.engine import Engine as Engine
@@ -92,5 +93,6 @@ def outcome(ground: Ground) -> Compressed:
         network = final.snapshot.build(ground.original)
         rows = [Row.from_dict(row) for row in final.rows]
     thin = materialise(network, example=ground.task.example_inputs)
-    snapshot = Snapshot.of(network, final.snapshot.structural() + thin.edits)
+    edits = [] if is_exported(network) else final.snapshot.structural() + thin.edits
+    snapshot = Snapshot.of(network, edits)
     return Compressed(network, snapshot, ground.state.recipe, rows, ground.original, ground.task.example_inputs)

@@ -28,10 +28,9 @@ from featherweight.network.evaluating import evaluating
 from featherweight.recipe.plan import resolve
 from featherweight.recipe.schema import WEIGHTS, Constrain, CutUnits, Recipe, Rule, Stage, Train
 from featherweight.recipe.selection import said
-from featherweight.recipe.units import Criterion, Units
+from featherweight.recipe.units import Criterion, Units, Where
 from featherweight.run.compressed import Compressed
 from featherweight.run.cut_units import cut
-from featherweight.run.ranked import Where
 from featherweight.run.report import Row, left
 from featherweight.ship.activations import SAMPLES
 from featherweight.task import LOOKED, Batch, Batches, Task
@@ -125,11 +124,11 @@ def prune(
     task = Task(example_inputs, data or [], loss or _no_loss, evaluate or _no_score, _no_optimizer)
     if data is not None and loss is None:
         task = Task.unlabelled(model, data, example_inputs=example_inputs)
-    units = replace(units, refit=(data is not None and loss is None) if refit is None else refit)
+    units = replace(units, refit=(data is not None and loss is None) if refit is None else refit, where=where)
     said = []
     with generators.kept():
         network = plain(model)
-        done = cut(network, task, units, 0, where=where)
+        done = cut(network, task, units, 0)
         network = done.exported or network
         edits = [structure_edit(done.edit)] if done.edit is not None else []
         if units.refit or reconstruct:

@@ -6,7 +6,7 @@ import bisect
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,12 +17,12 @@ from featherweight.budget.units import Sizes
 from featherweight.criteria import Ordered, Quadratic, Ranking, refit
 from featherweight.criteria.statistics import Stats
 from featherweight.network.copies import copied
+from featherweight.recipe.units import Where
 from featherweight.structure import Graph, prune
 from featherweight.structure import Result as Cut
 from featherweight.weights.parametrized import layouts_kept
 
 Groups = tuple[tuple[str, ...], ...]
-Where = Literal["class", "graph"]  # cut in the network's own class, or in an exported module
 
 
 @dataclass(frozen=True)

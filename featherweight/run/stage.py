@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from featherweight.budget.costs import Spent
 from featherweight.criteria.auxiliary import new_heads, with_auxiliary
 from featherweight.errors import FeatherweightError, TrainingError, shortened
-from featherweight.files.edits import Edit, Snapshot, entries_left, structure_edit
+from featherweight.files.edits import Edit, Snapshot, entries_left, graph_edit, structure_edit
 from featherweight.lowrank.factor import materialise
 from featherweight.measurement import measure
 from featherweight.network import generators
@@ -76,6 +76,11 @@ class Running:
     def cut(self, edits: Iterable[StructureEdit]) -> None:
         """Remember what was cut of the network."""
         self.structural = [*self.structural, *map(structure_edit, edits)]
+
+    def become(self, exported: nn.Module) -> None:
+        """Go on with an exported module, as a run that is taken up reads it."""
+        self.structural = [graph_edit(exported)]
+        self.network = Snapshot.of(exported, self.structural).build(self.ground.original)
 
     def resume(self) -> None:
         """The network as an interrupted run left it."""

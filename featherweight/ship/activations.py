@@ -74,12 +74,14 @@ class Integers:
 
 @dataclass(frozen=True)
 class Quantised:
-    """samples  calibrated on; layers: all with weights; left: those in float32, and why; error: see NEAR"""
+    """samples  calibrated on; layers: all with weights; left: those in float32, and why; error: see NEAR; rounded: those in
+    integers whose weights a code holds, as values that are rounded once more since they are no whole numbers of int8"""
 
     samples: int
     layers: tuple[str, ...]
     left: dict[str, str]
     error: float
+    rounded: tuple[str, ...] = ()
 
 
 @torch.no_grad()
@@ -114,14 +116,23 @@ def calibration(network: nn.Module, task: Task, samples: int = SAMPLES) -> list[
 
 
 def quantise(
-    source: Path, path: Path, held: Mapping[str, Stored], asked: Integers, dynamic: bool, tolerance: float = NEAR
+    source: Path,
+    path: Path,
+    held: Mapping[str, Stored],
+    asked: Integers,
+    dynamic: bool,
+    tolerance: float = NEAR,
+    weights: Mapping[str, Tensor] = {},
 ) -> Quantised:
-    """Write the float32 ONNX model `source` to `path` with integers. Raises InputError for a layer that is not there or a method
-    that is none, and IntegerError where even with some layers in float32 it stays further from the network than `tolerance`."""
+    """Write the float32 ONNX model `source` to `path` with integers. `weights`: the network's, for their names.
+
+    Raises InputError for a layer that is not there or a method that is none, and IntegerError where even with some layers in
+    float32 it stays further from the network than `tolerance`."""
     onnx = importlib.import_module("onnx")
     if asked.method not in METHODS:
         raise InputError(f"the calibration must be one of {', '.join(METHODS)}, given {asked.method!r}")
     model = onnx.load(source)
+    turned = _named(model, {**weights, **{name: one.weight for name, one in held.items()}})
     batches = _pieces(model, asked.inputs, dynamic)
     nodes = _layers(model)
     left: dict[str, str] = {}
@@ -132,7 +143,8 @@ def quantise(
     if not asked.ends:
         left |= dict.fromkeys((next(iter(nodes)), list(nodes)[-1]), "first or last")
     with tempfile.TemporaryDirectory(prefix="featherweight-integers-") as folder:
-        writer = _Writer(model, Path(folder), asked.method, batches, _kept(model, held), nodes)
+        kept = _kept(model, held, turned)
+        writer = _Writer(model, Path(folder), asked.method, batches, kept, nodes)
         error = writer.write(path, left)
         if error > tolerance:
             alone = {n: writer.write(Path(folder) / "alone.onnx", [m for m in nodes if m != n]) for n in nodes if n not in left}
@@ -147,7 +159,9 @@ def quantise(
                 f"more than {tolerance:.0%}, with {len(left)} of {len(nodes)} layers in float32: {', '.join(left)}. Calibrate by "
                 "percentile or entropy, name further layers to be left in float32, or ship the weights alone as integers"
             )
-    return Quantised(sum(len(next(iter(one.values()))) for one in batches), tuple(nodes), left, error)
+    again = {name.removesuffix(".weight") for name in held if name not in kept}
+    rounded = tuple(name for name in nodes if name in again and name not in left)
+    return Quantised(sum(len(next(iter(one.values()))) for one in batches), tuple(nodes), left, error, rounded)
 
 
 def _pieces(model: Any, given: Sequence[Example | Inputs], dynamic: bool) -> list[Arrays]:
@@ -185,24 +199,55 @@ def _layers(model: Any) -> dict[str, list[str]]:
     return found
 
 
-def _kept(model: Any, held: Mapping[str, Stored]) -> dict[str, list[dict[str, Any]]]:
+def _named(model: Any, weights: Mapping[str, Tensor]) -> frozenset[str]:
+    """Give the matrices that the exporter turned, for inputs of more than two dimensions, the names of the weights that they are;
+    the names."""
+    onnx = importlib.import_module("onnx")
+    there = {tensor.name for tensor in model.graph.initializer}
+    names = {
+        (weight.dtype, *reversed(weight.shape), weight.t().contiguous().numpy().tobytes()): name
+        for name, weight in weights.items()
+        if name not in there and weight.dim() == 2 and weight.dtype == torch.float32
+    }
+    new: dict[str, str] = {}
+    for tensor in model.graph.initializer if names else ():
+        if len(tensor.dims) == 2 and tensor.name not in weights and tensor.data_type == onnx.TensorProto.FLOAT:
+            array = onnx.numpy_helper.to_array(tensor)
+            name = names.pop((torch.float32, *array.shape, array.tobytes()), None)
+            if name is not None:
+                new[tensor.name] = tensor.name = name
+    for node in model.graph.node:
+        for place, name in enumerate(node.input):
+            node.input[place] = new.get(name, name)
+    return frozenset(new.values())
+
+
+def _kept(model: Any, held: Mapping[str, Stored], turned: frozenset[str]) -> dict[str, list[dict[str, Any]]]:
     """Weight -> the scale of each channel at which its code's whole numbers are the file's. A batch norm that the exporter folded
     into a weight is a factor of a channel, and goes into the scale."""
     onnx = importlib.import_module("onnx")
-    kind = {"quant_type": importlib.import_module("onnxruntime.quantization").QuantType.QInt8, "zero_point": 0, "axis": 0}
+    kind = {"quant_type": importlib.import_module("onnxruntime.quantization").QuantType.QInt8, "zero_point": 0}
     there = {tensor.name: tensor for tensor in model.graph.initializer}
     found = {}
     for name, one in held.items():
         whole = one.whole()
-        if whole is None or name not in there or tuple(there[name].dims) != tuple(one.weight.shape):
+        if whole is None or name not in there:
             continue
-        weight = torch.from_numpy(onnx.numpy_helper.to_array(there[name]).copy()).double().flatten(1)
-        levels = whole[0].double().flatten(1)
+        array = onnx.numpy_helper.to_array(there[name])
+        array = array.T if name in turned else array
+        if array.shape != tuple(one.weight.shape):
+            continue
+        single = torch.from_numpy(array.copy()).flatten(1)
+        weight, levels = single.double(), whole[0].double().flatten(1)
         scale = (weight * levels).sum(1) / (levels * levels).sum(1).clamp_min(1)
         near = (weight - levels * scale[:, None]).abs().amax(1) <= 1e-5 * weight.abs().amax(1)
+        own = whole[1].expand(len(scale))
+        if torch.equal(single, whole[0].flatten(1) * own[:, None]):  # no batch norm is in it: the very bits
+            scale = own
         if not bool(near.all()) or not bool((scale != 0).all()) or int(whole[0].min()) < -127:
             continue
-        found[name] = [kind | {"scale": np.float32(abs(float(value)))} for value in scale]
+        axis = int(name in turned)
+        found[name] = [kind | {"axis": axis, "scale": np.float32(abs(float(value)))} for value in scale]
     return found
 
 

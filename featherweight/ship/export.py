@@ -134,7 +134,7 @@ def export(
                 quantised = None
                 if integers is not None:
                     source = part.rename(part.with_name("float"))
-                    quantised = quantise(source, part, held, integers, dynamic_batch)
+                    quantised = quantise(source, part, held, integers, dynamic_batch, weights=network.state_dict())
                     source.unlink()
                 batches = BATCHES if dynamic_batch else (inputs.batch,)
                 several = [resized(inputs, batch) for batch in batches]

@@ -68,9 +68,10 @@ class Stored:
             return None
         if any(size > 1 for size in self.scale.shape[1:]) or not bool((self.table == self.table.round()).all()):
             return None
-        if int(self.table.min()) < -128 or int(self.table.max()) > 127 or not bool((self.scale > 0).all()):
+        used = self.table[self.index.long()]  # the table may hold +-128, which no entry has
+        if not used.numel() or int(used.min()) < -128 or int(used.max()) > 127 or not bool((self.scale > 0).all()):
             return None
-        levels = self.table[self.index.long()].to(torch.int8)
+        levels = used.to(torch.int8)
         if self.support is not None:
             levels = torch.zeros(self.weight.shape, dtype=torch.int8).masked_scatter_(self.support, levels)
         return levels.reshape(self.weight.shape), self.scale.reshape(-1) if self.scale.numel() > 1 else self.scale.reshape(())

@@ -31,6 +31,7 @@ from featherweight.structure.gate import (
 from featherweight.structure.graph import Graph
 from featherweight.structure.graph_module import module_of
 from featherweight.structure.inplace import Masks, cuts_of, stock_attributes, trial
+from featherweight.structure.lengths import renamed
 from featherweight.structure.nodes import operation
 from featherweight.structure.observe import RUN_FAILURES, Runner, in_eval, run_in_eval, run_in_training
 from featherweight.structure.precision import PRECISIONS, Precision
@@ -228,7 +229,8 @@ def _exported_again(
     inputs = graph.captured.inputs
     precision = next(p for p in PRECISIONS if p.name == fixed.check.precision)
     try:
-        again = analyse(capture(model, inputs, dynamic_batch=True, others=others), model, graph.walk.soft, graph.varying)
+        captured = capture(model, inputs, dynamic_batch=True, others=others)
+        again = analyse(captured, model, graph.walk.soft, renamed(graph.varying, graph.captured, captured))
         gone = again.gone(selection)
         masks = again.keep_masks(gone)
         if {k: m.tobytes() for k, m in masks.items()} != {

@@ -109,6 +109,23 @@ def varying(captured: Captured, others: Sequence[Captured]) -> Varying:
     return {name: frozenset(dims) for name, dims in found.items() if dims}
 
 
+def renamed(known: Varying, captured: Captured, other: Captured) -> Varying:
+    """What is known of one export under the names of another of the same network, for inputs of any size: there, slices that take
+    all of a dimension (`x[:, None]` has one) come between, so that the numbers in names are others."""
+    mine, its = ([node for node in one.module.graph.nodes if _shapes(node)] for one in (captured, other))
+    twins = iter(its)
+    found: Varying = {}
+    for node in mine:
+        twin = next(twins, None)
+        while twin is not None and operation(twin) != operation(node) and operation(twin) == "slice":
+            twin = next(twins, None)
+        if twin is None or operation(twin) != operation(node):
+            return known
+        if node.name in known:
+            found[twin.name] = known[node.name]
+    return found
+
+
 def _shapes(node: fx.Node) -> list[tuple[int, ...]]:
     value = node.meta.get("val")
     return [ints(part.shape) for part in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(part, Tensor)]

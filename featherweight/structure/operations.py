@@ -41,7 +41,7 @@ _NAMES = (
     "var_mean aminmax count_nonzero "
     # products
     "addbmm addmm addmv baddbmm bilinear bmm conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution "
-    "dot einsum embedding linear matmul mm mv outer scaled_dot_product_attention cdist "
+    "diff dot einsum embedding linear matmul mm mv outer scaled_dot_product_attention cdist "
     # normalisation and recurrence
     "batch_norm group_norm instance_norm layer_norm rms_norm lstm gru rnn_tanh rnn_relu dropout dropout_ alpha_dropout "
     "feature_dropout feature_alpha_dropout "
@@ -51,7 +51,7 @@ _NAMES = (
     "constant_pad_nd contiguous copy_ detach detach_ diag_embed diagonal expand expand_as fft_fft fft_fft2 fft_fftn fft_ifft "
     "fft_ifft2 fft_ifftn fft_irfft fft_irfft2 fft_irfftn fft_rfft fft_rfft2 fft_rfftn flatten flip fliplr flipud gather "
     "grid_sampler grid_sampler_2d grid_sampler_3d affine_grid_generator im2col col2im index index_add index_select lift_fresh "
-    "lift_fresh_copy mT max_pool1d max_pool1d_with_indices max_pool2d max_pool2d_with_indices max_pool3d "
+    "index_add_ lift_fresh_copy mT max_pool1d max_pool1d_with_indices max_pool2d max_pool2d_with_indices max_pool3d "
     "max_pool3d_with_indices meshgrid moveaxis movedim narrow native_channel_shuffle numpy_T pad permute pixel_shuffle "
     "pixel_unshuffle reflection_pad1d reflection_pad2d reflection_pad3d repeat repeat_interleave replication_pad1d "
     "replication_pad2d replication_pad3d reshape reshape_as resolve_conj resolve_neg roll rot90 scatter scatter_ scatter_add "
@@ -246,6 +246,8 @@ def _checked(operation: Any, argument: Any, value: Any) -> Any:
     try:
         if isinstance(value, str) and argument.name in _MODES and value not in _MODES[argument.name]:
             raise BadArgument(f"is {short(value)}, which is none of {', '.join(_MODES[argument.name])}")
+        if argument.name == "n" and operation is torch.ops.aten.diff.default and value != 1:
+            raise BadArgument(f"is {short(value)}, and differences are taken once")  # else the time hangs on a number
         return _CHECKS[_kind(argument)](value)
     except BadArgument as error:
         raise BadArgument(f"{operation}: {argument.name} {error}") from None

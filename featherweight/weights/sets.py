@@ -267,11 +267,14 @@ class LowRank(Set):
         return self.rank if self.rank is not None else super().size()
 
 
+LARGEST_LEVEL = 127  # what int8 holds of both signs; codes of files written before may hold 128, and are read as they are
+
+
 @dataclass(frozen=True)
 class Levels(Set):
     """min |m - z|_F  s.t.  every entry of row r of z is scale_r times one of a few fixed levels, for some scale_r >= 0.
 
-    uniform: +-1, +-2 .. +-2^(bits-1), no zero (zero belongs to pruning; Ye et al. 2018, arXiv 1811.01907);
+    uniform: +-1, +-2 .. +-2^(bits-1), at 8 bits +-127; no zero (it belongs to pruning; Ye et al. 2018, arXiv 1811.01907);
     power_of_two: +-1, +-2, +-4 .. (2^(bits-1) of each sign); binary: +-1; ternary: -1, 0, +1.
     Exact: each row's scale minimises the distance over the whole range (`scales.best_scale`). O(n log n). One scale for the
     whole tensor or one a filter is a matter of the view. Surrogate: half the squared distance to the set.
@@ -298,7 +301,7 @@ class Levels(Set):
             return torch.tensor([1.0] if self.levels == "binary" else [0.0, 1.0], dtype=torch.float64)
         if self.bits is None:
             raise SetError(f"Levels({self.levels!r}) needs its bits")
-        steps = torch.arange(2 ** (self.bits - 1), dtype=torch.float64)
+        steps = torch.arange(min(2 ** (self.bits - 1), LARGEST_LEVEL), dtype=torch.float64)
         return steps + 1 if self.levels == "uniform" else 2.0**steps
 
     def complete(self) -> bool:

@@ -190,6 +190,7 @@ def test_every_field_survives() -> None:
                 "certify",
                 "ignore",
                 "soft",
+                "where",
             },
         ),
         (Layerwise, {"method", "samples"}),

@@ -1,4 +1,5 @@
-"""Budgets on networks whose classes hold sizes together: no refusal after work has begun, and a plan says what will be cut."""
+"""Budgets on networks whose classes hold sizes together: no refusal after work has begun, and a plan says what will be cut. More
+networks, and what comes after the cut: `test_attention_budgets.py`."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from attentions import TOKENS, Encoder, Fused, OfTheInput, OneNumber, Rotary
+from attentions import TOKENS, Encoder, Fused, OfTheInput, OneNumber
 from torch import nn
 
 import featherweight as fw
@@ -22,10 +23,8 @@ from featherweight.structure import trace
 
 NETWORKS = {
     "one number": (lambda: Encoder(OneNumber, layers=1), 0.79),
-    "grouped queries": (lambda: Encoder(Rotary, layers=1, positions=40), 0.79),
     "fused": (lambda: Encoder(Fused, layers=1), 0.67),
     "of the input": (lambda: Encoder(OfTheInput, layers=1), 0.85),
-    "mixture": (lambda: Encoder(OneNumber, layers=1, mixture=True), 0.5),
 }
 CLASSES = torch.zeros(4, dtype=torch.long)
 

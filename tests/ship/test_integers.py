@@ -236,6 +236,45 @@ def test_whole_levels_stay_the_numbers_of_the_code(tmp_path: Path) -> None:
         assert np.array_equal(held[f"{name}.weight_quantized"].reshape(24, -1), wanted)
 
 
+class Widths(nn.Module):
+    """A layer of each width of bits: over inputs of three dimensions, whose matrices the exporter turns, and of two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(24, 24, bias=bits % 2 > 0) for bits in range(2, 9))
+        self.head = nn.Linear(24, 24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = x + layer(x).relu()
+        return self.head(x.mean(1))
+
+
+def test_weights_of_2_to_8_bits_are_in_the_file_as_they_were_scored(tmp_path: Path) -> None:
+    """+-128 is no int8: at 8 bits there is none. What a code holds otherwise is rounded once more, and it is said."""
+    import onnx
+
+    torch.manual_seed(0)
+    network, x = Widths().eval(), torch.randn(4, 3, 24)
+    chosen: dict[str, sets.Set] = {f"layers.{bits - 2}.weight": sets.Levels("uniform", bits) for bits in range(2, 9)}
+    for name, one in chosen.items():
+        parametrized.attach(network, name, ROW, one.encode(network.get_parameter(name).detach()))
+    before_0_1 = torch.arange(-128.0, 129)[torch.arange(257) != 128]  # the levels that files written before may hold
+    index = torch.randint(256, (24, 24))
+    index[:, 0] = 255
+    network.head.weight.data.copy_(before_0_1[index] * 1e-3)
+    parametrized.attach(network, "head.weight", ROW, codes.Scaled(index.to(torch.uint8), before_0_1))
+    done = export(network, (x[:1],), tmp_path / "q.onnx", integers=Integers([Inputs((x,))]))
+    assert done.integers is not None and done.integers["rounded"] == ("head",) and done.integers["left"] == {}
+    assert done.integers["layers"] == (*(f"layers.{i}" for i in range(7)), "head")
+    held = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(tmp_path / "q.onnx").graph.initializer}
+    for name in chosen:
+        whole = held[f"{name}_quantized"]
+        assert whole.dtype == np.int8
+        made = whole.T.astype(np.float32) * held[f"{name}_scale"][:, None]
+        assert made.tobytes() == parametrized.decoded(network)[name].numpy().tobytes()
+
+
 def test_layers_are_left_in_float_by_the_measured_rule(tmp_path: Path) -> None:
     model, work = net(), task()
     seen = calibration(model, work)
