@@ -120,7 +120,7 @@ def unjudged(task: Task) -> Task:
 
 
 def one_shot(share: str, method: str) -> Line:
-    recipe = RECIPES["layerwise_admm"](SHARES[share], method, samples=SAMPLES)
+    recipe = RECIPES["layerwise_admm"](SHARES[share], method, allocate="uniform", samples=SAMPLES)
     done = compress(network(), recipe, unjudged(decoder.task(tokens(), RATE)))
     return judged(done.model) | left(done.model) | {"said": list(done.rows[-1].said)}
 

@@ -19,7 +19,7 @@ def layerwise_admm(
     keep: Kept = "2x",
     method: Method = "admm",
     targets: str = WEIGHTS,
-    allocate: str = "uniform",
+    allocate: str = "lamp",
     samples: int = 128,
     epochs: int = 0,
     rate: float = 1.0,
@@ -32,7 +32,7 @@ def layerwise_admm(
     keep       of the targets' weights: "2x" fewer, or the share 0.5; or "2:4", of each 4 neighbouring inputs 2
     method     admm; sparsegpt, wanda or magnitude, its baselines
     targets    what to prune, see `schema.Rule`; embeddings and a language model's head are not, unless named
-    allocate   how `keep` is spread: uniform, the same share of every layer; magnitude; lamp
+    allocate   how `keep` is spread: lamp; magnitude; uniform, the same share of every layer, as published for language models
     samples    that the layers are watched on
     epochs     of training afterwards, what is zero held at zero, at `rate` times the task's base rate
     distill    weight of the distillation from the dense network in them, added to the loss; 0 for none
