@@ -58,11 +58,6 @@ def looked_up(host: Any, *arguments: Any, **options: Any) -> Any:
     return look_up(host, *arguments, **options)
 
 
-def pytest_xdist_auto_num_workers(config: Any) -> int:
-    """One more than there are cores: some tests wait for processes that they kill, and the last ones of a run for each other."""
-    return (os.cpu_count() or 1) + 1
-
-
 def pytest_collection_finish(session: Any) -> None:
     """What is there now stays to the end: looked at again and again, it took a twentieth of the suite's time."""
     gc.collect()

@@ -83,7 +83,7 @@ def made(kind: type[nn.Module], **how: bool) -> nn.Module:
 @pytest.mark.parametrize("keep", ["4x", "2:4"])
 def test_a_language_model_keeps_its_embeddings_and_its_head_and_says_so(keep: str, tmp_path: Path) -> None:
     network, task = made(Language), language_task()
-    done = fw.compress(network, RECIPES["layerwise_admm"](keep, samples=16), task)
+    done = fw.compress(network, RECIPES["layerwise_admm"](keep, allocate="uniform", samples=16), task)
     said = " ".join(done.rows[-1].said)
     assert "embed.weight" in said and "head.weight: it is the head of a language model" in said
     for name in ("q", "k", "v", "o", "up", "down"):
@@ -129,7 +129,7 @@ def test_whose_head_is_left_alone() -> None:
 @pytest.mark.parametrize("method", ["admm", "sparsegpt", "wanda", "magnitude"])
 def test_convolutions_of_all_kinds(method: str) -> None:
     network, task = made(Mixed), image_task()
-    done = fw.compress(network, RECIPES["layerwise_admm"](0.5, method), task)
+    done = fw.compress(network, RECIPES["layerwise_admm"](0.5, method, allocate="uniform"), task)
     weights = {name: done.model.get_submodule(name).weight for name in ("first", "grouped", "last", "up")}
     assert [int(w.count_nonzero()) for w in weights.values()] == [108, 288, 16, 16 * 8 * 4]
     assert any("up.weight: what a ConvTranspose2d" in line for line in done.rows[-1].said)
