@@ -37,7 +37,7 @@ def text(described: Description, opened: Opened) -> str:
         code = ["import featherweight as fw", *lines, "network.eval()  # call it as before"]
     name = described.recipe.get("name")
     recipe = f" by the recipe `{name}`" if isinstance(name, str) and BUILT_IN.fullmatch(name) else ""
-    block = "\n".join(code)
+    block = re.sub(r"\n(?=network)", "\n\n", "\n".join(code), count=1)  # imports apart, as formatters want them
     return (
         f"# A network made small by featherweight {described.featherweight}\n\n"
         f"{said[0].upper()}{said[1:]}{recipe}. `compression.json` says what was done and measured, `model.safetensors` holds the "
