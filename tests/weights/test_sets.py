@@ -40,6 +40,20 @@ def test_a_projection_lies_in_the_set(one: Set, matrix: torch.Tensor) -> None:
     assert is_member(one, projected, matrix)
 
 
+@pytest.mark.parametrize("one", [one for one in table.ALL_SETS if one.exact], ids=str)
+def test_a_member_near_a_matrix_is_no_further_than_the_one_it_was_found_from(one: Set) -> None:
+    """And of a matrix that has not moved it is the projection's distance."""
+    matrix = table.matrix(seed=311)
+    if getattr(one, "sparse", False):
+        matrix = matrix * (table.matrix(seed=312) > -0.5)
+    member = one.project(matrix)
+    moved = matrix + 0.05 * table.matrix(seed=313) * (matrix != 0)
+    near = one.near(moved, member)
+    assert near.dtype == matrix.dtype and is_member(one, near, moved)
+    assert distance(near, moved) <= distance(member, moved) * (1 + 1e-9)
+    assert distance(one.near(matrix, member), matrix) == pytest.approx(distance(member, matrix), rel=1e-9)
+
+
 def is_member(one: Set, z: torch.Tensor, matrix: torch.Tensor) -> bool:
     """By the set's definition, without asking the set."""
     match one:
