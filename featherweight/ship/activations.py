@@ -12,7 +12,7 @@ import importlib
 import io
 import logging
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +36,7 @@ SAMPLES = 256  # of the training data, to calibrate on
 PIECE = 64  # samples in a run of the calibration
 NEAR = 0.1  # root mean square of the outputs' differences over that of the outputs, on the calibration data
 MOST_LEFT = 0.25  # of the layers, that may be left in float32
+FILL = 1e9  # of this size or infinite are no activations but what a mask writes over them, such as the least float32
 QUANTISED = (  # operations that ONNX Runtime has in integers, or that move integers about
     *(
         "Conv",
@@ -251,6 +252,26 @@ def _kept(model: Any, held: Mapping[str, Stored], turned: frozenset[str]) -> dic
     return found
 
 
+def _masked(model: Any, run: Callable[[Path], list[np.ndarray[Any, Any]]], folder: Path) -> list[str]:
+    """The nodes that take or give what a mask fills in, as attention does: the range of such a tensor leaves no level for the
+    others. Constants are seen in what they are added to."""
+    onnx = importlib.import_module("onnx")
+    seen, copy = [one.name for one in model.graph.output], onnx.ModelProto()
+    copy.CopyFrom(model)
+    nodes = [node for node in model.graph.node if node.op_type in QUANTISED]
+    made = {name for node in model.graph.node for name in node.output}
+    names = list(
+        dict.fromkeys(name for node in nodes for name in (*node.input, *node.output) if name in made and name not in seen)
+    )
+    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    path = folder / "watched.onnx"
+    onnx.save(copy, path)
+    arrays = dict(zip([*seen, *names], run(path), strict=True))
+    arrays |= {one.name: onnx.numpy_helper.to_array(one) for one in model.graph.initializer}
+    filled = {n for n, one in arrays.items() if np.issubdtype(one.dtype, np.floating) and one.size and np.abs(one).max() >= FILL}
+    return [node.name for node in nodes if not filled.isdisjoint((*node.input, *node.output))]
+
+
 class _Writer:
     """Writes a model with some layers in float32, and measures how far it is from the whole one."""
 
@@ -267,13 +288,15 @@ class _Writer:
         importlib.import_module("onnx").save(model, self.source)
         self.folder, self.method, self.kept = folder, method, kept
         self.wanted = self.outputs(self.source)
+        self.masked = _masked(model, lambda path: self.outputs(path, 1), folder)
 
-    def outputs(self, path: Path) -> list[np.ndarray[Any, Any]]:
+    def outputs(self, path: Path, most: int | None = None) -> list[np.ndarray[Any, Any]]:
+        """Of all calibration batches, or the first so many."""
         onnxruntime = importlib.import_module("onnxruntime")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        return [array for batch in self.batches for array in session.run(None, batch)]
+        return [array for batch in self.batches[:most] for array in session.run(None, batch)]
 
     def write(self, path: Path, left: Sequence[str] | Mapping[str, str]) -> float:
         """The error; infinite where the outputs are no numbers."""
@@ -291,7 +314,7 @@ class _Writer:
                 per_channel=True,
                 activation_type=ort.QuantType.QUInt8,
                 weight_type=ort.QuantType.QInt8,
-                nodes_to_exclude=[node for node, layer in weights.items() if layer in left],
+                nodes_to_exclude=[*self.masked, *(node for node, layer in weights.items() if layer in left)],
                 calibrate_method=getattr(ort.CalibrationMethod, METHODS[self.method]),
                 extra_options={"WeightSymmetric": True, "TensorQuantOverrides": kept},
             )

@@ -275,6 +275,29 @@ def test_weights_of_2_to_8_bits_are_in_the_file_as_they_were_scored(tmp_path: Pa
         assert made.tobytes() == parametrized.decoded(network)[name].numpy().tobytes()
 
 
+class Masked(nn.Module):
+    """Attention whose padding gets the least number before the softmax; (batch, 6, 16) -> (batch, 6, 16)."""
+
+    def __init__(self, fill: float) -> None:
+        super().__init__()
+        self.fill = fill
+        self.q, self.k, self.v, self.o = (nn.Linear(16, 16) for _ in range(4))
+
+    def forward(self, x: Tensor, seen: Tensor) -> Tensor:
+        mask = torch.zeros(seen.shape).masked_fill(seen == 0, self.fill)[:, None]
+        shares = (self.q(x) @ self.k(x).transpose(1, 2) / 4 + mask).softmax(-1)
+        return self.o(shares @ self.v(x))
+
+
+@pytest.mark.parametrize("fill", [torch.finfo(torch.float32).min, -torch.inf], ids=["least", "infinite"])
+def test_what_a_mask_fills_in_is_in_no_range(fill: float, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    seen = (torch.arange(6) < torch.randint(2, 6, (64, 1))).long()
+    given = (torch.randn(64, 6, 16), seen)
+    done = export(Masked(fill).eval(), (given[0][:2], seen[:2]), tmp_path / "net.onnx", integers=Integers([given]))
+    assert done.integers is not None and done.integers["error"] < 0.05 and done.integers["left"] == {}
+
+
 def test_layers_are_left_in_float_by_the_measured_rule(tmp_path: Path) -> None:
     model, work = net(), task()
     seen = calibration(model, work)
