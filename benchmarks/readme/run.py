@@ -98,6 +98,15 @@ def integers() -> tuple[str, str]:
     return "8-bit integers in ONNX Runtime, faster by", "; ".join(told)
 
 
+def one_bit() -> tuple[str, str]:
+    line = rows("cifar_bits")["ResNet-20, binary, straight through"]
+    size, dense = line["storage"]["file"], line["storage"]["dense"]
+    return "ResNet-20 on CIFAR-10, every weight of every layer one bit", (
+        f"{line['score']:.2f} % (dense {line['dense']:.2f} %), one seed; a file of {size:,} bytes, "
+        f"{dense / size:.1f} times smaller"
+    )
+
+
 def evidence() -> tuple[str, str]:
     line = rows("evidence")["mafk cnn 10x 0"]
     found = line["numbers"]
@@ -146,6 +155,7 @@ QUOTED: dict[str, Callable[[], tuple[str, str]]] = {
     "lenet5_storage": files,
     "ship": in_c,
     "ship ": integers,
+    "cifar_bits": one_bit,
     "evidence": evidence,
     "ordinary": ordinary,
     "coverage": coverage,
