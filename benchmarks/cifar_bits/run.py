@@ -105,6 +105,7 @@ def straight_through(bits: int, epochs: int, rate: float) -> Recipe:
 def plans() -> dict[str, Plan]:
     return {
         "ResNet-20, binary, straight through": Plan("resnet20_projection", resnet20, straight_through(1, 36, 0.3)),
+        "ResNet-20, 4 bits, straight through": Plan("resnet20_projection", resnet20, straight_through(4, 2, 0.1)),
         "ResNet-20, 3 bits, straight through": Plan("resnet20_projection", resnet20, straight_through(3, 16, 0.1)),
         "ResNet-20, 3 bits": Plan("resnet20_projection", resnet20, admm_quantization((3,), targets=TARGETS, **schedule(4, 2))),
         "ResNet-20, binary": Plan("resnet20_projection", resnet20, admm_binarization((TARGETS,), **schedule(4, 2))),

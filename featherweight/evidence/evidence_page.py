@@ -97,7 +97,7 @@ def build(
     says = f"Less than was required. {found.verdict.says}" if unmet else found.verdict.says
     page.verdict(found.verdict.same and not unmet, says, [*(f"required: {text}" for text in unmet), *found.verdict.reasons])
     _numbers(page, found)
-    apart = "A point an example. Off the diagonal the networks differ; crosses are answers that flipped."
+    apart = "Each point is an example. Off the diagonal the networks differ; crosses are answers that flipped."
     alike = "How alike the two maps of an example are: the further right, the more both look at the same places."
     page.figures([(_scatter(found), apart), (_histogram(found), alike)])
     _answers(page, found)

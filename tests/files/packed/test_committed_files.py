@@ -32,7 +32,8 @@ def test_every_filter_has_its_few_levels(row: dict[str, Any]) -> None:
     file = FEW_BITS / "artifacts" / row["file"]
     network = plain(packed.load(file, zoo.resnet20_projection()))
     assert file.stat().st_size == row["storage"]["file"]
-    most = 1 if "binary" in row["row"] else 4  # sizes of +-1 .. +-2^(bits-1)
+    bits = 1 if "binary" in row["row"] else int(row["row"].split(" bits")[0][-1])
+    most = 2 ** (bits - 1)  # sizes: +-1 .. +-2^(bits-1)
     layers = [weight for weight in network.parameters() if weight.ndim > 1]
     assert len(layers) == 22 and all(filter.abs().unique().numel() <= most for weight in layers for filter in weight)
 
