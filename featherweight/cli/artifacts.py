@@ -19,7 +19,6 @@ from featherweight.run.report import weights_left
 from featherweight.ship import activations, bench, c
 from featherweight.ship import export as exporting
 from featherweight.ship.export import Exported
-from featherweight.ship.runtimes import ExportError
 from featherweight.structure import trace
 from featherweight.zoo import own_data
 
@@ -132,7 +131,7 @@ def export_command(
         raise InputError(f"format must be one of {', '.join(exporting.FORMATS)} or c, given {format!r}")
     if format == "c" and (integers or weights != "packed"):
         raise InputError("--integers and --weights are for ONNX; a C file runs the weights that are left, in float32")
-    if scored and unchecked:
+    if format == "c" and scored and unchecked:
         raise InputError("--score compiles and runs the C file, and --no-check leaves that out: give one of the two")
     if (integers or scored) and shapes:
         raise InputError(
@@ -172,18 +171,13 @@ def export_command(
 
 def _exported(held: Subject, path: Path, any_length: bool | None, **options: Any) -> Exported:
     """`any_length` None: where the data are texts, no two of which are alike in length, and the network can."""
-    texts = any_length is None and own_data.varies(held.data)
     example = held.task.example_inputs
-    try:
-        return exporting.export(held.network, example, path, any_length=any_length or texts, **options)
-    except ExportError as error:
-        if not texts:
-            raise
-        done = exporting.export(held.network, example, path, **options)
-        console.note(
-            f"note: the file takes texts of the example's length alone ({calls.Inputs.of(example)}). For others: {error}"
-        )
-        return done
+    if any_length is not None or not own_data.varies(held.data):
+        return exporting.export(held.network, example, path, any_length=bool(any_length), **options)
+    done, why = exporting.for_lengths(held.network, example, path, **options)
+    if why is not None:
+        console.note(f"note: the file takes texts of the example's length alone ({calls.Inputs.of(example)}). For others: {why}")
+    return done
 
 
 def bench_command(

@@ -59,7 +59,7 @@ def quantize_aware(
     *,
     rounds: Round,
 ) -> Recipe:
-    """Weights at 1 to 8 bits with a learned scale an output, trained with activations rounded as integers will round them.
+    """Weights at 1 to 8 bits with a learned scale for each output, trained with activations rounded as integers will round them.
 
     ADMM towards the levels, then training of the scales and of all that has none, straight through the rounding of what each
     layer takes: this wins back what calibration alone loses. `export --integers` makes the file, `--score` scores it.

@@ -22,7 +22,7 @@ from featherweight.run.goals import CLOSE, FINAL_ROUNDS, Costs, Goal
 from featherweight.ship import c, export
 from featherweight.ship.activations import FromFile, Integers, calibration
 from featherweight.ship.bench import Runtime
-from featherweight.ship.runtimes import ExportError, onnx_runner
+from featherweight.ship.runtimes import onnx_runner
 from featherweight.task import Task
 
 CHOICE = "choice.json"  # in a run's folder
@@ -181,12 +181,8 @@ class Shrunk:
         else:
             asked = Integers(calibration(network, self.task)) if runtime == "integers" else None
             path = place / "model.onnx"
-            try:
-                wrote = export.export(network, example, path, integers=asked, any_length=any_length)
-            except ExportError:
-                if not any_length:
-                    raise
-                wrote = export.export(network, example, path, integers=asked)
+            lengths = export.for_lengths(network, example, path, integers=asked)[0] if any_length else None
+            wrote = lengths or export.export(network, example, path, integers=asked)
         name = Path(wrote.path).name
         artifact.note_export(place, name, wrote.to_dict())
         return {name: wrote.bytes}

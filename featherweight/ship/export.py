@@ -155,6 +155,16 @@ def export(
     )  # fmt: skip
 
 
+def for_lengths(
+    network: nn.Module, example: Example | Inputs, path: str | Path, *options: Any, **named: Any
+) -> tuple[Exported, str | None]:
+    """`export` for inputs of any length where the network can, else for the example's alone, and then why."""
+    try:
+        return export(network, example, path, *options, any_length=True, **named), None
+    except ExportError as error:
+        return export(network, example, path, *options, **named), str(error)
+
+
 def scored(done: Exported, network: nn.Module, task: Task) -> Exported:
     """With the score that the task gives the file, run by its runtime in place of the network."""
     run = (onnx_runner if done.format == "onnx" else pt2_runner)(Path(done.path))

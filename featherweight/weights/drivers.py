@@ -248,13 +248,17 @@ class StraightThrough(Driver):
 
     def before_step(self, state: State, weight: Tensor, gradient: Tensor, scale: float = 1.0) -> None:
         if state["inside"]:
-            _swap(state, weight)
+            member = weight.clone()
+            weight.copy_(state["other"])
+            state["other"].copy_(member)
+            state["inside"] = False
 
     def after_step(self, state: State, weight: Tensor, target: Target, squares: Tensor | None) -> None:
         if not state["inside"]:  # else the step had no gradient of this weight
             member = target.near(weight, state["other"], squares)
-            state["other"].copy_(member)
-            _swap(state, weight)
+            state["other"].copy_(weight)
+            weight.copy_(member)
+            state["inside"] = True
 
     def candidate(self, state: State, weight: Tensor) -> Tensor:
         return state["other"]
@@ -264,13 +268,6 @@ class StraightThrough(Driver):
 
     def residual(self, state: State, weight: Tensor, target: Target) -> float:
         return target.violation(weight)
-
-
-def _swap(state: State, weight: Tensor) -> None:
-    weight_was = weight.clone()
-    weight.copy_(state["other"])
-    state["other"].copy_(weight_was)
-    state["inside"] = not state["inside"]
 
 
 BITS = 8  # entries of a mask in a byte
