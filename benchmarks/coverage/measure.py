@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.coverage.suites import SUITES, stand_in_for_torchvision
-from featherweight.network.calls import Inputs, tensors_of
 
 SECONDS, GIGABYTES = {"one": 300, "peer": 120, "half": 120}, 10  # of processor time: the machine has other work
 SECONDS_DRAWN = 120  # each part of a network drawn from timm's list
@@ -123,14 +122,17 @@ def measure(suite: str, name: str) -> dict[str, Any]:
     return row | memory()
 
 
-def plain_outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+def plain_outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
     """In single precision: only to show that the cut was not vacuous."""
-    with torch.no_grad():
-        return floating(inputs.call(model.eval()))
+    from featherweight.structure.observe import run_in_eval
+    from featherweight.structure.precision import PRECISIONS
+
+    return floating(run_in_eval(model, inputs, PRECISIONS[-1]).outputs)
 
 
 def floating(output: Any) -> list[Tensor]:
-    return [tensor for tensor in tensors_of(output) if tensor.is_floating_point()]
+    leaves = torch.utils._pytree.tree_leaves(output)
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
 def apart(wanted: list[Tensor], got: list[Tensor]) -> float:
