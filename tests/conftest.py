@@ -11,7 +11,9 @@ import socket
 import tempfile
 from typing import Any
 
+import pytest
 import torch
+from long_cases import chosen
 
 torch.set_num_threads(1)
 # torch logs every step of an export; pytest would format and keep all of it, which makes exporting twenty times slower
@@ -56,6 +58,31 @@ def looked_up(host: Any, *arguments: Any, **options: Any) -> Any:
     if host is not None and not is_local(socket.AF_INET, (host.decode() if isinstance(host, bytes) else host, 0)):
         raise NetworkReached(f"a test looks up {host}: tests need no network")
     return look_up(host, *arguments, **options)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all", action="store_true", help="every case: those too that `reproduce suite` runs")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "third: of many cases of a test about a third runs, the same ones each time; all with --all"
+    )
+    config.addinivalue_line("markers", "long: runs with --all alone")
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    left = "long ones are left to --all, which `featherweight reproduce suite` runs"
+    return f"cases: {'all' if config.getoption('--all') else left}"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without --all, leave out what is marked so; what is asked for by its name always runs."""
+    if config.getoption("--all") or any("::" in argument for argument in config.args):
+        return
+    kept = {id(item) for item in chosen(items)}
+    config.hook.pytest_deselected(items=[item for item in items if id(item) not in kept])
+    items[:] = [item for item in items if id(item) in kept]
 
 
 def pytest_collection_finish(session: Any) -> None:

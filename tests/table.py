@@ -1,6 +1,6 @@
 """The table: every set, view, code, driver, allocator, network, task and recipe, with instances small enough for a law to try.
 
-`laws/test_table.py` fails where something public is missing from it. What is in the table is under every law.
+`tests/weights/test_table.py` fails where something public is missing from it. What is in the table is under every law.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import functools
 from pathlib import Path
 
 import pytest
+from long_cases import chosen
 
 import featherweight
 
@@ -150,3 +151,23 @@ def test_no_bare_except_and_no_print_in_the_library() -> None:
                 assert not (isinstance(node, ast.ExceptHandler) and node.type is None), f"{path}:{node.lineno}"
                 called = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id
                 assert called != "print" or unit == "cli", f"{path}:{node.lineno}"
+
+
+class Case:
+    """What `chosen` asks of a case."""
+
+    def __init__(self, test: str, number: int, mark: str = "") -> None:
+        self.name, self.nodeid, self.mark = f"{test}[{number}]", f"tests/test_x.py::{test}[{number}]", mark
+
+    def get_closest_marker(self, name: str) -> bool:
+        return name == self.mark
+
+
+def test_of_many_cases_a_third_is_chosen_of_each_test_one_and_of_unmarked_ones_all() -> None:
+    many = [Case("many", number, "third") for number in range(600)]
+    single = [Case(f"test{number}", 0, "third") for number in range(20)]
+    plain, long = [Case("plain", number) for number in range(9)], [Case("long", 0, "long")]
+    kept = chosen([*many, *single, *plain, *long])  # type: ignore[list-item]
+    assert 150 < len([case for case in kept if case in many]) < 250
+    assert [case for case in kept if case not in many] == [*single, *plain]
+    assert [case for case in chosen([*many, Case("many", 600, "third")]) if case in many] == kept[: len(kept) - 29]  # type: ignore[list-item]

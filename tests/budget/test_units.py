@@ -111,6 +111,7 @@ def test_an_even_share_is_even_where_layers_are_many() -> None:
             assert len(alike) == 3 and max(alike) - min(alike) <= 2  # two of the cheapest may fit where no other does
 
 
+@pytest.mark.long
 def test_more_budget_is_never_worse_for_a_knapsack_where_costs_add_up() -> None:
     losses, _ = case(3, (5, 4, 3))
     price = {"a": 5, "b": 7, "c": 3}

@@ -115,6 +115,7 @@ def test_bench_takes_a_network_that_a_target_names(place: Path) -> None:
     assert refused.exit_code == 2 and "give --model" in re.sub(r"\s+", " ", refused.stderr), "code named by a file only"
 
 
+@pytest.mark.third
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

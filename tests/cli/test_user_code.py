@@ -75,6 +75,7 @@ def slope(network: nn.Module, batch: Any) -> Tensor:
     return torch.autograd.grad(network(rows).square().sum(), rows, create_graph=True)[0].square().mean()
 
 
+@pytest.mark.third
 @pytest.mark.parametrize("name", sorted(RECIPES))
 def test_a_loss_that_differentiates_inside_trains_or_is_refused_by_name(name: str) -> None:
     brief = {"epochs": 1} | ({"episodes": 3, "warm_up": 1} if name == "amc" else {})

@@ -67,6 +67,7 @@ def rearranged(site: str, order: Tensor) -> nn.Module:
     return model
 
 
+@pytest.mark.third
 @pytest.mark.parametrize("criterion", table.CRITERIA)
 def test_renumbered_units_are_ranked_the_same(criterion: str) -> None:
     order = torch.tensor([3, 0, 5, 1, 4, 2])
@@ -79,6 +80,7 @@ def test_renumbered_units_are_ranked_the_same(criterion: str) -> None:
         assert after.loss(k) == pytest.approx(before.loss(k), rel=1e-5, abs=1e-9)
 
 
+@pytest.mark.third
 @pytest.mark.parametrize("criterion", table.CRITERIA)
 @pytest.mark.parametrize(("site", "unit"), [("stem", 2), ("block.conv1", 5)])
 def test_a_dead_unit_goes_first(criterion: str, site: str, unit: int) -> None:

@@ -27,6 +27,7 @@ def instance(size: int, samples: int, seed: int, mixed: float = 0.3) -> tuple[Te
     return each.mean(0), each.T @ each / samples
 
 
+@pytest.mark.third
 @pytest.mark.parametrize(("size", "seed"), [(6, 0), (11, 1), (16, 2), (16, 3)])
 def test_the_choice_is_the_best_of_all(size: int, seed: int) -> None:
     linear, pairs = instance(size, 40, seed)

@@ -49,6 +49,7 @@ def task_of(ordinary: Ordinary) -> fw.Task:
     )
 
 
+@pytest.mark.third
 @pytest.mark.parametrize("name", [name for name in ORDINARY if name != "members that cannot be copied"])
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_every_site_is_ranked_or_named(name: str, criterion: str) -> None:

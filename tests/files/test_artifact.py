@@ -75,6 +75,7 @@ def test_a_fresh_network_gives_the_same_outputs_bitwise(kind: str, dtype: torch.
     assert not torch.equal(fresh(inputs), network(inputs)), "the given network must not change"
 
 
+@pytest.mark.third
 @EVERY_KIND
 def test_what_is_loaded_still_trains_inside_its_set(kind: str, tmp_path: Path) -> None:
     write(compressed(kind), tmp_path / "art")
@@ -257,6 +258,7 @@ def json_of(data: Any) -> str:
         sys.set_int_max_str_digits(4300)
 
 
+@pytest.mark.third
 @pytest.mark.parametrize("change", TAMPERED.values(), ids=TAMPERED)
 def test_a_description_that_was_tampered_with_is_refused(change: Callable[[dict[str, Any]], Any], folder: Path) -> None:
     data = json.loads((folder / DESCRIPTION).read_text())

@@ -76,6 +76,7 @@ def test_an_exported_module_comes_back_without_its_class(tmp_path: Path) -> None
     assert sum(p.numel() for p in loaded.parameters()) < sum(p.numel() for p in Attention().parameters())
 
 
+@pytest.mark.third
 @pytest.mark.parametrize(
     "change",
     [

@@ -62,6 +62,7 @@ def check_two_layers_equal(layer: nn.Module, view: View, axes: str, rank: int, *
 PADDINGS: list[int | tuple[int, int] | str] = [0, 1, (2, 1), "same", "valid"]
 
 
+@pytest.mark.third
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
 @pytest.mark.parametrize(("view", "axes"), [(CHANNEL, "o|ihw"), (SPATIAL, "ih|ow"), (INPUTS_FIRST, "i|ohw"), (MIRRORED, "oh|iw")])
 @pytest.mark.parametrize("kernel", [(3, 3), (1, 3), (2, 5), (4, 2)])

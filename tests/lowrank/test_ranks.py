@@ -15,6 +15,7 @@ from featherweight.weights.parametrized import decoded
 from featherweight.weights.views import View
 
 
+@pytest.mark.third
 @pytest.mark.parametrize(("view", "keep"), [(CHANNEL, 0.6), (CHANNEL, 0.5), (SPATIAL, 0.5), (SPATIAL, 1 / 2.84), (SPATIAL, 0.8)])
 def test_the_budget_is_met_within_one_percent_by_the_network_that_is_built(view: View, keep: float) -> None:
     torch.manual_seed(0)

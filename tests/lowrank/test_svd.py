@@ -26,6 +26,7 @@ def least_rank(matrix: Tensor, energy: float) -> int:
     return min(rank for rank in range(squares.size + 1) if squares[rank:].sum() <= energy * squares.sum())
 
 
+@pytest.mark.third
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_projection_and_pull_are_those_of_the_full_decomposition(shape: tuple[int, int], dtype: torch.dtype) -> None:
@@ -153,6 +154,7 @@ def test_only_matrices_are_taken() -> None:
         truncated(torch.randn(0, 5), rank=0)
 
 
+@pytest.mark.third
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_squared_values_are_those_of_the_full_decomposition(shape: tuple[int, int], dtype: torch.dtype) -> None:

@@ -44,6 +44,7 @@ def task_of(ordinary: Any, **changes: Any) -> fw.Task:
     return dataclasses.replace(made, **changes)
 
 
+@pytest.mark.third
 @pytest.mark.parametrize("name", [name for name in RECIPES if name != "nisp"])  # which cannot follow a softmax
 def test_every_recipe_takes_a_network_that_is_called_by_name(name: str) -> None:
     known = inspect.signature(RECIPES[name]).parameters

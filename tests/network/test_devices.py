@@ -136,6 +136,7 @@ def test_the_law_sees_what_an_export_makes() -> None:
 # --- sets, codes, drivers, allocators ------------------------------------------------------------------------------------
 
 
+@pytest.mark.third
 @pytest.mark.parametrize("chosen", table.ALL_SETS, ids=repr)
 def test_a_set_projects_where_the_matrix_is(chosen: Set) -> None:
     def work(device: Any) -> Any:
@@ -168,6 +169,7 @@ def test_a_code_decodes_trains_and_comes_off_where_its_weight_is(kind: str) -> N
     on_both(work)
 
 
+@pytest.mark.third
 @pytest.mark.parametrize("driver", table.ALL_DRIVERS, ids=repr)
 def test_a_driver_imposes_every_set_where_the_network_is(driver: Driver | None) -> None:
     def work(device: Any) -> Any:
@@ -222,6 +224,7 @@ def test_statistics_are_on_the_cpu(curvature: Any) -> None:
     on_both(work)
 
 
+@pytest.mark.third
 @pytest.mark.parametrize("name", CRITERIA)
 def test_a_criterion_ranks_on_the_cpu(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bound, "FIRST", 25)  # rounds: a bound is a bound after any

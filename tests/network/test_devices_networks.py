@@ -50,6 +50,7 @@ def ordinary_on(name: str, device: Any) -> tuple[nn.Module, Inputs]:
 
 
 # one holds a tensor beside its state, which its owner's `to` leaves where it is
+@pytest.mark.third
 @pytest.mark.parametrize("name", [name for name in ORDINARY if name != "extra state, marks"])
 def test_ordinary_networks_are_cut_where_they_are(name: str) -> None:
     """In the class and as a graph; what comes out is there, runs there and computes what the cut of the CPU does."""
@@ -179,6 +180,7 @@ def kinds() -> list[str]:
     return list(found.values())
 
 
+@pytest.mark.third
 @pytest.mark.parametrize("name", kinds())
 def test_a_recipe_runs_where_the_network_is(name: str) -> None:
     with Pretend():

@@ -84,6 +84,7 @@ def test_a_copy_computes_the_same_and_is_its_own(name: str) -> None:
     assert same(outputs(ordinary, network), before) and not same(outputs(ordinary, twin), before)
 
 
+@pytest.mark.third
 @EVERY
 @pytest.mark.parametrize("kind", ["artifact", "packed"])
 def test_what_is_loaded_computes_what_was_saved(name: str, kind: str, tmp_path: Path) -> None:
@@ -309,6 +310,7 @@ def counted(network: nn.Module) -> tuple[int, int]:
     return sum(p.numel() for p in seen.values()), sum(8 * p.nbytes for p in seen.values())
 
 
+@pytest.mark.third
 @EVERY
 def test_every_parameter_is_in_the_sizes(name: str) -> None:
     ordinary = ORDINARY[name]
@@ -321,6 +323,7 @@ def test_every_parameter_is_in_the_sizes(name: str) -> None:
     assert all(any(weight in note for note in found.notes) for weight in named)
 
 
+@pytest.mark.third
 @EVERY
 def test_a_budget_of_parameters_or_bytes_counts_what_the_network_holds(name: str) -> None:
     ordinary = ORDINARY[name]

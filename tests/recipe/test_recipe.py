@@ -370,6 +370,7 @@ NOT_RECIPES = {
 }
 
 
+@pytest.mark.third
 @pytest.mark.parametrize(("name", "content"), NOT_RECIPES.values(), ids=NOT_RECIPES)
 def test_a_file_that_is_no_recipe_is_refused(name: str, content: bytes, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)

@@ -109,6 +109,7 @@ ON_OWN = ("l1_filters", "thinet", "nisp", "collaborative_ac", "discriminative_ad
 ON_RESNET = ("l1_filters", "nisp", "collaborative_ac", "discriminative_adapt", "amc", "soft_filters", "adaptive")
 
 
+@pytest.mark.third
 @pytest.mark.parametrize(
     ("name", "network"),
     [*((name, "own") for name in ON_OWN), *((name, "resnet") for name in ON_RESNET), ("nisp", "vgg16")],

@@ -55,6 +55,7 @@ def rank_by_numpy(weight: Tensor, view: str) -> int:
     return int((values > 1e-5 * values[0]).sum())
 
 
+@pytest.mark.third
 @pytest.mark.parametrize(("start", "view"), [("scratch", "channel"), ("trained", "spatial")])
 def test_trained_rank_pruning_end_to_end(task: Task, trained: nn.Module, view: str, start: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -84,6 +85,7 @@ def test_trained_rank_pruning_end_to_end(task: Task, trained: nn.Module, view: s
     assert torch.equal(fresh.eval()(images), network.eval()(images))
 
 
+@pytest.mark.long
 def test_the_budget_is_asked_once_and_both_baselines_meet_it(short: Task, trained: nn.Module) -> None:
     task = short
     found = allocate(trained, task.example_inputs, {"conv2.weight": SPATIAL}, 0.6)
@@ -179,6 +181,7 @@ def test_distillation_is_from_the_network_as_given_where_no_stage_trains_it(shor
     assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
 
 
+@pytest.mark.third
 @pytest.mark.parametrize("loss", [0.0, 1.0])
 def test_fine_tuning_by_distillation_alone_does_not_ask_the_labels(short: Task, trained: nn.Module, loss: float) -> None:
     recipe = decompose(macs=0.4, fine_tune_epochs=1, distill=Distillation(1.0, loss=loss))

@@ -98,7 +98,8 @@ for folder in sys.argv[1:]:
 
 
 @torch.no_grad()
-def test_budgets_on_attention_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_budgets_on_attention_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    budgets = BUDGETS if request.config.getoption("--all") else {share: BUDGETS[share] for share in (0.67, 0.5)}
     onnxruntime = pytest.importorskip("onnxruntime", reason="runs the file")
     monkeypatch.setattr(measurement, "count_macs", lambda network, example: (1, ()))  # an export each; what is spent is counted
     trace, free_sizes = cut_units.trace, cut_units.free_sizes
@@ -111,7 +112,7 @@ def test_budgets_on_attention_networks(tmp_path: Path, monkeypatch: pytest.Monke
         monkeypatch.setattr(cut_units, "trace", once(trace))
         monkeypatch.setattr(cut_units, "free_sizes", once(free_sizes))
         uneven = False
-        for share, how in BUDGETS.items():
+        for share, how in budgets.items():
             where: Any = {"where": "graph"} if f"{name} {share}" == ON_GRAPH else {}
             done = fw.prune(dense, (given(name)[0],), macs=share, multiple=1, **how, **where)
             spent = done.rows[1].spent

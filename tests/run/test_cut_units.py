@@ -64,6 +64,7 @@ def test_the_names_that_a_recipe_takes_are_those_that_there_are() -> None:
     assert set(get_args(Criterion)) == set(CRITERIA)
 
 
+@pytest.mark.third
 @pytest.mark.parametrize(("criterion", "refit"), [*((name, False) for name in CRITERIA), ("thinet", True), ("l1", True)])
 def test_every_criterion_meets_its_budget_and_trains_on(criterion: Criterion, refit: bool, tmp_path: Path) -> None:
     units = Units(criterion, macs=0.5, samples=64, refit=refit)
@@ -185,6 +186,7 @@ def test_the_heads_of_a_stage_learn_with_it(monkeypatch: pytest.MonkeyPatch) -> 
     assert lost[1] > lost[0] * 1.1
 
 
+@pytest.mark.long
 def test_a_run_with_auxiliary_heads_that_stopped_ends_with_the_same_bits(tmp_path: Path) -> None:
     cut = CutUnits("cut", units=Units("l1", macs=0.5), train=Training(1), auxiliary=True)
     recipe = Recipe("r", (cut, Train("tuned", train=Training(2), auxiliary=True)))

@@ -225,6 +225,7 @@ def uninterrupted() -> Compressed:
     return compress(residual(*WIDE), Recipe("r", (STOPPED,)), TASK)
 
 
+@pytest.mark.third
 @pytest.mark.parametrize("stop_at", [7, 15])
 def test_a_run_that_stopped_ends_with_the_same_bits(
     stop_at: int, uninterrupted: Compressed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

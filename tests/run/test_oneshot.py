@@ -30,6 +30,7 @@ def stored(network: nn.Module) -> dict[str, Any]:
     return {name: value.clone() for name, value in network.state_dict().items() if isinstance(value, torch.Tensor)}
 
 
+@pytest.mark.third
 @pytest.mark.parametrize(
     ("entry", "name"), [(entry, name) for entry in ENTRIES for i, name in enumerate(ORDINARY) if entry == "prune" or i < 6]
 )

@@ -126,6 +126,7 @@ OTHERS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Task], str]] = {
 }
 
 
+@pytest.mark.third
 @pytest.mark.parametrize("finished", [False, True])
 @pytest.mark.parametrize(("model", "work", "said"), OTHERS.values(), ids=OTHERS)
 def test_the_run_of_something_else_is_refused_and_told_apart(

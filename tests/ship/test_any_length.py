@@ -1,4 +1,4 @@
-"""A network of one length alone is refused; what is exported for any runs at three lengths: `run/test_attention_budgets.py`."""
+"""A network of one length alone is refused; exported for any, it runs at three: `tests/run/test_attention_budgets.py`."""
 
 from __future__ import annotations
 

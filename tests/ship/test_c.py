@@ -106,6 +106,7 @@ def fuzzed(seed: int, kind: Callable[..., nn.Module], sizes: tuple[int, ...], co
     return layers
 
 
+@pytest.mark.third
 @needs_compiler
 @pytest.mark.parametrize(
     ("height", "width", "options"), [(9, 11, QUICK), (17, 16, ("-O0",)), (8, 32, ("-O0", "-mavx2", "-mfma"))]
@@ -360,6 +361,7 @@ class Applied(nn.Module):
         return self.function(self.fc(x))
 
 
+@pytest.mark.third
 @pytest.mark.parametrize(
     ("function", "says"),
     [

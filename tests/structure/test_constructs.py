@@ -29,6 +29,7 @@ NOT_IN_CLASS = {
 WITH_EINSUM = ("einsum", "selective scan")  # its products are counted on the graph only
 
 
+@pytest.mark.third
 @pytest.mark.parametrize("name", ALL)
 def test_half_of_every_site_goes_exactly(name: str) -> None:
     """As a graph always; in the user's own class where its code allows it; and the edit fits a fresh instance of the class."""

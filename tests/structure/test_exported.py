@@ -40,6 +40,7 @@ def stored() -> tuple[str, dict[str, torch.Tensor]]:
     return json.dumps(to_dict(module)), module.state_dict()
 
 
+@pytest.mark.third
 @pytest.mark.parametrize("name", NAMES)
 def test_to_json_and_back(name: str) -> None:
     _, example, result = cut(name)

@@ -27,6 +27,7 @@ NOT_WATCHED = {  # probe -> sites that no module reads
 }
 
 
+@pytest.mark.third
 @pytest.mark.parametrize("name", [*PROBES, *MORE])
 def test_gates_at_zero_compute_what_zeroed_weights_do(name: str) -> None:
     model, example = build(name, dtype=torch.float64)

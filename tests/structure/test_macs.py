@@ -64,6 +64,7 @@ def test_the_batch_of_the_example_counts() -> None:
     assert trace(model, (torch.randn(3, 1, 28, 28),)).macs() == 3 * 2_293_000
 
 
+@pytest.mark.third
 @pytest.mark.parametrize(
     "name",
     [

@@ -107,6 +107,7 @@ def half(graph: Graph) -> dict[str, list[int]]:
     return {name: list(range(0, site.size, 2)) for name, site in graph.sites.items()}
 
 
+@pytest.mark.third
 @pytest.mark.parametrize("name", CUT, scope="module")
 def test_half_of_each_site_goes_and_both_modes_work(name: str) -> None:
     ordinary = ORDINARY[name]
@@ -151,6 +152,7 @@ def test_each_block_goes_or_stays_for_a_reason(name: str) -> None:
         trains(result.model, ORDINARY[name])
 
 
+@pytest.mark.third
 @pytest.mark.parametrize("name", list(ORDINARY))
 def test_it_is_exported_as_its_owner_calls_it(name: str, tmp_path: Path) -> None:
     network = ORDINARY[name].make()

@@ -227,6 +227,7 @@ GREEDY: dict[str, list[list[Any]]] = {
 }
 
 
+@pytest.mark.third
 @pytest.mark.parametrize("name", GREEDY)
 def test_what_takes_too_much_is_refused_before_it_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     nodes = GREEDY[name]
@@ -474,6 +475,7 @@ ROOMY: dict[str, tuple[Any, tuple[int, ...], tuple[int, ...]]] = {  # network, s
 }
 
 
+@pytest.mark.third
 @pytest.mark.parametrize("name", ROOMY)
 def test_ordinary_networks_stay_well_below_the_limits(name: str) -> None:
     """At the size they are used at, on tensors without memory: half of what is allowed is enough."""

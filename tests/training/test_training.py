@@ -68,6 +68,7 @@ def softened(logits: Tensor, dim: int) -> Tensor:
     return (logits.double() / 2).softmax(dim)
 
 
+@pytest.mark.third
 @pytest.mark.parametrize("name", WITH_LOGITS)
 def test_distillation_adds_the_divergence_over_the_classes_to_the_loss(name: str) -> None:
     """By hand, sample by sample and position by position, whatever the outputs are and however the network is called."""
@@ -111,6 +112,7 @@ def test_every_call_of_the_network_counts() -> None:
         distilled(never, network, 0, teacher, Distillation())
 
 
+@pytest.mark.third
 @pytest.mark.parametrize("name", ORDINARY)
 def test_left_open_it_is_on_where_outputs_are_logits_and_the_network_is_trained(name: str) -> None:
     ordinary, asked = ORDINARY[name], Distillation(auto=True)
@@ -142,6 +144,7 @@ def test_a_trained_network_is_seen_in_whatever_order_labels_come(period: int | s
     assert "is not trained" in settled(asked, task, knows, 0)[1]
 
 
+@pytest.mark.third
 @pytest.mark.parametrize("recipe", [n for n, make in RECIPES.items() if any(s.distill and s.distill.loss for s in make().stages)])
 @pytest.mark.parametrize("name", ["regression"])
 def test_another_loss_gives_another_network_in_every_recipe_that_distils_by_default(recipe: str, name: str) -> None:

@@ -59,6 +59,7 @@ def plain(tree: Any) -> Any:
 # --- inside the set, and staying there -----------------------------------------------------------------------------------
 
 
+@pytest.mark.third
 @EVERY_SET
 @EVERY_DRIVER
 @EVERY_OPTIMIZER

@@ -168,6 +168,7 @@ def test_clustered_weights_share_their_values_and_the_values_were_trained() -> N
     assert any(not torch.equal(after[name].unique(), untrained[name].unique()) for name in after)
 
 
+@pytest.mark.third
 @pytest.mark.parametrize(
     ("then", "sizes", "distinct"), [("clustering", (4, 3), 3), ("uniform", (2,), 4), ("power_of_two", (2,), 4)]
 )

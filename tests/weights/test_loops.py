@@ -172,6 +172,7 @@ def by_hand(name: str, driver: Driver | None, target: Target) -> Tensor:
     return weight.detach()
 
 
+@pytest.mark.third
 @pytest.mark.parametrize(("loop", "name"), PAIRS)
 @EVERY_DRIVER
 def test_a_driver_in_any_loop_is_the_driver_by_hand_in_a_plain_one(loop: str, name: str, driver: Driver | None) -> None:

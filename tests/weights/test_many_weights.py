@@ -15,6 +15,7 @@ from featherweight.weights.targets import Target
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
+@pytest.mark.third
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("piece", [1, 7, 1000])
 @pytest.mark.parametrize("step", [0.0, 0.5, 100.0], ids=lambda step: f"in steps of {step}")
@@ -49,6 +50,7 @@ def test_the_projection_of_a_long_vector_is_by_magnitude(n: int) -> None:
         assert float(matrix.abs()[projected == 0].max()) <= float(least)
 
 
+@pytest.mark.third
 @pytest.mark.parametrize(
     "levels",
     [Levels("binary"), Levels("ternary"), Levels("uniform", 3), Levels("uniform", 5), Levels("power_of_two", 3)],

@@ -1,4 +1,4 @@
-"""Damaged files, drawn from a seed: what the tests and `benchmarks/fuzz.py` hand to the readers."""
+"""Damaged files, drawn from a seed: what the tests and `benchmarks/fuzz/run.py` hand to the readers."""
 
 from __future__ import annotations
 

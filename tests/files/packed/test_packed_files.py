@@ -68,6 +68,7 @@ def test_every_kind_of_code_has_a_number() -> None:
     assert list(container.KINDS)[:6] == ["sparse", "rows", "factors", "scaled", "shared", "sparse_shared"]
 
 
+@pytest.mark.third
 @pytest.mark.parametrize(("nonzeros", "centroids", "most"), [(600, 4, 775), (600, 16, 930), (1400, 8, 1780), (2500, 8, 3195)])
 def test_a_sparse_lenet_takes_few_bytes(nonzeros: int, centroids: int, most: int) -> None:
     snapshot = packed.rounded(networks.sparse_lenet(nonzeros, centroids), "fixed8", ["*.original"])
@@ -97,6 +98,7 @@ def model_of() -> nn.Module:
     return nn.Linear(400, 500)
 
 
+@pytest.mark.third
 @pytest.mark.parametrize(("size", "density", "levels"), [(400, 0.1, 16), (400, 0.5, 4), (1000, 0.003, 2), (330, 1.0, 16)])
 def test_large_tensors_come_within_one_percent_of_their_entropy(size: int, density: float, levels: int) -> None:
     random = np.random.default_rng(0)
@@ -185,6 +187,7 @@ def places_of_fc1() -> nn.Module:
     return model
 
 
+@pytest.mark.third
 @pytest.mark.parametrize("seed", range(2))
 def test_damaged_files_end_in_a_named_error_or_in_a_network_within_its_codes(seed: int) -> None:
     """Half of them with a right checksum, so that the decoder itself meets the damage."""
