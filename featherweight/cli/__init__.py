@@ -1,5 +1,6 @@
 """The command line: `commands` holds one function a command, the other files what they are pointed at and how things look."""
 
+import os
 import sys
 from typing import Any
 
@@ -12,7 +13,7 @@ def main() -> None:
     if not overview.shown(sys.argv[1:]):
         from featherweight.cli.commands import app  # torch comes with it, which takes longer to import than help to read
 
-        app()
+        app(prog_name="featherweight" if overview.COMPLETE in os.environ else None)  # which the shell's question is named after
 
 
 def __getattr__(name: str) -> Any:

@@ -1,14 +1,19 @@
-"""What `featherweight --help` shows, told without torch: to import it takes longer than to read the page."""
+"""What `featherweight --help` shows and the shell completes, without torch: to import it takes longer than to read the page."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
 import typer.core
 
+import featherweight
+
 DEBUG = "FEATHERWEIGHT_DEBUG"
+COMPLETE = "_FEATHERWEIGHT_COMPLETE"  # set where a shell asks for completions
+HERE = ("-h", "--help", "--version", "--install-completion", "--show-completion")
 EPILOG = (
     "Exit codes: 0 done. 1 the demo or a goal was missed, evidence is less than required, or an error of no other kind. 2 a "
     "wrong argument, name or recipe. 3 data missing or damaged. 4 an artifact or checkpoint damaged or foreign, or inspect "
@@ -18,7 +23,6 @@ EPILOG = (
 )
 LOOKS = {
     "no_args_is_help": True,
-    "add_completion": False,
     "pretty_exceptions_enable": False,
     "epilog": EPILOG,
     "context_settings": {"help_option_names": ["-h", "--help"]},
@@ -74,15 +78,16 @@ def plain() -> None:
 def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     """Makes trained PyTorch networks small and fast, and measures what came out."""
     if version:
-        from featherweight.files.description import WRITER  # asked for seldom, and the page of help is to import nothing
-
-        typer.echo(WRITER)
+        typer.echo(featherweight.__version__)
         raise typer.Exit
 
 
 def shown(arguments: list[str]) -> bool:
-    """Were these answered here? All but a command are."""
-    if arguments and arguments not in (["-h"], ["--help"], ["--version"]):
+    """Were these answered here? All but a command are, and the shell's question for the name of one."""
+    if COMPLETE in os.environ:
+        if not _is_first(os.environ):
+            return False
+    elif arguments and arguments[0].partition("=")[0] not in HERE:
         return False
     app = typer.Typer(cls=Group, **LOOKS)  # type: ignore[arg-type]
     app.callback(invoke_without_command=True)(root)
@@ -90,6 +95,13 @@ def shown(arguments: list[str]) -> bool:
         app.command(name, help=line)(_nothing)
     app(arguments or ["--help"], prog_name="featherweight", standalone_mode=False)
     return True
+
+
+def _is_first(asked: Mapping[str, str]) -> bool:
+    """Is it the first word after the program's name that the shell completes? bash tells its number, others the line."""
+    line = asked.get("_TYPER_COMPLETE_ARGS", "")
+    number = int(asked["COMP_CWORD"]) if "COMP_CWORD" in asked else len(line.split()) - (not line.endswith(" "))
+    return number <= 1
 
 
 def _nothing() -> None: ...

@@ -21,7 +21,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
-from featherweight import errors
+from featherweight import __version__, errors
 from featherweight.cli import console, display, overview
 from featherweight.cli import inputs as given
 from featherweight.cli.commands import app
@@ -288,6 +288,37 @@ def test_help_needs_no_torch_and_tells_what_the_commands_are() -> None:
     assert done.stdout.endswith("False\n") and "reproduce" in done.stdout
     told_with_all = CliRunner().invoke(app, ["--help"], prog_name="featherweight").stdout
     assert told_with_all.split() == done.stdout.removesuffix("False\n").split()
+
+
+PROGRAM = """
+import atexit, sys
+atexit.register(lambda: print("torch" in sys.modules, file=sys.stderr))
+from featherweight.cli import main
+main()
+"""
+
+
+def completing(*words: str) -> dict[str, str]:
+    """What bash sets where the last of the words is completed."""
+    return {overview.COMPLETE: "complete_bash", "COMP_WORDS": "\n".join(words), "COMP_CWORD": f"{len(words) - 1}"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "env", "found"), [(["--version"], {}, __version__), ([], completing("featherweight", "ex"), "export")]
+)
+def test_the_version_and_names_of_commands_need_no_torch(arguments: list[str], env: dict[str, str], found: str) -> None:
+    told = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *arguments], capture_output=True, text=True, check=True, env=os.environ | env
+    )
+    assert told.stdout.split() == [found] and told.stderr.split()[-1] == "False"
+
+
+def test_a_shell_completes_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    env = completing("featherweight", "export", "--for")
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    assert not overview.shown([]), "options are known where the commands are"
+    assert CliRunner().invoke(app, [], env=env, prog_name="featherweight").stdout.split() == ["--format"]
 
 
 def test_the_demo_uses_parameters_that_the_recipe_has() -> None:
