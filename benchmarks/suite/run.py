@@ -2,6 +2,7 @@
 
     featherweight reproduce suite                  every folder that is not done yet, then the table
     featherweight reproduce suite --row tests/run
+    featherweight reproduce suite --short          what `make test` runs, once, under the torch that is here
     featherweight reproduce suite --table          only the table, from the rows there are
 
 A row is of the commit that it names. To run a folder again, at another commit, remove its row.
@@ -16,10 +17,13 @@ import time
 from pathlib import Path
 from xml.etree import ElementTree
 
+import torch
+
 from benchmarks.lib.rows import ROOT, Line, Rows, parser, wanted
 
 ROWS = Rows(__file__)
 TESTS = ROOT / "tests"
+TORCH = "torch "
 FOLDERS = sorted({f"tests/{path.relative_to(TESTS).parts[0]}" for path in TESTS.rglob("test_*.py")})
 
 INTRODUCTION = """# The whole suite
@@ -31,16 +35,31 @@ skipped says why: it needs a GPU, data or a package that the machine had not. Mi
 | tests | cases | passed | skipped | failed | cases in `make test` | commit | minutes |
 |---|---|---|---|---|---|---|---|
 """
+TORCHES = """
+## Other versions of torch
+
+What `make test` runs, under the lowest version that is supported and the one that it is developed with.
+
+| torch | cases | passed | skipped | failed | commit | minutes |
+|---|---|---|---|---|---|---|
+"""
 
 
 def measure(name: str) -> Line:
-    began = time.time()
+    """A folder with --all."""
     short = subprocess.run(pytest(name, "-n", "0", "--collect-only"), cwd=ROOT, check=True, capture_output=True, text=True)
+    cases = sum(int(line.rpartition(": ")[2]) for line in short.stdout.splitlines() if line.startswith("tests/"))
+    return ran(name, "--all") | {"short": cases}
+
+
+def ran(*arguments: str) -> Line:
+    """What came of the tests that pytest finds by these arguments."""
+    began = time.time()
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        status = subprocess.run(pytest(name, "--all", f"--junitxml={report}"), cwd=ROOT).returncode
+        status = subprocess.run(pytest(*arguments, f"--junitxml={report}"), cwd=ROOT).returncode
         if status > 1:
-            raise SystemExit(f"{name}: pytest ended with status {status}")
+            raise SystemExit(f"{' '.join(arguments)}: pytest ended with status {status}")
         (found,) = ElementTree.parse(report).getroot().iter("testsuite")
     number = {key: int(found.attrib[key]) for key in ("tests", "skipped", "failures", "errors")}
     failed = number["failures"] + number["errors"]
@@ -49,7 +68,6 @@ def measure(name: str) -> Line:
         "passed": number["tests"] - number["skipped"] - failed,
         "skipped": number["skipped"],
         "failed": failed,
-        "short": sum(int(line.rpartition(": ")[2]) for line in short.stdout.splitlines() if line.startswith("tests/")),
         "commit": subprocess.run(
             ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
         ).stdout.strip(),
@@ -64,20 +82,25 @@ def pytest(*arguments: str) -> list[str]:
 def table(done: dict[str, Line]) -> str:
     rows = [line_of(name, done[name]) for name in FOLDERS if name in done]
     keys = ("cases", "passed", "skipped", "failed", "short", "minutes")
-    whole = {key: sum(line[key] for line in done.values()) for key in keys} | {"commit": ""}
+    whole = {key: sum(line[key] for name, line in done.items() if name in FOLDERS) for key in keys} | {"commit": ""}
+    torches = [line_of(name.removeprefix(TORCH), line) for name, line in sorted(done.items()) if name.startswith(TORCH)]
     missing = [name for name in FOLDERS if name not in done]
     notes = ["", f"Not run yet: {'; '.join(missing)}."] if missing else []
-    return "\n".join([INTRODUCTION + "\n".join([*rows, line_of("**all**", whole)]), *notes, ""])
+    return "\n".join([INTRODUCTION + "\n".join([*rows, line_of("**all**", whole)]), *notes, TORCHES + "\n".join(torches), ""])
 
 
 def line_of(name: str, line: Line) -> str:
-    counts = " | ".join(f"{line[key]:,}" for key in ("cases", "passed", "skipped", "failed", "short"))
+    counts = " | ".join(f"{line[key]:,}" for key in ("cases", "passed", "skipped", "failed", "short") if key in line)
     return f"| {name} | {counts} | {line['commit']} | {line['minutes']:.1f} |"
 
 
 def main(arguments: list[str] | None = None) -> None:
-    chosen = parser(__doc__, FOLDERS).parse_args(arguments)
-    ROWS.fill(wanted(chosen, FOLDERS), measure, table)
+    made = parser(__doc__, FOLDERS)
+    made.add_argument("--short", action="store_true", help="what `make test` runs, under the torch that is here")
+    chosen = made.parse_args(arguments)
+    if chosen.short:
+        ROWS.put({"row": f"{TORCH}{torch.__version__}"} | ran())
+    ROWS.fill([] if chosen.short else wanted(chosen, FOLDERS), measure, table)
 
 
 if __name__ == "__main__":

@@ -185,9 +185,9 @@ def recipes_command(
             made = {key: RECIPES[key] for key in names}
             cells = [(key, inputs.first_sentence(f.__doc__), f"{f().epochs()} epochs", f().source) for key, f in made.items()]
             screen.print(console.written(goal, "bold"))
-            screen.print(console.table(("recipe", "what it does", "trains", "paper"), cells, left=4))
+            console.listed(("recipe", "what it does", "trains", "paper"), cells)
         files = [(key, *inputs.head_of(path)) for key, path in FILES.items()]
-        screen.print(console.table(("on ImageNet, as files", "paper", "what is published"), files, left=3))
+        console.listed(("on ImageNet, as files", "paper", "what is published"), files)
         return
     if name in FILES:
         typer.echo(FILES[name].read_text(), nl=False)

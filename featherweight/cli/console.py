@@ -100,9 +100,9 @@ def results(rows: Sequence[Row], out: Path, files: dict[str, int], commands: Seq
         screen.print(written(remark, "yellow"))
     first, last = rows[0], rows[-1]
     if not first.targets and first is not last:
-        fewer = f"{first.measured.nonzeros / max(1, last.measured.nonzeros):.1f}x fewer weights"
+        score = change(first.measured.score, last.measured.score)
         screen.print()
-        screen.print(written(f"{first.stage} to {last.stage}: {fewer}, {change(first.measured.score, last.measured.score)}"))
+        screen.print(written(f"{first.stage} to {last.stage}: {gain(first.measured, last.measured)}, {score}"))
     screen.print()
     for name, size in files.items():
         screen.print(written(f"wrote {out / name}  {size:,} bytes"), soft_wrap=True)
@@ -110,6 +110,17 @@ def results(rows: Sequence[Row], out: Path, files: dict[str, int], commands: Seq
         screen.print()
         for number, text in enumerate(commands):
             screen.print(written(f"{'next:' if not number else '':5} {text}"), soft_wrap=True)
+
+
+def gain(before: Measurement, after: Measurement) -> str:
+    """What there is less of, the most first; what did not change by a twentieth is not told."""
+    ratios = {
+        "weights": before.nonzeros / max(1, after.nonzeros),
+        "MACs": (before.macs or 0) / max(1, after.macs or 0),  # none where they could not be counted
+        "bits": before.bits / max(1, after.bits),
+    }
+    told = sorted(((ratio, what) for what, ratio in ratios.items() if ratio >= 1.05), reverse=True)
+    return ", ".join(f"{ratio:.1f}x fewer {what}" for ratio, what in told) or "nothing is smaller"
 
 
 def change(before: float | None, after: float | None) -> str:
@@ -130,6 +141,18 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1, 
     for row in rows:
         made.add_row(*(written(cell) for cell in row))
     return made
+
+
+def listed(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows of text: a table, or where that would break names, each under its name."""
+    screen = output()
+    if screen.width >= NARROW:
+        screen.print(table(headers, rows, left=len(headers)))
+        return
+    for name, *cells in rows:
+        screen.print(written(name))
+        for cell in cells:
+            screen.print(Padding(written(cell), (0, 0, 0, 2)))
 
 
 def printable(text: str) -> str:

@@ -316,12 +316,17 @@ def _built(name: str, changes: Sequence[tuple[str, str]]) -> Recipe:
                 mistakes.append(f"--set {key}: {short(arguments[key])} is beyond {LARGEST_SETTING:,}")
         except ValidationError as error:
             mistakes += [f"--set {key}={short(value)}: {item['msg']}" for item in error.errors()[:5]]
-    if mistakes:
-        raise RecipeError(mistakes, "settings")
     try:
-        return function(**arguments)
+        built = function(**arguments)
+    except InputError as error:
+        if not mistakes:
+            raise
+        mistakes += error.mistakes if isinstance(error, RecipeError) else [str(error)]
     except ArithmeticError as error:
         raise InputError(f"{name} cannot be built from {', '.join(f'{k}={v}' for k, v in changes)}: {error}") from error
+    if mistakes:
+        raise RecipeError(mistakes, "settings")
+    return built
 
 
 def _parts(value: str, hint: Any) -> Any:

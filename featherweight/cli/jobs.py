@@ -200,11 +200,13 @@ def noted(text: str, known: Collection[str]) -> str | None:
     return hint if HINT.fullmatch(hint) else None
 
 
-def next_commands(program: str, job: Job, out: Path) -> list[str]:
-    """The commands that go on from an artifact, exact: code of the user's own has to be named in each."""
+def next_commands(program: str, job: Job, out: Path, shapes: Sequence[str] = ()) -> list[str]:
+    """The commands that go on from an artifact, exact: code of the user's own has to be named in each, and shapes that stood in
+    place of data only where the dense network is run, which an artifact knows of itself."""
     model = [] if job.model in NETWORKS or sources.is_source(job.model) else ["--model", job.model]
-    data = [] if job.data in BUILT_IN_DATA else ["--data", job.data]
+    data = [] if shapes or job.data in BUILT_IN_DATA else ["--data", job.data]
     known = [] if noted(job.model, NETWORKS) == job.model else model  # else the target names it
+    known = [*known, *(part for shape in shapes for part in ("--input", shape))]
     where = [] if job.device == "cpu" else ["--device", job.device]  # rounding differs: measured anew where it was measured
     forms = (("inspect", str(out), *model, *where), ("bench", job.model, str(out), *known), ("export", str(out), *model))
     return [f"{program} {shlex.join(words)}" for words in (*((*form, *data) for form in forms), ("pack", str(out), *model))]

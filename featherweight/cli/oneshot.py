@@ -46,6 +46,7 @@ Where = Annotated[
 
 
 def prune_command(
+    ctx: typer.Context,
     model: Model,
     out: Out,
     macs: Macs = "50%",
@@ -80,10 +81,11 @@ def prune_command(
         evaluate=evaluate,
         **looked,  # type: ignore[arg-type]
     )
-    _finished(made, done, out, shapes, as_json)
+    _finished(ctx, made, done, out, shapes, as_json)
 
 
 def factorize_command(
+    ctx: typer.Context,
     model: Model,
     out: Out,
     macs: Macs = "50%",
@@ -107,10 +109,11 @@ def factorize_command(
         ignore=ignore or (),
         evaluate=evaluate,
     )
-    _finished(made, done, out, shapes, as_json)
+    _finished(ctx, made, done, out, shapes, as_json)
 
 
 def quantize_command(
+    ctx: typer.Context,
     model: Model,
     out: Out,
     bits: Annotated[int, typer.Option(help="1 to 8; weights take 2^bits levels.")] = 8,
@@ -134,7 +137,7 @@ def quantize_command(
         ignore=ignore or (),
         evaluate=evaluate,
     )
-    _finished(made, done, out, shapes, as_json)
+    _finished(ctx, made, done, out, shapes, as_json)
 
 
 def multiple_of(text: str) -> Multiple:
@@ -157,9 +160,9 @@ def _job(
     return made, made.task.evaluate if data is not None else None
 
 
-def _finished(made: Job, done: Compressed, out: Path, shapes: Any, as_json: bool) -> None:
+def _finished(ctx: typer.Context, made: Job, done: Compressed, out: Path, shapes: Any, as_json: bool) -> None:
     files = jobs.save(made, done, out, shapes or ())
     if as_json:
         console.json_object({"output": str(out), "files": files, "rows": [row.to_dict() for row in done.rows]})
     else:
-        console.results(done.rows, out, files)
+        console.results(done.rows, out, files, jobs.next_commands(str(ctx.find_root().info_name), made, out, shapes or ()))

@@ -14,7 +14,7 @@ from torch import nn
 from featherweight.cli import console, inputs, jobs, remembered, usercode
 from featherweight.cli.inputs import BUILT_IN_DATA
 from featherweight.cli.jobs import HINT, Job
-from featherweight.errors import ArtifactError, FeatherweightError, InputError
+from featherweight.errors import ArtifactError, FeatherweightError, InputError, did_you_mean
 from featherweight.files import artifact, packed
 from featherweight.files.artifact import Description
 from featherweight.measurement import Measurement, measure
@@ -107,7 +107,7 @@ def load(
         made = Job.load(model, data, None, seed, threads, shapes=shapes, device=device)
         return Subject(packed.load(path, made.network), made.network, made.task, None, model, made.data)
     if not os.path.lexists(path):
-        raise ArtifactError(f"{path} is not an artifact: there is no folder of that name")
+        raise ArtifactError(f"{path} is not an artifact: there is no folder of that name.{did_you_mean(target, NETWORKS)}")
     described = artifact.describe(path)
     # A path such as file.py:Net is code: it is taken from the command line only, whatever the artifact says.
     typed = _typed_here(path, described)

@@ -76,14 +76,15 @@ class Units:
         read_fields(self, size, "bytes")
         read_fields(self, milliseconds, "latency_ms")
         given = self._given()
-        shares = [amount for what, amount in given if what in SHARES and not (what == "bytes" and amount >= LEAST_SIZE)]
+        shares = {what: kept for what, kept in given if what in SHARES and not (what == "bytes" and kept >= LEAST_SIZE)}
+        wrong = ", ".join(f"{what}={kept:g}" for what, kept in shares.items() if not 0 < kept <= 1)
         require(
             (
                 len(given) == 1,
                 "units go by one budget, of macs, parameters, bytes or latency_ms, given "
                 f"{', '.join(f'{what}={amount}' for what, amount in given) or 'none'}",
             ),
-            (all(0 < kept <= 1 for kept in shares), f"a budget of units is a share to keep in (0, 1], given {shares}"),
+            (not wrong, f"a budget of units is a share to keep, above 0 and at most 1, given {wrong}"),
             (self.latency_ms is None or 0 < self.latency_ms < math.inf, f"latency_ms must be above 0, given {self.latency_ms}"),
             (
                 self.latency_ms is None or isinstance(self.allocate, str),

@@ -363,6 +363,7 @@ def test_help_documents_every_exit_code() -> None:
         ((*OURS, "--set", "stages.1.rules.0.targets=fc"), "matches no parameter"),
         (("own.py:net", "--data", "own.py:task", "--recipe", "progressive_admm", "--set", "keep=0"), "keep holds"),
         (("own.py:net", "--data", "own.py:task", "--recipe", "progressive_admm", "--set", "keep=50"), "keep holds"),
+        (("lenet5", "--data", "digits", "--recipe", "l1_filters", "--set", "mac=2x", "--set", "epochs=-1"), "2 mistakes"),
     ],
 )  # fmt: skip
 def test_a_wrong_argument_is_named(place: Path, arguments: tuple[str, ...], told: str) -> None:

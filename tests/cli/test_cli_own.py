@@ -132,6 +132,15 @@ def test_compress_ends_with_the_commands_that_go_on_and_each_of_them_works(made:
     assert (art / "model.fwz").exists() and (art / "model.pt2").exists()
 
 
+def test_prune_without_data_does_so_too_and_sums_up_what_there_is_less_of(place: Path) -> None:
+    done = call("prune", "sound.py:model", "--input", "1x3x10", "--macs", "60%", "-o", "cut")
+    assert "fewer MACs, 1." in done.stdout, "what there is least of comes first"
+    told = commands(done.stdout)
+    assert [words[0] for words in told] == ["inspect", "bench", "export", "pack"]
+    for words in told:
+        call(*words, *{"bench": ("--runtime", "eager", "--rounds", "5"), "export": ("--format", "pt2")}.get(words[0], ()))
+
+
 def test_what_an_artifact_needs_is_said_as_the_exact_command(art: Path) -> None:
     for words in (("inspect", "art"), ("export", "art", "--format", "pt2"), ("pack", "art")):
         refused = call(*words, code=2)
