@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import json
+import resource
 import statistics
 import subprocess
 import sys
@@ -28,6 +29,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from benchmarks.evidence.asked import KNOWN as MATRICES
+from benchmarks.evidence.asked import known_area
+from benchmarks.evidence.asked import table as asked_of_it
 from benchmarks.lib.rows import ROOT, Line, Rows, parser, wanted
 from featherweight import Recipe, Training, compress, recipes
 from featherweight.evidence import compare, motifs, optimise, study
@@ -57,6 +61,8 @@ OTHERWISE = {  # where a data set asks for another length: few sequences, or all
     ("ctcf", "cnn"): Training(60),
 }
 BATCH = {"p73": 32, "ctcf": 32}
+PAGE = "page of 900 sequences"
+KNOWN = {f"{data}, the known motif alone": data for data in MATRICES}
 POINTING = ("centred", "integrated_gradients")
 IMAGES = {"images, 4 bits": "resnet20-4-bits-straight-through.fwz", "images, one bit": "resnet20-binary-straight-through.fwz"}
 
@@ -194,6 +200,10 @@ def shrink(plan: Plan) -> Line:
     return line | {"motifs": named(done.model.eval(), plan), "minutes": (time.time() - began) / 60}
 
 
+def rows() -> list[str]:
+    return [*plans(), *IMAGES, *KNOWN, PAGE]
+
+
 def exists(plan: Plan, seed: int) -> bool:
     return weights(Plan(plan.data, plan.kind, seed)).exists()
 
@@ -218,24 +228,32 @@ def named(network: nn.Module, plan: Plan) -> dict[str, Any]:
     return told
 
 
-def images(name: str) -> Line:
-    """What the command says of two shipped networks for photographs; its page is left under runs/."""
-    began, page = time.time(), ROWS.work / f"{IMAGES[name].removesuffix('.fwz')}.html"
+def paged(name: str) -> Line:
+    """What the command says of two shipped networks; its page is left under runs/."""
+    began, page = time.time(), ROWS.work / f"{name.replace(' ', '-').replace(',', '')}.html"
     page.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "featherweight", *asked(name), "-o", str(page), "--json"]
     told = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    return {"told": json.loads(told), "bytes": page.stat().st_size, "minutes": (time.time() - began) / 60}
+    processor = resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent = {"minutes": (time.time() - began) / 60, "processor": processor.ru_utime + processor.ru_stime}
+    return {"told": json.loads(told), "bytes": page.stat().st_size} | spent
 
 
 def asked(name: str) -> list[str]:
     """The command of a page, without where it is written."""
+    if name == PAGE:
+        folder = WORK.relative_to(ROOT)
+        files = "deepmotif_cnn", f"{folder}/mafk-cnn-10x-0", "--weights", f"{folder}/mafk-cnn-0.safetensors"
+        return ["evidence", *files, "--data", "tfbs:mafk", "--examples", "900"]
     files = "benchmarks/trp/artifacts/resnet20-baseline", f"benchmarks/cifar_bits/artifacts/{IMAGES[name]}"
     return ["evidence", *files, "--model", "resnet20_projection", "--data", "cifar10", "--examples", "300"]
 
 
 def measure(name: str) -> Line:
-    if name in IMAGES:
-        return images(name)
+    if name in (*IMAGES, PAGE):
+        return paged(name)
+    if name in KNOWN:
+        return {"auc": known_area(held(KNOWN[name]), datasets.data_root() / "tfbs" / "jaspar2022_vertebrates.pfm")}
     plan = plans()[name]
     return shrink(plan) if plan.small else train(plan)
 
@@ -288,6 +306,9 @@ def table(done: dict[str, Line]) -> str:
             "",
             f"On Oct4, from the best: {', '.join(order)}. The paper's order, its CNN-RNN before the others, {holds} there.",
         ]
+    alone = [f"{KNOWN[name]} {done[name]['auc']:.4f}" for name in KNOWN if name in done]
+    text += ["", f"The known motif alone, its best place by log-odds on either strand: {', '.join(alone)}."]
+    text += asked_of_it(done)
     text += ["", "## Small networks, beside their dense one", ""]
     text += [
         "Maps are centred saliency of the test part's positives; medians of the sequences. Spearman is with signs, the others "
@@ -328,6 +349,12 @@ def table(done: dict[str, Line]) -> str:
         cells = [name, f"{of['pearson']:.3f}", f"{of['top']:.1f}", f"{of['floor_pearson']:.3f} / {of['floor_top']:.1f}"]
         cells += [f"{of['dense_accuracy']:.1%}, {of['accuracy']:.1%}", verdict["says"], f"{done[name]['bytes']:,} bytes"]
         text.append(f"| {' | '.join(cells)} |")
+    if PAGE in done:
+        line = done[PAGE]
+        text += ["", "## The page", "", f"    featherweight {' '.join(asked(PAGE))} -o page.html", ""]
+        text += [
+            f"{line['bytes']:,} bytes (asked: under 2 MB), {60 * line['minutes']:.0f} seconds from the command's start (60)."
+        ]
     text += ["", "## Motifs that were found (JASPAR 2022, 838 known; Tomtom by memelite)", ""]
     text += ["| row | by | consensus | nearest | p | q |", "|" + "---|" * 6]
     for name, line in done.items():
@@ -336,7 +363,7 @@ def table(done: dict[str, Line]) -> str:
                 [found["nearest"].split(".")[-1], f"{found['p']:.1e}", f"{found['q']:.1e}"] if "p" in found else ["", "", ""]
             )
             text.append(f"| {name} | {by} | {found['consensus']} | {' | '.join(nearest)} |")
-    missing = [name for name in (*plans(), *IMAGES) if name not in done]
+    missing = [name for name in rows() if name not in done]
     if missing:
         text += ["", f"Not run yet: {'; '.join(missing)}."]
     return "\n".join([*text, ""])
@@ -353,10 +380,9 @@ def _top(numbers: dict[str, float], prefix: str) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    rows = [*plans(), *IMAGES]
-    chosen = parser(__doc__, rows).parse_args(arguments)
+    chosen = parser(__doc__, rows()).parse_args(arguments)
     torch.set_num_threads(1)
-    ROWS.fill(wanted(chosen, rows), measure, table)
+    ROWS.fill(wanted(chosen, rows()), measure, table)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,14 @@ from featherweight.weights.parametrized import plain
 HOME = Path(__file__).parents[3] / "benchmarks"
 BENCHMARKS, FEW_BITS = HOME / "lenet5_storage", HOME / "cifar_bits"
 ROWS = [json.loads(line) for line in (BENCHMARKS / "rows.jsonl").read_text().splitlines()]
-SHIPPED = [row for line in (FEW_BITS / "rows.jsonl").read_text().splitlines() if (row := json.loads(line)).get("file")]
+RUN_SMALL = HOME / "ship"
+
+
+def with_files(home: Path) -> list[dict[str, Any]]:
+    return [row for line in (home / "rows.jsonl").read_text().splitlines() if (row := json.loads(line)).get("file")]
+
+
+SHIPPED, TENTH = with_files(FEW_BITS), with_files(RUN_SMALL)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row["row"])
@@ -38,6 +45,14 @@ def test_every_filter_has_its_few_levels(row: dict[str, Any]) -> None:
     assert len(layers) == 22 and all(filter.abs().unique().numel() <= most for weight in layers for filter in weight)
 
 
+def test_a_tenth_of_the_weights_is_left() -> None:
+    (row,) = TENTH
+    network = plain(packed.load(RUN_SMALL / "artifacts" / row["file"], zoo.resnet20_projection()))
+    weights = [weight for weight in network.parameters() if weight.ndim > 1]
+    assert sum(int(weight.count_nonzero()) for weight in weights) == round(0.1 * sum(weight.numel() for weight in weights))
+    assert (RUN_SMALL / "artifacts" / row["file"]).stat().st_size == row["storage"]["file"]
+
+
 def test_every_file_has_a_row() -> None:
-    for home, rows in ((BENCHMARKS, ROWS), (FEW_BITS, SHIPPED)):
+    for home, rows in ((BENCHMARKS, ROWS), (FEW_BITS, SHIPPED), (RUN_SMALL, TENTH)):
         assert {row["file"] for row in rows} == {file.name for file in home.glob("artifacts/*.fwz")}
