@@ -3,7 +3,7 @@
     .venv/bin/python .ci/package.py
 
 The dependencies are those of this environment: an environment of its own holds the package alone and sees them behind itself.
-Nothing is fetched.
+Extras are resolved by pip beside them, nothing is installed; where no index answers in time, that is said and stops nothing.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+EXTRAS = ("onnx", "evidence", "images", "hf", "accelerate", "lightning")  # timm and torchvision ask for a torch of their own
+SECONDS = 180  # to resolve them
+CONFLICT = ("ResolutionImpossible", "conflicting dependencies", "does not provide the extra")
 NEEDED = ("py.typed", "evidence/page.css", "evidence/page.js", "recipes/imagenet")
 
 
@@ -64,6 +67,19 @@ def installed(wheel: Path, folder: Path) -> Path:
     return python
 
 
+def resolve(wheel: Path) -> str:
+    """What pip says of the extras: a conflict ends the program."""
+    words = ("-m", "pip", "--disable-pip-version-check", "install", "--dry-run", "--quiet", f"{wheel}[{','.join(EXTRAS)}]")
+    try:
+        done = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        return f"extras were not resolved: no answer within {SECONDS} seconds"
+    said = done.stdout + done.stderr
+    if any(sign in said for sign in CONFLICT):
+        raise SystemExit(said)
+    return f"extras resolve: {', '.join(EXTRAS)}" if not done.returncode else f"extras were not resolved: {said.strip()[-300:]}"
+
+
 def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         there = Path(place)
@@ -87,7 +103,7 @@ def main() -> None:
         asked = run(python, "-m", "featherweight", "--version", where=there)
         listed = run(there / "environment" / "bin" / "featherweight", "recipes", where=there)
         assert asked.strip() and "progressive_admm" in listed
-        sys.stdout.write(f"{wheel.name}, {sdist.name}: {len(held)} files; built, installed, run\n")
+        sys.stdout.write(f"{wheel.name}, {sdist.name}: {len(held)} files; built, installed, run\n{resolve(wheel)}\n")
 
 
 if __name__ == "__main__":
