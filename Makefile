@@ -19,8 +19,8 @@ test: $(VENV)/ready
 docs: $(VENV)/docs-ready
 	$(BIN)/python docs/site/build.py build/site
 
-$(VENV)/docs-ready: $(VENV)/ready requirements/docs.txt
-	$(LOCKED) --requirement requirements/docs.txt
+$(VENV)/%-ready: $(VENV)/ready requirements/%.txt
+	$(LOCKED) --requirement requirements/$*.txt
 	$(PIP) check
 	touch $@
 
@@ -58,13 +58,14 @@ lock:
 	awk -v place="$$place/" -v more="    --hash=$(MORE_TORCH) \\\\" \
 	    'index($$0, "$(MORE_TORCH)") { next } /^[a-z]/ { file = place (/^torch==/ ? "torch" : /^(nvidia|cuda|triton)/ ? "cuda" : "packages") ".txt" } \
 	     { print >> file } /^torch==/ { print more >> file }' "$$place/lock"; \
-	"$$place/venv/bin/uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
-	    --no-emit-index-url --no-emit-find-links --extra dev --extra onnx --extra docs --constraint "$$place/lock" \
-	    --output-file "$$place/with-docs" pyproject.toml; \
-	echo "# What the site needs besides. Written by \`make lock\`." > "$$place/docs.txt"; \
-	awk 'NR == FNR { if (/^[a-z]/) known[$$1]; next } /^[a-z]/ { mine = !($$1 in known) && !/^(torch|nvidia|cuda|triton)/ } mine { print }' \
-	    "$$place/lock" "$$place/with-docs" >> "$$place/docs.txt"; \
-	rm "$$place/with-docs"; \
+	for extra in docs evidence; do \
+	    "$$place/venv/bin/uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	        --no-emit-index-url --no-emit-find-links --extra dev --extra onnx --extra $$extra --constraint "$$place/lock" \
+	        --output-file "$$place/with-$$extra" pyproject.toml; \
+	    echo "# What the extra $$extra needs besides. Written by \`make lock\`." > "$$place/$$extra.txt"; \
+	    awk 'NR == FNR { if (/^[a-z]/) known[$$1]; next } /^[a-z]/ { mine = !($$1 in known) && !/^(torch|nvidia|cuda|triton)/ } mine { print }' \
+	        "$$place/lock" "$$place/with-$$extra" >> "$$place/$$extra.txt"; \
+	done; \
 	cp "$$place"/*.txt requirements/
 
 clean:

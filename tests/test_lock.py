@@ -39,7 +39,7 @@ def test_every_package_has_a_version_and_hashes(path: Path) -> None:
 def test_the_lock_has_all_that_the_project_asks_for() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     wanted = [*project["project"]["dependencies"], *project["project"]["optional-dependencies"]["dev"]]
-    wanted += project["project"]["optional-dependencies"]["onnx"]
+    wanted += [line for extra in ("onnx", "docs", "evidence") for line in project["project"]["optional-dependencies"][extra]]
     locked = {name for path in FILES for name in pinned(path)}
     assert {normal(re.match(r"[\w.-]+", line)[0]) for line in wanted} <= locked  # type: ignore[index]
 
