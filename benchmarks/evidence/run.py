@@ -120,6 +120,7 @@ def plans() -> dict[str, Plan]:
     found += [Plan(data, "cnn", seed, "10x") for data in ("planted", "oct4") for seed in SEEDS]
     found += [Plan("oct4", "cnn", seed, "10x twice the epochs") for seed in SEEDS]
     found += [Plan(data, kind, seed) for data in ("mafk", "oct4", "planted") for kind in ("rnn", "cnn_rnn") for seed in SEEDS]
+    found += [Plan("planted", kind, seed, "10x") for kind in ("cnn_rnn", "rnn") for seed in SEEDS]
     return {plan.name: plan for plan in found}
 
 
