@@ -130,8 +130,8 @@ def sequences(source: str) -> Sequences:
         if not path.is_file():
             raise DataMissing(
                 f"the peaks of {source} are not there: put human ChIP-seq peaks of 200 bases, as FASTA with headers such as "
-                f">chr8:1000-1200, into {path}, or set FEATHERWEIGHT_DATA to the folder that holds tfbs/. (PyPI's janggu 0.10.2 "
-                "holds those of Oct4 and Mafk, gimmemotifs 0.18.4 those of p73 and CTCF.) tfbs:planted needs no file"
+                f">chr8:1000-1200, into {path}, or set FEATHERWEIGHT_DATA to the folder that holds tfbs/. (In a checkout "
+                "`python -m benchmarks.evidence.fetch` lays out those of the benchmark.) tfbs:planted needs no file"
             )
         return from_records(read(path), source)
     path = Path(source)
