@@ -4,9 +4,9 @@
     featherweight reproduce evidence --row 'mafk cnn 10x 0'
     featherweight reproduce evidence --table               only the table, from the rows there are
 
-Peaks are read from $FEATHERWEIGHT_DATA/tfbs (`fetch` lays them out), planted motifs need no file. A dense network is trained once a seed and kept in
-benchmarks/evidence/networks; a row of a small one needs the dense networks of its own seed and of the next, the yardstick.
-Motifs get names where memelite and $FEATHERWEIGHT_DATA/tfbs/jaspar2022_vertebrates.pfm are there.
+Peaks are read from $FEATHERWEIGHT_DATA/tfbs (`fetch` lays them out), planted motifs need no file. A dense network is trained
+once a seed and kept in benchmarks/evidence/networks; a row of a small one needs the dense networks of its own seed and of the
+next, the yardstick. Motifs get names where memelite and $FEATHERWEIGHT_DATA/tfbs/jaspar2022_vertebrates.pfm are there.
 Figures are the last epoch's, on the test part.
 Settings were chosen on the parts for choosing: chr7, or of p73 and CTCF a seeded one.
 """
