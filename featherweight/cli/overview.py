@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
-import featherweight
+from featherweight.version import __version__
 
 DEBUG = "FEATHERWEIGHT_DEBUG"
 COMPLETE = "_FEATHERWEIGHT_COMPLETE"  # set where a shell asks for completions
@@ -78,7 +78,7 @@ def plain() -> None:
 def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     """Makes trained PyTorch networks small and fast, and measures what came out."""
     if version:
-        typer.echo(featherweight.__version__)
+        typer.echo(__version__)
         raise typer.Exit
 
 

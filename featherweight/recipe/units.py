@@ -84,7 +84,7 @@ class Units:
                 "units go by one budget, of macs, parameters, bytes or latency_ms, given "
                 f"{', '.join(f'{what}={amount}' for what, amount in given) or 'none'}",
             ),
-            (not wrong, f"a budget of units is a share to keep, above 0 and at most 1, given {wrong}"),
+            (not wrong, f"a budget of units is a share to keep in (0, 1], given {wrong}"),
             (self.latency_ms is None or 0 < self.latency_ms < math.inf, f"latency_ms must be above 0, given {self.latency_ms}"),
             (
                 self.latency_ms is None or isinstance(self.allocate, str),

@@ -99,8 +99,8 @@ def _check_name(name: str) -> None:
 
 def _inputs(captured: Captured, graph: fx.Graph, old: list[fx.Node]) -> list[fx.Node]:
     """Placeholders as the network's inputs are, and what is picked out of those that hold several, in the old order."""
-    args, kwargs = captured.program.call_spec.in_spec.children()
-    names = dict(zip(kwargs.context, kwargs.children(), strict=True))
+    args, kwargs = _parts(captured.program.call_spec.in_spec)
+    names = dict(zip(kwargs.context, _parts(kwargs), strict=True))
     leaves = iter(old)
     first = [next(leaves) for _ in range(args.num_leaves)]
     named = [next(leaves) for _ in range(kwargs.num_leaves)]
@@ -111,12 +111,17 @@ def _inputs(captured: Captured, graph: fx.Graph, old: list[fx.Node]) -> list[fx.
         return [(graph.placeholder(alone or _common(mine)), form, mine)]
 
     parts, each = [], iter(first)
-    for form in args.children():
+    for form in _parts(args):
         parts += made("", form, each)
     each = iter(named)
     for name, form in names.items():
         parts += made(name, form, each)
     return [leaf for place, form, _ in parts for leaf in _picked(graph, place, form)]
+
+
+def _parts(form: Any) -> list[Any]:
+    """What a TreeSpec holds, which torch 2.9 has as a field alone."""
+    return list(form.children() if hasattr(form, "children") else form.children_specs)
 
 
 def _common(nodes: list[fx.Node]) -> str:
@@ -129,8 +134,9 @@ def _picked(graph: fx.Graph, place: fx.Node, form: Any) -> Iterator[fx.Node]:
     if form.is_leaf():
         yield place
         return
-    keys = form.context if form.type is dict else range(len(form.children()))
-    for key, inner in zip(keys, form.children(), strict=True):
+    inside = _parts(form)
+    keys = form.context if form.type is dict else range(len(inside))
+    for key, inner in zip(keys, inside, strict=True):
         yield from _picked(graph, graph.call_function(operator.getitem, (place, key)), inner)
 
 
