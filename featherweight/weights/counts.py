@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from featherweight.errors import InputError
-from featherweight.weights.sizes import PIECE, Menu, Part
+from featherweight.weights.sizes import PIECE, Menu, Part, keys_of, last_of
 
 Allocator = Callable[[Mapping[str, Menu], int], dict[str, int]]
 Scores = Callable[[Menu, Part], Tensor]  # of each step of a part of a menu
@@ -27,13 +27,25 @@ def uniform(menus: Mapping[str, Menu], total: int) -> dict[str, int]:
 
 
 def magnitude(menus: Mapping[str, Menu], total: int) -> dict[str, int]:
-    """argmin over sizes of the sum of squared errors: for TopK the globally largest entries. Exact where menus are convex."""
+    """argmin over sizes of the sum of squared errors: for TopK the globally largest entries. Exact where menus are convex.
 
-    def scores(menu: Menu, part: Part) -> Tensor:
-        errors = part.errors()
-        return errors[:-1] - errors[1:]
-
-    return _threshold(menus, total, scores)
+    Of equal entries the first menus' are taken. No menu is sorted: one threshold is found for all.
+    """
+    _checked(menus, total)
+    values = [menu.values.detach().reshape(-1).cpu() for menu in menus.values()]
+    lengths = [one if menu.squared else one.sqrt() for one, menu in zip(values, menus.values(), strict=True)]
+    if any(one.dtype == torch.float64 for one in lengths):
+        lengths = [one.double() for one in lengths]
+    places = [int(one.abs().argmax()) for one in lengths]  # the first step of each menu is given
+    rest = [[one[:place], one[place + 1 :]] for one, place in zip(lengths, places, strict=True)]
+    bound, equal = last_of([part for parts in rest for part in parts], total - len(menus))
+    sizes = {}
+    for name, parts in zip(menus, rest, strict=True):
+        keys = [keys_of(piece) for part in parts for piece in part.split(PIECE)]
+        ties = min(equal, sum(int((one == bound).count_nonzero()) for one in keys))
+        equal -= ties
+        sizes[name] = 1 + ties + sum(int((one > bound).count_nonzero()) for one in keys)
+    return sizes
 
 
 def lamp(menus: Mapping[str, Menu], total: int) -> dict[str, int]:

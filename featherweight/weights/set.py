@@ -6,6 +6,7 @@ import abc
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
+import torch
 from torch import Tensor
 
 from featherweight.weights import codes
@@ -36,6 +37,11 @@ class Set(abc.ABC):
         code = self.encode(matrix)
         free = code.right_inverse(matrix)
         return code(*free) if isinstance(free, tuple) else code(free)
+
+    def kept(self, matrix: Tensor) -> Tensor:
+        """Of a set that selects entries: which those of `matrix` are (same shape, bool)."""
+        code = self.encode(matrix)
+        return code(*(torch.ones(shape, dtype=torch.bool, device=matrix.device) for shape in code.free()))
 
     def near(self, matrix: Tensor, member: Tensor) -> Tensor:
         """A member near `matrix` that costs little to find from one that was near it a step ago: by default the projection."""

@@ -12,7 +12,18 @@ from torch import Tensor
 from featherweight.weights import codes, kmeans, sizes
 from featherweight.weights.scales import best_scales
 from featherweight.weights.set import Counted, Set
-from featherweight.weights.sizes import Menu, SetError, checked, clustering_error, finite, largest, pieces, ratio, support
+from featherweight.weights.sizes import (
+    Menu,
+    SetError,
+    among_largest,
+    checked,
+    clustering_error,
+    finite,
+    largest,
+    pieces,
+    ratio,
+    support,
+)
 from featherweight.weights.svd import squared_values, truncated
 
 
@@ -32,6 +43,9 @@ class TopK(Counted):
     def encode(self, matrix: Tensor) -> codes.Sparse:
         count = self.checked(matrix)
         return codes.Sparse(matrix.shape[0], matrix.shape[1], largest(matrix.reshape(-1), count))
+
+    def kept(self, matrix: Tensor) -> Tensor:
+        return among_largest(matrix, self.checked(matrix))
 
     def violation(self, matrix: Tensor) -> float:
         count = self.checked(matrix)
@@ -66,6 +80,10 @@ class TopEach(Counted):
         rows, cols = matrix.shape
         places = matrix.abs().topk(self.checked(matrix), dim=1, sorted=False).indices.sort(dim=1).values
         return codes.Sparse(rows, cols, (places + cols * torch.arange(rows, device=matrix.device)[:, None]).reshape(-1))
+
+    def kept(self, matrix: Tensor) -> Tensor:
+        places = matrix.abs().topk(self.checked(matrix), dim=1, sorted=False).indices
+        return torch.zeros(matrix.shape, dtype=torch.bool, device=matrix.device).scatter_(1, places, True)
 
     def violation(self, matrix: Tensor) -> float:
         count = self.checked(matrix)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -58,9 +57,8 @@ class Target:
 
     def kept(self, weight: Tensor, squares: Tensor | None = None) -> Tensor:
         """Of a set that selects entries: which those of `weight` are (same shape, bool)."""
-        code = self.encode(weight, squares)
-        ones = [torch.ones(shape, dtype=torch.bool, device=weight.device) for shape in code.free()]
-        return self.view.to_weight(code(*ones), tuple(weight.shape))
+        matrix = self.view.to_matrix(self.weighed(weight, squares))
+        return self.view.to_weight(self.within().kept(matrix), tuple(weight.shape))
 
     def within(self) -> Set:
         """The set as it binds this target."""

@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from featherweight.errors import InputError
-from featherweight.weights import counts
+from featherweight.weights import counts, sizes
 from featherweight.weights.counts import Allocator, lamp, magnitude, uniform
 from featherweight.weights.sets import LowRank, Menu, TopK, TopRows
 
@@ -166,7 +166,10 @@ def ranked(allocate: str, layers: dict[str, torch.Tensor], total: int) -> dict[s
         }[allocate]
         scores.append(score[1:])
     owner = torch.cat([torch.full((score.numel(),), i) for i, score in enumerate(scores)])
-    chosen = torch.cat(scores).topk(total - len(layers), sorted=False).indices
+    if allocate == "magnitude":  # of equal ones the first
+        chosen = torch.cat(scores).argsort(descending=True, stable=True)[: total - len(layers)]
+    else:
+        chosen = torch.cat(scores).topk(total - len(layers), sorted=False).indices
     return dict(zip(layers, (torch.bincount(owner[chosen], minlength=len(layers)) + 1).tolist(), strict=True))
 
 
@@ -192,6 +195,8 @@ def test_few_weights_are_spread_as_by_ranking_all_ties_included(name: str, tied:
 def test_many_weights_are_spread_as_by_ranking_all(name: str, block: int, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for attribute, value in (("RANKED", 0), ("BLOCK", block), ("PIECE", piece)):
         monkeypatch.setattr(counts, attribute, value)
+    for attribute, value in (("RANKED", 0), ("PIECE", piece)):
+        monkeypatch.setattr(sizes, attribute, value)
     for seed in range(60):
         layers, total = some_layers(seed, tied=False)
         found = table.ALLOCATORS[name]({n: TopK().menu(weight) for n, weight in layers.items()}, total)
@@ -208,6 +213,7 @@ def test_of_equal_scores_among_many_as_good_ones_are_taken(allocate: Allocator, 
         with monkeypatch.context() as patched:
             for attribute, value in (("RANKED", 0), ("BLOCK", 4), ("PIECE", 8)):
                 patched.setattr(counts, attribute, value)
+            patched.setattr(sizes, "RANKED", 0)
             many = allocate(prices, total)
         assert sum(many.values()) == total
         assert all(1 <= many[n] <= weight.numel() for n, weight in layers.items())

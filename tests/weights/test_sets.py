@@ -54,6 +54,14 @@ def test_a_member_near_a_matrix_is_no_further_than_the_one_it_was_found_from(one
     assert distance(one.near(matrix, member), matrix) == pytest.approx(distance(member, matrix), rel=1e-9)
 
 
+@pytest.mark.parametrize("one", [one for one in table.ALL_SETS if one.selects], ids=str)
+def test_what_is_kept_is_what_the_projection_keeps_ties_included(one: Set) -> None:
+    for matrix in table.MATRICES.values():
+        kept = one.kept(matrix)
+        assert kept.dtype == torch.bool
+        assert torch.equal(torch.where(kept, matrix, 0.0), one.project(matrix))
+
+
 def is_member(one: Set, z: torch.Tensor, matrix: torch.Tensor) -> bool:
     """By the set's definition, without asking the set."""
     match one:
