@@ -151,7 +151,7 @@ VIEWS: dict[str, Seen] = {
 
 DRIVERS: dict[type[Driver], tuple[Driver, ...]] = {
     Periodic: (Periodic(3), Periodic(3, shrink=0.01)),
-    ADMM: (ADMM(0.1, 3), ADMM(0.1, 3, growth=1.5, rho_max=0.5), ADMM(0.1, 3, coupling="proximal")),
+    ADMM: (ADMM(0.1, 3), ADMM(0.1, 3, growth=1.5, rho_max=0.5), ADMM(0.1, 3, "cosine", 0.5, "proximal", rise=2)),
     StraightThrough: (StraightThrough(3),),
     Freezing: (Freezing(3), Freezing(2, share=1.0)),
 }

@@ -31,7 +31,8 @@ class Round:
     epochs, retrain_epochs   of each stage; rate, retrain_rate: multiples of the task's base rate
     every          optimizer steps between projections. None: an epoch, or a twentieth of the stage's ADMM where that is less, but
                    20 steps, or a twelfth, where that is less: see `drivers.ADMM.paced`
-    growth         of rho at each projection. None: rho is rho_max after four fifths of them, however many steps the data make
+    growth         of rho at each projection. None: rho is rho_max after four fifths of them, however many steps the data make;
+                   "cosine": the same along half a cosine
     rho, rho_max, coupling   see `drivers.ADMM`
     distill        weight of the distillation from the dense network, added to the loss; 0 for none, auto for 1 where the task
                    says which output is logits and the dense network is trained
@@ -44,7 +45,7 @@ class Round:
     retrain_rate: float = 1.0
     every: int | None = None
     rho: float = 0.03
-    growth: float | None = None
+    growth: float | Literal["cosine"] | None = None
     rho_max: float = 1.65
     coupling: Literal["gradient", "proximal"] = "proximal"
     distill: Taught = "auto"

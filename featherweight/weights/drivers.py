@@ -123,13 +123,15 @@ class ADMM(Driver):
 
     The published PyTorch code grows rho k-fold by accident (an undetached U); here the growth is what `growth` says. None: such
     that rho is rho_max after four fifths of the training's projections, see `paced`. W and Z close only if rho gets there.
+    "cosine": rho rises to rho_max over `rise` projections (None: those four fifths) along half a cosine.
     """
 
     rho: float
     every: int | None
-    growth: float | None = 1.0
+    growth: float | Literal["cosine"] | None = 1.0
     rho_max: float | None = None
     coupling: Literal["gradient", "proximal"] = "gradient"
+    rise: int | None = None
     kind: Literal["admm"] = "admm"
     health: ClassVar[float] = 0.1  # a primal residual above this means W and Z have not closed
 
@@ -137,12 +139,15 @@ class ADMM(Driver):
         require(0 < self.rho < math.inf, f"ADMM rho must be positive and finite, given {self.rho}")
         require(self.every is None or self.every >= 1, f"ADMM every must be at least 1 step, given {self.every}")
         require(
-            self.growth is None or 1 <= self.growth < math.inf,
-            f"ADMM growth must be at least 1 (a falling rho does not close), given {self.growth}",
+            self.growth in (None, "cosine") or (not isinstance(self.growth, str) and 1 <= (self.growth or 0) < math.inf),
+            f"ADMM growth must be at least 1 (a falling rho does not close), None or 'cosine', given {self.growth!r}",
         )
         require(
-            self.growth is not None or self.rho_max is not None, "ADMM growth None leads up to rho_max: give rho_max, or growth"
+            isinstance(self.growth, float | int) or self.rho_max is not None,
+            f"ADMM growth {self.growth} leads up to rho_max: give rho_max, or growth as a number",
         )
+        require(self.rise is None or self.rise >= 1, f"ADMM rise is a number of projections, at least 1, given {self.rise}")
+        require(self.rise is None or self.growth == "cosine", "ADMM rise is for growth='cosine' alone")
         require(
             self.rho_max is None or self.rho_max >= self.rho,
             f"ADMM rho_max must be at least rho = {self.rho}, given {self.rho_max}",
@@ -156,18 +161,23 @@ class ADMM(Driver):
         if self.every is None:
             assert paced.every is not None
             paced = replace(paced, every=max(paced.every, min(CLOSING, steps // FEWEST)))
+        assert paced.every is not None
+        rise = max(1, int(GROWING * (steps // paced.every)))  # projections
+        if paced.growth == "cosine":
+            return paced if paced.rise is not None else replace(paced, rise=rise)
         if paced.growth is not None:
             return paced
-        assert paced.every is not None and paced.rho_max is not None
-        return replace(paced, growth=(paced.rho_max / paced.rho) ** (1 / max(1, int(GROWING * (steps // paced.every)))))
+        assert paced.rho_max is not None
+        return replace(paced, growth=(paced.rho_max / paced.rho) ** (1 / rise))
 
     def start(self, weight: Tensor, target: Target, squares: Tensor | None) -> State:
         exact = weight.float() if weight.element_size() < 4 else weight
+        numbers: State = {"rho": self.rho} | ({"projections": 0} if self.growth == "cosine" else {})
         if target.set.selects:
             kept = target.kept(exact, squares)
-            return {"pulled_to": torch.where(kept, exact, 0.0), "kept": packed(kept), "rho": self.rho}
+            return {"pulled_to": torch.where(kept, exact, 0.0), "kept": packed(kept)} | numbers
         projected = target.project(exact, squares)
-        return {"Z": projected, "U": torch.zeros_like(exact), "pulled_to": projected.clone(), "rho": self.rho}
+        return {"Z": projected, "U": torch.zeros_like(exact), "pulled_to": projected.clone()} | numbers
 
     @staticmethod
     def split(state: State) -> tuple[Tensor, Tensor]:
@@ -202,10 +212,7 @@ class ADMM(Driver):
         return weight - pulled_to * ~unpacked(state["kept"], pulled_to.shape)
 
     def project(self, state: State, weight: Tensor, target: Target, squares: Tensor | None) -> None:
-        assert self.growth is not None
-        rho = state["rho"] * self.growth
-        if self.rho_max is not None:
-            rho = min(rho, self.rho_max)
+        rho = self._grown(state)
         shrink, state["rho"] = state["rho"] / rho, rho  # U is the scaled dual
         if "Z" not in state:
             V = state["pulled_to"]
@@ -221,6 +228,17 @@ class ADMM(Driver):
         if shrink != 1:
             U.mul_(shrink)
         state["pulled_to"] = Z - U
+
+    def _grown(self, state: State) -> float:
+        """rho after one more projection."""
+        if self.growth == "cosine":
+            assert self.rise is not None and self.rho_max is not None
+            state["projections"] += 1
+            share = (1 - math.cos(math.pi * min(state["projections"] / self.rise, 1.0))) / 2
+            return self.rho + (self.rho_max - self.rho) * share
+        assert self.growth is not None
+        rho: float = state["rho"] * self.growth
+        return rho if self.rho_max is None else min(rho, self.rho_max)
 
     def residual(self, state: State, weight: Tensor, target: Target) -> float:
         """|W - Z| / |W|, the primal residual."""

@@ -16,6 +16,7 @@ from torch.optim import SGD, Optimizer
 
 from featherweight import Recipe, Task, compress
 from featherweight.errors import InputError
+from featherweight.recipe.reading import from_dict
 from featherweight.recipe.schema import Constrain
 from featherweight.recipes import RECIPES, admm_clustering, admm_quantization, progressive_admm, soft_filters
 from featherweight.weights.constrained import Constrained, freeze
@@ -690,6 +691,26 @@ def test_what_is_given_is_not_paced_away() -> None:
     assert ADMM(0.1, 7, None, 2.0).paced(70, 2) == ADMM(0.1, 7, 20 ** (1 / 8), 2.0)
     with pytest.raises(InputError, match="give rho_max, or growth"):
         ADMM(0.1, 7, None)
+
+
+def test_rho_rises_along_half_a_cosine_where_that_is_asked() -> None:
+    model, rho = Bowl(table.matrix(seed=97), table.matrix(seed=98)), []
+    stepper = SGD(model.parameters(), lr=0.1)
+    driver = ADMM(0.2, 1, "cosine", 1.0).paced(5, 1)
+    assert driver.rise == 4
+    with Constrained(driver, model, stepper, {"weight": Target(TopK(11))}) as imposed:
+        for _ in range(6):
+            rho.append(imposed.states["weight"]["rho"])
+            stepper.zero_grad()
+            model().backward()
+            stepper.step()
+    half = 0.5**0.5
+    assert rho == pytest.approx([0.2, 0.6 - 0.4 * half, 0.6, 0.6 + 0.4 * half, 1.0, 1.0])
+    for wrong in ({"rho_max": None}, {"rise": 0}, {"growth": 1.1, "rise": 3}, {"growth": "sine"}):
+        with pytest.raises(InputError):
+            ADMM(**({"rho": 0.1, "every": 7, "growth": "cosine", "rho_max": 2.0} | wrong))
+    recipe = progressive_admm(growth="cosine")
+    assert from_dict(recipe.to_dict()) == recipe
 
 
 @pytest.mark.parametrize("driver", [ADMM(0.1, None), ADMM(0.1, 5, None, 1.0), Periodic(None), Freezing(None)], ids=str)
