@@ -38,6 +38,7 @@ if TYPE_CHECKING:  # at run time each is imported when it is first asked for: `f
     from featherweight.ship.semi_structured import semi_structured
     from featherweight.structure import trace
     from featherweight.task import Steps, Task
+    from featherweight.training.engine import Processes
     from featherweight.version import __version__
     from featherweight.weights.callbacks import lightning_callback, trainer_callback
     from featherweight.weights.constrained import constrain
@@ -62,6 +63,7 @@ __all__ = [
     "LowRank",
     "Measurement",
     "Periodic",
+    "Processes",
     "Recipe",
     "Row",
     "Rule",
@@ -117,6 +119,7 @@ _HOMES = {  # module -> what is asked of it
     "ship.semi_structured": "semi_structured",
     "structure": "trace",
     "task": "Steps Task",
+    "training.engine": "Processes",
     "version": "__version__",
     "weights.callbacks": "lightning_callback trainer_callback",
     "weights.constrained": "constrain",

@@ -59,9 +59,10 @@ def compress(
     be the same, too. One run at a time works in a folder. `monitor` is told of every step; a KeyboardInterrupt it raises is saved
     first. Global random generators stand afterwards where they stood before.
 
-    `engine`: accelerate's Accelerator, or a process group of torch.distributed; every process makes the same call. Each takes its
-    share of every batch (the first dimension of its tensors; the loss is the mean over samples), so that a step is one process's
-    but for the order of sums. The first process decides, scores and writes; all get the result. See docs/scale.md.
+    `engine`: accelerate's Accelerator, a process group of torch.distributed, or `fw.Processes`, which can keep weights in shards;
+    every process makes the same call. Each takes its share of every batch (the first dimension of its tensors; the loss is the
+    mean over samples), so that a step is one process's but for the order of sums. The first process decides, scores and writes;
+    all get the result. See docs/scale.md.
 
     Raises InputError before anything is trained if the task or a rule does not fit the network, if `workdir` holds the run of
     something else, or if another run is going on there; ArtifactError for a checkpoint that is damaged or of another version.

@@ -49,19 +49,40 @@ def constrain(stage: Constrain, start: Result, ground: Ground, monitor: Monitor)
             running.agree()
             _swept(stage, running, plan.targets)
     elif left is None or left.phase == "train":
-        optimizer = running.optimizer()
-        imposed = Constrained(
-            driver, running.network, optimizer, plan.targets, squares=squares, spread=plan.spread, agree=engine.same
-        )
-        if left is not None and left.guide is not None:
-            imposed.load_state_dict(left.guide)
-        with imposed:
-            loss = running.train(optimizer, imposed)
+        with running.in_shards(stage.train):
+            optimizer = running.optimizer()
+            imposed = Constrained(
+                driver,
+                running.network,
+                optimizer,
+                plan.targets,
+                squares=squares,
+                spread=plan.spread,
+                agree=engine.same,
+                gather=True,
+            )
+            if left is not None and left.guide is not None:
+                imposed.load_state_dict(left.guide)
+            with imposed:
+                loss = running.train(optimizer, imposed)
         running.watch.residuals = imposed.residuals()
-        _swept(stage, running, imposed.targets)
+        targets = imposed.targets
+        if engine.shard and stage.train.epochs:
+            targets = frozen(running.network, targets)
+        _swept(stage, running, targets)
     if stage.retrain.epochs:
         loss = running.retrain(stage.retrain)
     return running.finish(loss, stage.keep)
+
+
+def frozen(network: nn.Module, targets: Mapping[str, Target]) -> dict[str, Target]:
+    """Put codes on what was projected in shards, which is whole by now and in its sets. The targets of its whole weights."""
+    weights, found = dict(network.named_parameters()), {}
+    for name, target in targets.items():
+        smaller = target.set.shrunk(target.view.to_matrix(weights[name].detach()))
+        found[name] = Target(smaller, target.view, target.masked)
+        freeze(network, name, found[name])
+    return found
 
 
 def _swept(stage: Constrain, running: Running, targets: Mapping[str, Target]) -> None:

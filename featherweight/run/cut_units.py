@@ -67,7 +67,8 @@ def cut_units(stage: CutUnits, start: Result, ground: Ground, monitor: Monitor) 
         running.agree()
     running.resume()
     running.prepare(stage.auxiliary)
-    loss = running.train(running.optimizer())
+    with running.in_shards(stage.train):
+        loss = running.train(running.optimizer())
     return running.finish(loss, stage.units.share)
 
 

@@ -17,6 +17,7 @@ from featherweight.lowrank.factor import materialise
 from featherweight.network import generators
 from featherweight.network.devices import chosen, placed
 from featherweight.recipe.schema import Recipe
+from featherweight.run import in_shards
 from featherweight.run.compressed import Compressed
 from featherweight.run.contract import check_run
 from featherweight.run.fingerprint import of_task
@@ -45,7 +46,7 @@ class Ground:
 @contextlib.contextmanager
 def working(place: Path | None, engine: Engine = ALONE) -> Iterator[None]:
     """One run at a time in a folder, and the caller's random generators where they stood. Raises InputError."""
-    with generators.kept(), contextlib.ExitStack() as inside:
+    with generators.kept(), contextlib.ExitStack() as inside, engine.answered():
         if place is not None:
             engine.decided(lambda: inside.enter_context(storage.claimed(place)))
         yield
@@ -83,6 +84,8 @@ def ground_of(
     if not engine.is_main:
         state.place = None  # one process writes
     engine.same([*original.parameters(), *original.buffers()])
+    if engine.shard:
+        in_shards.check(recipe, task, original, engine)
     return Ground(original, task, state, engine)
 
 

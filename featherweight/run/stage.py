@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,8 +18,10 @@ from featherweight.files.edits import Edit, Snapshot, entries_left, graph_edit, 
 from featherweight.lowrank.factor import materialise
 from featherweight.measurement import measure
 from featherweight.network import generators
+from featherweight.network.devices import device_of
 from featherweight.recipe.schema import Stage, Train
 from featherweight.run.ground import Ground
+from featherweight.run.in_shards import load, snapshot_of
 from featherweight.run.report import Row, left
 from featherweight.run.state import Result, Unfinished
 from featherweight.run.watch import Guide, Monitor, Watch, silent
@@ -98,13 +101,27 @@ class Running:
             self.teacher = teacher = state.baseline.build(self.ground.original).eval()
             self.distill, said = self.engine.decided(lambda: settled(stage.distill, self.ground.task, teacher, self.epoch))
             self.said.append(said)
-        self.watch = Watch(state, self.monitor, stage, self.start, steps_of(self.ground.task, self.epoch))
+        self.watch = Watch(state, self.monitor, stage, self.start, steps_of(self.ground.task, self.epoch), self.engine)
 
     def agree(self) -> None:
         """The network as process 0 has made it: its edits are replayed, and its state loaded."""
         if self.engine.size > 1:
             snapshot = self.engine.decided(lambda: Snapshot.of(self.network, self.structural))
             self.network, self.structural = snapshot.build(self.ground.original), snapshot.structural()
+
+    @contextlib.contextmanager
+    def in_shards(self, training: Training) -> Iterator[None]:
+        """Around a training: the network lies in shards where the engine puts it there, and is whole again afterwards."""
+        if not (self.engine.shard and training.epochs):
+            yield
+            return
+        original, place = self.ground.original, device_of(self.network)
+        self.engine.same([*self.network.parameters(), *self.network.buffers()])
+        self.engine.share_out(self.network)
+        original.cpu()  # its room is that of the whole
+        yield
+        original.to(place)
+        self.network = snapshot_of(self.network, self.structural).build(original)
 
     def optimizer(self) -> Optimizer:
         """The task's, over the network and the heads."""
@@ -121,7 +138,8 @@ class Running:
     def retrain(self, training: Training) -> float:
         """The training after it."""
         self.agree()
-        return self._fit("retrain", training, self.epoch + self.stage.train.epochs, self.optimizer(), None)
+        with self.in_shards(training):
+            return self._fit("retrain", training, self.epoch + self.stage.train.epochs, self.optimizer(), None)
 
     def finish(self, loss: float, asked: float | None) -> Result:
         """The network that came of it, with its row. `asked`: the share to keep. One process measures."""
@@ -163,7 +181,7 @@ class Running:
         resumed: dict[str, Any] = {}
         if self.unfinished is not None and self.unfinished.phase == phase:
             left = self.unfinished
-            optimizer.load_state_dict(left.optimizer)
+            load(optimizer, left.optimizer)
             resumed = {"start": left.steps, "earlier": left.losses, "random": left.random, "began": left.began}
         engine, bits = self.engine, getattr(self.stage, "activations", None)
         with rounded(self.network, bits, engine.lowest), engine.together(self.network, *self.heads.values()):
@@ -225,5 +243,6 @@ def train(stage: Train, start: Result, ground: Ground, monitor: Monitor) -> Resu
     running = begin(stage, start, ground, monitor)
     running.resume()
     running.prepare(stage.auxiliary)
-    loss = running.train(running.optimizer())
+    with running.in_shards(stage.train):
+        loss = running.train(running.optimizer())
     return running.finish(loss, None)

@@ -15,8 +15,11 @@ from featherweight.budget.costs import Spent
 from featherweight.files.edits import Edit, Snapshot
 from featherweight.network import generators
 from featherweight.recipe.schema import Stage
+from featherweight.run.in_shards import snapshot_of
 from featherweight.run.state import Result, RunState, Unfinished
+from featherweight.training.engine import Engine
 from featherweight.training.fit import Step
+from featherweight.training.shards import whole
 
 SECONDS_BETWEEN_LOOKS = 1.0  # at the residuals: a look costs as much as a step of a small network
 
@@ -52,8 +55,9 @@ class Guide(Protocol):
 class Watch:
     """Follows one stage from one start."""
 
-    def __init__(self, state: RunState, monitor: Monitor, stage: Stage, start: Result, steps_an_epoch: int):
+    def __init__(self, state: RunState, monitor: Monitor, stage: Stage, start: Result, steps_an_epoch: int, engine: Engine):
         self.state, self.monitor, self.stage, self.start, self.steps_an_epoch = state, monitor, stage, start, steps_an_epoch
+        self.engine = engine
         self.residuals: dict[str, float] = state.unfinished.residuals if state.unfinished else {}
         self.course = list(state.unfinished.course) if state.unfinished else []
         self.earlier = state.unfinished.seconds if state.unfinished else 0.0
@@ -74,8 +78,13 @@ class Watch:
         """The `after_step` for `fit`."""
 
         def save(step: Step) -> None:
+            if self.engine.shard:  # process 0 writes what it has gathered
+                snapshot = snapshot_of(model, structural, self.engine.is_main)
+            else:
+                snapshot = Snapshot.of(model, structural)
+            held = whole(optimizer.state_dict(), self.engine.is_main) if self.engine.shard else optimizer.state_dict()
             self.state.unfinished = Unfinished(
-                phase, step.done, Snapshot.of(model, structural), optimizer.state_dict(), guide.state_dict() if guide else None,
+                phase, step.done, snapshot, held, guide.state_dict() if guide else None,
                 self.residuals, self.seconds(), generators.states(), step.began, list(step.losses),
                 asdict(spent) if spent else None, {pivot: head.state_dict() for pivot, head in heads.items()},
                 list(self.course),
@@ -89,27 +98,31 @@ class Watch:
             self.state.proven = True
             if step.done % self.steps_an_epoch == 0:
                 self._epoch_ended(step, guide)
-            if guide and now - self.looked >= SECONDS_BETWEEN_LOOKS:
+            if guide and now - self.looked >= SECONDS_BETWEEN_LOOKS and not self.engine.shard:  # all would have to look at once
                 self.residuals, self.looked = guide.residuals(), now
-            if self.state.place and now - self.saved >= self.state.every:
+            stopped = self._told(phase, step)
+            if self.engine.agreed(self.state.place is not None and (stopped is not None or now - self.saved >= self.state.every)):
                 save(step)
-            if self.monitor is silent:  # to tell the loss would wait for the device at every step
-                return
-            score = self.start.rows[-1]["measured"]["score"] if self.start.rows else None
-            progress = Progress(
-                self.stage.name, phase, step.done, step.total, step.loss, score, self.residuals, self._left(phase, step)
-            )
-            try:
-                self.monitor(progress)
-            except KeyboardInterrupt:
-                if self.state.place:
-                    save(step)
-                raise
+            if stopped is not None:
+                raise stopped
 
         return after
 
+    def _told(self, phase: str, step: Step) -> KeyboardInterrupt | None:
+        """The monitor, which may ask to stop."""
+        if self.monitor is silent:  # to tell the loss would wait for the device at every step
+            return None
+        score = self.start.rows[-1]["measured"]["score"] if self.start.rows else None
+        told = Progress(self.stage.name, phase, step.done, step.total, step.loss, score, self.residuals, self._left(phase, step))
+        try:
+            self.monitor(told)
+        except KeyboardInterrupt as stopped:
+            return stopped
+        return None
+
     def _epoch_ended(self, step: Step, guide: Guide | None) -> None:
-        residuals = guide.residuals().values() if guide else ()
+        self.residuals = guide.residuals() if guide else self.residuals
+        residuals = self.residuals.values() if guide else ()
         self.course.append((sum(step.losses) / len(step.losses), max(residuals, default=None)))
 
     def seconds(self) -> float:

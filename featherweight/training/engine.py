@@ -23,9 +23,11 @@ from featherweight.errors import FeatherweightError, InputError, TrainingError, 
 from featherweight.network import generators
 from featherweight.network.calls import changed, first_tensor
 from featherweight.training.norms import synchronised
+from featherweight.training.shards import share_out
 
 T = TypeVar("T")
 BUCKET = 2**23  # entries that are summed at once
+MOST_CAUSES = 8  # of an error, that are looked at
 PATIENCE = datetime.timedelta(hours=2)  # with another process's decision, such as a search; one that died is seen at once
 
 
@@ -34,9 +36,10 @@ class ProcessLost(TrainingError, RuntimeError):
 
 
 class Engine:
-    """One process. `rank`: its number, `size`: how many there are. `accelerator`: accelerate's, for its precision."""
+    """One process. `rank`: its number, `size`: how many there are. `accelerator`: accelerate's, for its precision. `shard`: do
+    networks lie in shards while they train?"""
 
-    rank, size = 0, 1
+    rank, size, shard = 0, 1, False
 
     def __init__(self, accelerator: Any = None) -> None:
         self.accelerator = accelerator
@@ -89,6 +92,17 @@ class Engine:
         """Is this one of things that are dealt out this process's?"""
         return True
 
+    def share_out(self, network: nn.Module) -> None:
+        """Puts a network that is about to train into shards, where that is asked (`shard`)."""
+
+    def agreed(self, answer: bool) -> bool:
+        """What process 0 answers, where every process has to do the same."""
+        return answer
+
+    def answered(self) -> contextlib.AbstractContextManager[None]:
+        """Around a run: where torch itself waits for another process that has ended, that is said."""
+        return contextlib.nullcontext()
+
     def decided(self, make: Callable[[], T]) -> T:
         """What `make` gives in process 0, or its error, in every process; and the random generators as they stand there."""
         return make()
@@ -98,11 +112,15 @@ ALONE = Engine()
 
 
 class Processes(Engine):
-    """The processes of `group`; None: all that torch.distributed knows."""
+    """The processes of `group`; None: all that torch.distributed knows.
 
-    def __init__(self, group: Any = None, accelerator: Any = None) -> None:
+    shard  while a stage trains, weights, gradients, the optimizer's state and duals lie in shards over the processes (FSDP2);
+           between trainings, where process 0 decides, each has the whole network
+    """
+
+    def __init__(self, group: Any = None, accelerator: Any = None, *, shard: bool = False) -> None:
         super().__init__(accelerator)
-        self.group = group
+        self.group, self.shard = group, shard
         self.rank, self.size = distributed.get_rank(group), distributed.get_world_size(group)
         self._share = 1.0
 
@@ -143,8 +161,8 @@ class Processes(Engine):
         (loss * share).backward()
 
     def reduce(self, parameters: Iterable[Tensor], loss: Tensor, share: float) -> Tensor:
-        """One sum a bucket. A gradient that no process has stays None."""
-        held = list(parameters)
+        """One sum a bucket. A gradient that no process has stays None, and one in shards has been summed."""
+        held = [parameter for parameter in parameters if not hasattr(parameter, "device_mesh")]
         told = torch.tensor([0.0 if p.grad is None else 1.0 for p in held], device=loss.device)
         told = torch.cat([told, loss.detach().reshape(1).to(told) * share])
         self._sum(told)
@@ -167,11 +185,18 @@ class Processes(Engine):
             self._flat(bucket, self._sum)
 
     def same(self, tensors: Iterable[Tensor]) -> None:
-        for bucket in _buckets([tensor.detach() for tensor in tensors]):
+        for bucket in _buckets([tensor.detach() for tensor in tensors if not hasattr(tensor, "device_mesh")]):
             self._flat(bucket, self._told)
 
     def mine(self, number: int) -> bool:
         return number % self.size == self.rank
+
+    def share_out(self, network: nn.Module) -> None:
+        if self.shard:
+            share_out(network, self.group)
+
+    def agreed(self, answer: bool) -> bool:
+        return bool(self._told(torch.tensor(float(answer), device=self._place())) > 0) if self.shard else answer
 
     def decided(self, make: Callable[[], T]) -> T:
         told: list[Any] = [None]
@@ -190,6 +215,24 @@ class Processes(Engine):
         if not self.is_main:
             generators.restore(random)
         return value
+
+    @contextlib.contextmanager
+    def answered(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            causes: list[BaseException | None] = [error]
+            while causes[-1] is not None and len(causes) < MOST_CAUSES:
+                causes.append(causes[-1].__cause__ or causes[-1].__context__)
+            lost = next((one for one in causes if _is_of_the_group(one)), None)
+            if lost is None or any(isinstance(one, ProcessLost) for one in causes):
+                raise
+            raise _lost(lost) from error
+
+    def _place(self) -> torch.device:
+        """Where the group's tensors lie."""
+        cpu = "gloo" in distributed.get_backend(self.group)
+        return torch.device("cpu") if cpu else torch.device("cuda", torch.cuda.current_device())
 
     def _main(self) -> int:
         return distributed.get_global_rank(self.group, 0) if self.group is not None else 0
@@ -246,11 +289,20 @@ def _answered() -> Iterator[None]:
     except FeatherweightError:
         raise
     except RuntimeError as error:
-        said = (str(error).strip().splitlines() or [""])[0]
-        raise ProcessLost(
-            "another process of this run has ended, or does not answer (look at what it said): nothing half-written is left, "
-            f"and the same command goes on from the last checkpoint ({shortened(said)})"
-        ) from error
+        raise _lost(error) from error
+
+
+def _lost(error: BaseException) -> ProcessLost:
+    said = (str(error).strip().splitlines() or [""])[0]
+    return ProcessLost(
+        "another process of this run has ended, or does not answer (look at what it said): nothing half-written is left, and "
+        f"the same command goes on from the last checkpoint ({shortened(said)})"
+    )
+
+
+def _is_of_the_group(error: BaseException | None) -> bool:
+    """Does torch.distributed say that a process does not answer? gloo's errors are known by the file that they name."""
+    return isinstance(error, distributed.DistError) or (isinstance(error, RuntimeError) and "gloo/transport" in str(error))
 
 
 def engine_of(given: Any) -> Engine:
@@ -270,8 +322,8 @@ def engine_of(given: Any) -> Engine:
     how = getattr(given.distributed_type, "value", "NO")
     if how in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "TP"):
         raise InputError(
-            f"this Accelerator shards the network ({how}), and stages cut and code whole weights: launch it without, or impose "
-            "fw.TopK on the sharded network in your own loop by fw.constrain"
+            f"this Accelerator shards the network ({how}), and stages cut and code whole weights: launch it without, and give "
+            "engine=fw.Processes(shard=True), which shards what trains, or impose fw.TopK in your own loop by fw.constrain"
         )
     if given.mixed_precision not in ("no", "bf16"):
         raise InputError(

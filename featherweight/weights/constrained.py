@@ -42,6 +42,7 @@ class Constrained:
     spread    a total to be spread anew at every projection
     agree     makes tensors, in place, what they are in the process that decides, where several train one network: a projection
               may come out otherwise in another, by rounding
+    gather    where weights lie in shards: `state_dict` is asked in every process, and is whole in the first
 
     A weight that lies in shards (FSDP2) is projected as a whole, and its duals are shards as it is: see `sharded`. Each process
     does the same, and on leaving the weight lies in its set and has no code, which no process could hold: gather the network, and
@@ -61,13 +62,14 @@ class Constrained:
         squares: Mapping[str, Tensor] | None = None,
         spread: Spread | None = None,
         agree: Callable[[Iterable[Tensor]], None] = lambda tensors: None,
+        gather: bool = False,
     ):
         if driver is not None and driver.paced(1, 1) != driver:
             raise InputError(f"{driver} leaves its pace open: give every and growth, or driver.paced(steps, epochs)")
         self.driver, self.model, self.optimizer, self.targets = driver, model, optimizer, dict(targets)
         self._weights = weights_of(model, targets)
         self._sharded = {name for name, weight in self._weights.items() if is_sharded(weight)}
-        refuse_beside(sorted(self._sharded), driver, spread)
+        refuse_beside(sorted(self._sharded), driver)
         for name in self._sharded:
             self.targets[name] = made = Sharded.of(targets[name], name, self._weights[name])
             made.check()
@@ -80,8 +82,10 @@ class Constrained:
                         f"parameter {name!r} is frozen (requires_grad is False), and a driver cannot pull what does not train: "
                         "let it train, give no driver, or leave it out of the targets"
                     )
-        self.spread, self._agree = spread, agree
-        self._squares = {name: shard(squares[name]).clone() for name in targets if targets[name].fisher} if squares else {}
+        self.spread, self._agree, self._gather = spread, agree, gather
+        self._squares = (
+            {name: self._part(name, squares[name]).clone() for name in targets if targets[name].fisher} if squares else {}
+        )
         for name, mean in self._squares.items():
             if mean.shape != shard(self._weights[name]).shape or not bool(torch.isfinite(mean).all()):
                 raise InputError(
@@ -166,18 +170,33 @@ class Constrained:
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs: duals, penalties, supports and the step count."""
         sizes = {name: self.targets[name].set.size() for name in self.spread.names} if self.spread else {}
-        return {
-            "step": self.step, "states": self.states, "support": self._support, "squares": self._squares, "sizes": sizes
-        }  # fmt: skip
+        states, support, squares = dict(self.states), dict(self._support), dict(self._squares)
+        for name in sorted(self._sharded) if self._gather else ():
+            target: Any = self.targets[name]
+            if name in states:
+                states[name] = target.whole_state(states[name])
+            if name in support:
+                support[name] = target.whole_support(support[name], shard(self._weights[name]))
+            if name in squares:
+                squares[name] = target.whole(squares[name])
+        return {"step": self.step, "states": states, "support": support, "squares": squares, "sizes": sizes}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """The inverse of `state_dict`; call it before entering. Tensors go to their weight's device, wherever they were saved."""
+        """The inverse of `state_dict`; call it before entering. Tensors go to their weight's device, wherever they were saved; of
+        a weight in shards they may be whole, or this process's."""
 
         def placed(held: Mapping[str, Any]) -> dict[str, Any]:
             return {name: _to(self._weights[name].device, value) for name, value in held.items()}
 
         self.step, self.states = saved["step"], placed(saved["states"])
         self._support, self._squares = placed(saved["support"]), placed(saved["squares"])
+        for name in self._sharded:
+            target: Any = self.targets[name]
+            if name in self.states:
+                self.states[name] = target.cut_state(self.states[name])
+            for held in (self._support, self._squares):
+                if held.get(name) is not None:
+                    held[name] = target.cut(held[name])
         self._resize(saved["sizes"])
 
     def _residual(self, name: str, target: Target) -> float:
@@ -224,7 +243,8 @@ class Constrained:
             self._respread(driver)
             for name, weight in self._weights.items():
                 driver.project(self.states[name], shard(weight), self.targets[name], self._squares.get(name))
-            self._agree([part for name, weight in self._weights.items() for part in (weight, *_tensors(self.states[name]))])
+            whole = {name: weight for name, weight in self._weights.items() if name not in self._sharded}
+            self._agree([part for name, weight in whole.items() for part in (weight, *_tensors(self.states[name]))])
 
     def _hold_masks(self) -> None:
         for name, support in self._support.items():
@@ -235,11 +255,23 @@ class Constrained:
         """New sizes for the targets that share a total."""
         if self.spread is None:
             return
-        menus = {}
-        for name in self.spread.names:
-            target, candidate = self.targets[name], driver.candidate(self.states[name], self._weights[name])
-            menus[name] = target.set.menu(target.view.to_matrix(target.weighed(candidate, self._squares.get(name))))
-        self._resize(self.spread.allocate(menus, self.spread.total))
+        spread, weighed = self.spread, {}
+        for name in spread.names:
+            target, candidate = self.targets[name], driver.candidate(self.states[name], shard(self._weights[name]))
+            part = target.weighed(candidate, self._squares.get(name))
+            weighed[name] = target.whole(part) if isinstance(target, Sharded) else part
+
+        def sizes() -> Mapping[str, int]:
+            menus = {n: self.targets[n].set.menu(self.targets[n].view.to_matrix(values)) for n, values in weighed.items()}
+            return spread.allocate(menus, spread.total)
+
+        sharded = [target for name in spread.names if isinstance(target := self.targets[name], Sharded)]
+        self._resize(sharded[0].told(sizes, spread.names) if sharded else sizes())
+
+    def _part(self, name: str, tensor: Any) -> Tensor:
+        """What this process holds of it where the weight lies in shards."""
+        target = self.targets[name]
+        return target.cut(tensor) if isinstance(target, Sharded) else shard(tensor)
 
     def _resize(self, sizes: Mapping[str, int]) -> None:
         for name, size in sizes.items():

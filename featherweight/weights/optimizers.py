@@ -233,7 +233,8 @@ def _stand_ins(network: nn.Module) -> dict[int, Parameter]:
     for name, viewed in coded(network).items():
         path, _, attribute = name.rpartition(".")
         for free in modules[f"{path}.parametrizations.{attribute}".lstrip(".")].parameters(recurse=False):
-            stand_in = Parameter(free.detach().new_zeros(()).expand(viewed.shape), requires_grad=free.requires_grad)
+            zero = torch.zeros((), dtype=free.dtype, device=free.device)  # `free` may lie in shards
+            stand_in = Parameter(zero.expand(viewed.shape), requires_grad=free.requires_grad)
             vars(stand_in).update(vars(free))
             found[id(free)] = stand_in
     return found

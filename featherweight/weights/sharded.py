@@ -6,7 +6,7 @@ Other sets gather one weight at a time, project it in the first process, and sca
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, distributed
 
 from featherweight.errors import InputError
+from featherweight.weights.drivers import State, packed, unpacked
 from featherweight.weights.sets import TopK
 from featherweight.weights.sizes import keys_of
 from featherweight.weights.targets import Target
@@ -87,6 +88,49 @@ class Sharded(Target):
         """Raises InputError for a size that the whole weight has no room for."""
         self.set.check(self.view.to_matrix(torch.zeros((), device=self.like.device).expand(tuple(self.like.shape))))
 
+    def cut(self, tensor: Any) -> Tensor:
+        """This process's part of a tensor that every process has whole, or that is sharded or a part already."""
+        if is_sharded(tensor) or tensor.shape != self.like.shape:
+            return shard(tensor)
+        from torch.distributed.tensor import distribute_tensor
+
+        like = self.like
+        return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None).to_local()
+
+    def whole(self, part: Tensor) -> Tensor:
+        """On the CPU of the first process what all parts make up; empty in the others."""
+        made = self._gathered(part)
+        return made.to("cpu") if self._first else made.new_empty(0, device="cpu")
+
+    def whole_support(self, support: Tensor | None, weight: Tensor) -> Tensor | None:
+        """The same of a mask, which is None in a process where all of it is ones."""
+        some = self.total(torch.tensor(float(support is not None), device=self.like.device))
+        return self.whole(torch.ones_like(weight) if support is None else support) if float(some) else None
+
+    def whole_state(self, state: State) -> State:
+        """The same of what a driver keeps."""
+        held = {key: self.whole(value) if isinstance(value, Tensor) else value for key, value in state.items() if key != "kept"}
+        if "kept" in state:
+            kept = self.whole(unpacked(state["kept"], state["pulled_to"].shape).to(torch.uint8))
+            held["kept"] = packed(kept.bool())
+        return held
+
+    def cut_state(self, state: State) -> State:
+        """The inverse of `whole_state`; a state of this process's part stays as it is."""
+        if state["pulled_to"].shape != self.like.shape:
+            return state
+        held = {key: self.cut(value) if isinstance(value, Tensor) else value for key, value in state.items() if key != "kept"}
+        if "kept" in state:
+            held["kept"] = packed(self.cut(unpacked(state["kept"], self.like.shape)))
+        return held
+
+    def told(self, make: Callable[[], Mapping[str, int]], names: Sequence[str]) -> dict[str, int]:
+        """What the first process makes: a size by name."""
+        made = make() if self._first else dict.fromkeys(names, 0)
+        sizes = torch.tensor([made[name] for name in names], device=self.like.device)
+        distributed.broadcast(sizes, distributed.get_global_rank(self.group, 0), self.group)
+        return dict(zip(names, sizes.tolist(), strict=True))
+
     def kept(self, weight: Tensor, squares: Tensor | None = None) -> Tensor:
         if isinstance(self.set, TopK):
             return largest_of_all(self.weighed(weight, squares), self.set.size(), self.group)
@@ -132,15 +176,11 @@ class Sharded(Target):
         return distribute_tensor(whole.contiguous(), self.like.device_mesh, self.like.placements).to_local()
 
 
-def refuse_beside(names: Iterable[str], driver: Any, spread: Any) -> None:
+def refuse_beside(names: Iterable[str], driver: Any) -> None:
     """Raises InputError for what is not imposed on shards."""
     first = next(iter(names), None)
     if first is None:
         return
-    if spread is not None:
-        raise InputError(
-            f"parameter {first!r} is sharded, and a total is not spread anew over shards: give each target its own size"
-        )
     if driver is not None and driver.kind != "admm":
         raise InputError(
             f"parameter {first!r} is sharded, and {type(driver).__name__} is not imposed on shards: give ADMM, or gather the "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import table
 import torch
+import torch.distributed.fsdp  # before the fork: it is large
 from several import NEEDS_GLOO, in_two
 from torch import Tensor, distributed, nn
 
@@ -25,8 +27,9 @@ from featherweight.run.watch import Progress
 from featherweight.task import Task, itself
 from featherweight.training.engine import ALONE, Engine, Processes, ProcessLost, engine_of
 from featherweight.training.schedule import Distillation, Training
-from featherweight.weights.drivers import ADMM
+from featherweight.weights.drivers import ADMM, Periodic
 from featherweight.weights.sets import Codebook, TopK
+from featherweight.weights.sharded import shard
 
 pytestmark = NEEDS_GLOO
 DIED = 9
@@ -158,6 +161,80 @@ def test_one_that_does_not_decide_may_die_too_and_another_number_of_processes_go
     assert stage == "train"
     alone = compress(network(), RECIPE, TASK, workdir=work)
     require_near((alone.snapshot.edits, alone.snapshot.state, [row.loss for row in alone.rows]), expected())
+
+
+# --- in shards -----------------------------------------------------------------------------------------------------------
+
+*FIRST, LAST = RECIPE.stages
+IN_SHARDS = Recipe("in shards", (*FIRST[:2], replace(FIRST[2], respread=True), replace(LAST, masked=False)))
+
+
+def in_shards(rank: int, workdir: Path | None = None, recipe: Recipe = IN_SHARDS, task: Task = TASK, **more: Any) -> Any:
+    torch.manual_seed(rank)
+    shares = []
+
+    def optimizer(parameters: Any) -> torch.optim.Optimizer:
+        shares.append(sum(shard(p).numel() for p in parameters) / sum(p.numel() for p in parameters))
+        return TASK.optimizer(parameters)
+
+    task = replace(task, optimizer=optimizer)
+    done = compress(network(), recipe, task, workdir=workdir, engine=Processes(shard=True), **more)
+    assert min(shares) < 0.6, "a process trains its part alone"
+    return done.snapshot.edits, done.snapshot.state, [row.loss for row in done.rows]
+
+
+def refused(rank: int) -> list[str]:
+    """What is said, before any training, where shards are not for it."""
+
+    def parts(model: Any, batch: Any) -> Tensor:
+        return loss(model, batch) + model[0].weight.square().sum()
+
+    dense, _, prune, share = RECIPE.stages
+    cases = [
+        (Recipe("mask", (dense, share)), TASK),
+        (Recipe("soft", (dense, replace(prune, driver=Periodic(3)))), TASK),
+        (Recipe("heads", (replace(dense, auxiliary=True),)), TASK),
+        (IN_SHARDS, replace(TASK, loss=parts)),
+    ]
+    found = []
+    for recipe, task in cases:
+        with pytest.raises(InputError) as told:
+            in_shards(rank, recipe=recipe, task=task)
+        found.append(str(told.value))
+    return found
+
+
+def test_in_shards_two_processes_end_where_one_does_and_another_number_goes_on(tmp_path: Path) -> None:
+    work = tmp_path / "work"
+
+    def dying(rank: int) -> Any:
+        torch.save(refused(rank), tmp_path / f"told{rank}.pt")
+        seen = 0
+
+        def die(progress: Progress) -> None:
+            nonlocal seen
+            seen += 1
+            if seen == 14:  # in the stage that prunes
+                os._exit(DIED)
+
+        try:
+            in_shards(rank, work, monitor=die, checkpoint_seconds=0.0)
+        except ProcessLost as error:
+            torch.save(str(error), tmp_path / "said.pt")
+            os._exit(1)
+
+    assert in_two(tmp_path / "killed", dying) == [None, None]
+    assert "goes on from the last checkpoint" in torch.load(tmp_path / "said.pt")
+    told, told_too = (torch.load(tmp_path / f"told{rank}.pt") for rank in (0, 1))
+    for said, wanted in zip(told, ("under a mask", "Periodic", "auxiliary", "does not train in shards"), strict=True):
+        assert wanted in said
+    assert told == told_too
+    copied, alone = shutil.copytree(work, tmp_path / "copied"), compress(network(), IN_SHARDS, TASK)
+    first, second = in_two(tmp_path / "again", lambda rank: in_shards(rank, work))
+    require_near(first, alone)
+    assert all(torch.equal(first[1][name], second[1][name]) for name in first[1])
+    one = compress(network(), IN_SHARDS, TASK, workdir=copied)
+    require_near((one.snapshot.edits, one.snapshot.state, [row.loss for row in one.rows]), alone)
 
 
 def test_accelerate_s_own_processes_do_the_same(tmp_path: Path) -> None:
