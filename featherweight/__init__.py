@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # at run time each is imported when it is first asked for: `f
     )
     from featherweight.recipe.units import Adaptive, Units
     from featherweight.run.compressed import Compressed, pack
+    from featherweight.run.ground import Processes
     from featherweight.run.oneshot import cluster, factorize, prune, quantize
     from featherweight.run.report import Row
     from featherweight.ship.bench import bench
@@ -38,7 +39,6 @@ if TYPE_CHECKING:  # at run time each is imported when it is first asked for: `f
     from featherweight.ship.semi_structured import semi_structured
     from featherweight.structure import trace
     from featherweight.task import Steps, Task
-    from featherweight.training.engine import Processes
     from featherweight.version import __version__
     from featherweight.weights.callbacks import lightning_callback, trainer_callback
     from featherweight.weights.constrained import constrain
@@ -111,6 +111,7 @@ _HOMES = {  # module -> what is asked of it
     "recipe.schema": "Constrain CutUnits Distillation LearnUnits Recipe Rule Train Training",
     "recipe.units": "Adaptive Units",
     "run.compressed": "Compressed pack",
+    "run.ground": "Processes",
     "run.oneshot": "cluster factorize prune quantize",
     "run.report": "Row",
     "ship.bench": "bench",
@@ -119,7 +120,6 @@ _HOMES = {  # module -> what is asked of it
     "ship.semi_structured": "semi_structured",
     "structure": "trace",
     "task": "Steps Task",
-    "training.engine": "Processes",
     "version": "__version__",
     "weights.callbacks": "lightning_callback trainer_callback",
     "weights.constrained": "constrain",

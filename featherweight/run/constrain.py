@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from torch import nn
+from torch import Tensor, nn
 
 from featherweight import structure
 from featherweight.errors import shortened
@@ -20,6 +20,7 @@ from featherweight.run.watch import Monitor
 from featherweight.structure.errors import StructureError
 from featherweight.task import Task
 from featherweight.training.fit import squared_gradients
+from featherweight.training.shards import whole
 from featherweight.weights.constrained import Constrained, freeze
 from featherweight.weights.drivers import Driver
 from featherweight.weights.parameters import parameters_of
@@ -34,8 +35,9 @@ def constrain(stage: Constrain, start: Result, ground: Ground, monitor: Monitor)
     for name in _meant(stage, running.network, ground.task) & coded(running.network).keys():
         detach(running.network, name)
     engine = running.engine
-    squares = squared_gradients(running.network, ground.task, running.epoch, engine=engine) if stage.fisher else None
-    plan = engine.decided(lambda: resolve(stage, running.network, decoded(ground.original), squares, ground.task.example_inputs))
+    squares = _squares(stage, running) if stage.fisher else None
+    weighed = whole(squares, engine.is_main) if engine.shard else squares
+    plan = engine.decided(lambda: resolve(stage, running.network, decoded(ground.original), weighed, ground.task.example_inputs))
     running.said += said(plan.left_out)
     running.resume()
     running.prepare()
@@ -73,6 +75,12 @@ def constrain(stage: Constrain, start: Result, ground: Ground, monitor: Monitor)
     if stage.retrain.epochs:
         loss = running.retrain(stage.retrain)
     return running.finish(loss, stage.keep)
+
+
+def _squares(stage: Constrain, running: Running) -> dict[str, Tensor]:
+    """E[g^2] of each entry, in shards where the stage trains in them."""
+    with running.in_shards(stage.train):
+        return squared_gradients(running.network, running.ground.task, running.epoch, engine=running.engine)
 
 
 def frozen(network: nn.Module, targets: Mapping[str, Target]) -> dict[str, Target]:

@@ -27,6 +27,7 @@ from featherweight.structure.exported import is_exported
 from featherweight.task import Task
 from featherweight.training.engine import ALONE as ALONE
 from featherweight.training.engine import Engine as Engine
+from featherweight.training.engine import Processes as Processes
 from featherweight.training.engine import engine_of as engine_of
 from featherweight.training.engine import launched as launched
 from featherweight.training.engine import local as local

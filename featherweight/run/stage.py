@@ -101,6 +101,7 @@ class Running:
             self.teacher = teacher = state.baseline.build(self.ground.original).eval()
             self.distill, said = self.engine.decided(lambda: settled(stage.distill, self.ground.task, teacher, self.epoch))
             self.said.append(said)
+            self.engine.share_out(teacher)
         self.watch = Watch(state, self.monitor, stage, self.start, steps_of(self.ground.task, self.epoch), self.engine)
 
     def agree(self) -> None:

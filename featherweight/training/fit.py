@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import overload
 
@@ -23,6 +23,7 @@ from featherweight.training.distillation import distilled
 from featherweight.training.engine import ALONE, Engine
 from featherweight.training.schedule import Distillation, Training
 from featherweight.weights.parametrized import coded
+from featherweight.weights.sharded import is_sharded
 
 LOOK_EVERY = 16  # steps between looks at the losses on an accelerator, which each look makes wait
 
@@ -201,21 +202,23 @@ def squared_gradients(model: nn.Module, task: Task, epoch: int, batches: int = 5
     """Parameter name -> mean over `batches` of the squared batch gradient: the diagonal Fisher information up to scale.
 
     The network is what it was on exit, buffers and gradients included. Batches are dealt out to the processes of `engine`, whose
-    sums are added up.
+    sums are added up; of a network in shards every process takes its share of each, and has its part of what is given.
     """
     squares = {name: torch.zeros_like(parameter) for name, parameter in model.named_parameters()}
-    count = 0
-    with rehearsing(model):
+    count, sharded = 0, any(map(is_sharded, squares.values()))
+    with rehearsing(model), engine.together(model) if sharded else nullcontext():
         for batch in itertools.islice(iter(task.batches(epoch)), batches):
             count += 1
-            if not engine.mine(count - 1):
+            if not sharded and not engine.mine(count - 1):
                 continue
             model.zero_grad()
-            task.loss(model, batch).backward()
+            part, share = engine.share(batch) if sharded else (batch, 1.0)
+            engine.backward(task.loss(model, part), share)
             for name, parameter in model.named_parameters():
                 if parameter.grad is not None:
                     squares[name].addcmul_(parameter.grad, parameter.grad)
-    engine.total(list(squares.values()))
+    if not sharded:
+        engine.total(list(squares.values()))
     return {name: square / max(count, 1) for name, square in squares.items()}
 
 
