@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from featherweight.errors import FeatherweightError, InputError, shortened
 from featherweight.files.edits import Edit, Snapshot, code_edits
-from featherweight.network import generators
+from featherweight.network import evaluating, generators
 from featherweight.network.copies import copied
 from featherweight.recipe.schema import Constrain, LearnUnits, Recipe, Stage
 from featherweight.task import Task
@@ -49,7 +49,7 @@ def check(recipe: Recipe, task: Task, original: nn.Module, engine: Engine) -> No
             raise InputError(f"stage {stage.name!r} {why}; leave shard=True out, so that each process has the whole network")
     with generators.kept():
         try:
-            _step(task, copied(original).train(), engine)
+            _step(task, copied(original), engine)
         except FeatherweightError:
             raise
         except Exception as error:  # whatever the network's, the loss's or torch's own code raises
@@ -64,7 +64,7 @@ def _step(task: Task, network: nn.Module, engine: Engine) -> None:
     """A step of training, as `fit` makes it."""
     engine.share_out(network)
     optimizer: Any = optimizers.build(task.optimizer, network)
-    with engine.together(network):
+    with evaluating.training(network), engine.together(network):
         part, share = engine.share(next(iter(task.batches(0))))
         with engine.computing(0):
             loss = task.loss(network, part)

@@ -36,7 +36,7 @@ def magnitude(menus: Mapping[str, Menu], total: int) -> dict[str, int]:
     lengths = [one if menu.squared else one.sqrt() for one, menu in zip(values, menus.values(), strict=True)]
     if any(one.dtype == torch.float64 for one in lengths):
         lengths = [one.double() for one in lengths]
-    places = [int(one.abs().argmax()) for one in lengths]  # the first step of each menu is given
+    places = [int(one.abs().argmax()) if one.numel() else 0 for one in lengths]  # the first step of each menu is given
     rest = [[one[:place], one[place + 1 :]] for one, place in zip(lengths, places, strict=True)]
     bound, equal = last_of([part for parts in rest for part in parts], total - len(menus))
     sizes = {}
