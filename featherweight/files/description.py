@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import json
-from collections.abc import Iterator
 from typing import Annotated, Any, Literal, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from featherweight.errors import did_you_mean, shortened
 from featherweight.files.libraries import Source
+from featherweight.network.collecting import uncollected
 from featherweight.structure.plain import MOST_CONTAINERS, MOST_VALUES, TOO_MANY, check_plain
 from featherweight.version import __version__
 
@@ -53,7 +51,7 @@ def description_from(text: bytes) -> Description:
     """Check and read. Raises ValueError, which says what is wrong, and RecursionError for lists in lists without end."""
     if text.count(b"[") + text.count(b"{") > MOST_CONTAINERS or text.count(b",") + text.count(b":") > MOST_VALUES:
         raise ValueError(f"it has {TOO_MANY}")
-    with _uncollected():
+    with uncollected():  # JSON has no cycles, and over 400,000 new lists the search takes most of the time
         data = json.loads(text.decode("utf-8"), object_pairs_hook=_object, parse_constant=_refuse_constant)
     if not isinstance(data, dict):
         raise ValueError("it is not a JSON object")
@@ -75,18 +73,6 @@ def description_from(text: bytes) -> Description:
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False, include_input=False)[:5]
         raise ValueError("; ".join(f"{shortened('.'.join(map(str, one['loc'])))}: {one['msg']}" for one in found)) from None
-
-
-@contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
-    """Without Python's search for cycles: JSON has none, and over 400,000 new lists it takes most of the time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
