@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import sys
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,25 @@ def test_imports_go_strictly_downward_in_the_order() -> None:
     assert set(edges) <= set(ORDER), f"say where these stand in ORDER: {sorted(set(edges) - set(ORDER))}"
     upward = [(unit, need) for unit, needs in edges.items() for need in needs if ORDER.index(need) >= ORDER.index(unit)]
     assert upward == []
+
+
+EVERYWHERE = {"einops", "numpy", "pydantic", "rich", "safetensors", "scipy", "torch", "typer", "yaml", "zstandard"}
+
+
+def test_a_command_imports_no_package_that_only_another_needs() -> None:
+    """Every file is imported by every command: a runtime, a library of networks or of pictures, and the exporters and compilers
+    of torch are imported by the function that uses them. Half of what `inspect` takes from a cold start is imports."""
+    named: dict[str, str] = {}
+    for path in PACKAGE.rglob("*.py"):
+        for node in parsed(path).body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+            named |= dict.fromkeys(names, path.name)
+    packages = {name.partition(".")[0]: where for name, where in named.items()}
+    needless = {name: where for name, where in packages.items() if name not in EVERYWHERE | sys.stdlib_module_names}
+    assert set(needless) == {"featherweight"}
+    heavy = ("torch._dynamo", "torch._inductor", "torch._functorch", "torch.onnx", "torch.export._", "scipy.", "rich.markdown")
+    assert [(name, where) for name, where in named.items() if name.startswith(heavy)] == []
 
 
 def test_the_house_stays_small_enough_to_be_drawn() -> None:

@@ -28,6 +28,7 @@ class Spent:
     note           why `after` is not within 1 % of `asked`, in words; "" where it is
     left_out       site that keeps all its units -> why the criterion could not rank it, or the class not express a cut of it
     caveats        what else to know of the choice, such as that there were fewer samples than asked for
+    runtime        latency_ms: in which the times are
     """
 
     what: What
@@ -40,6 +41,7 @@ class Spent:
     gaps: dict[str, float] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     caveats: list[str] = field(default_factory=list)
+    runtime: str = "eager"
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Spent:
@@ -60,7 +62,8 @@ class Spent:
             return f"{self.what}: asked {shares[0]:.3g} %, kept {shares[1]:.3g} %{because}"
         told = f", predicted {self.predicted:.3g}" if self.predicted is not None else ""
         spread = f", spread {100 * self.spread:.0f} %" if self.spread is not None else ""
-        return f"latency_ms: asked {self.asked:.3g}, measured {self.after:.3g} of {self.before:.3g}{told}{spread}{because}"
+        where = "" if self.runtime == "eager" else f" in {self.runtime}"
+        return f"latency_ms{where}: asked {self.asked:.3g}, measured {self.after:.3g} of {self.before:.3g}{told}{spread}{because}"
 
 
 _SPENT: TypeAdapter[Spent] = TypeAdapter(Spent)

@@ -1,18 +1,21 @@
 """The command line: `commands` holds one function a command, the other files what they are pointed at and how things look."""
 
+import gc
 import os
 import sys
 from typing import Any
 
 from featherweight.cli import overview
+from featherweight.network.collecting import uncollected
 
 
 def main() -> None:
     """The entry point."""
     overview.plain()
     if not overview.shown(sys.argv[1:]):
-        from featherweight.cli.commands import app  # torch comes with it, which takes longer to import than help to read
-
+        with uncollected():
+            from featherweight.cli.commands import app  # torch comes with it, which takes longer to import than help to read
+        gc.freeze()  # what was imported stays: no search has to look at it again
         app(prog_name="featherweight" if overview.COMPLETE in os.environ else None)  # which the shell's question is named after
 
 

@@ -34,6 +34,7 @@ from featherweight.cli.options import (
     Inputs,
     Model,
     RecipeName,
+    Runtime,
     Seed,
     Settings,
     TargetData,
@@ -137,6 +138,7 @@ def plan_command(
     ] = None,
     shapes: Inputs = None,
     multiple: oneshot.Multiples = "auto",
+    runtime: Runtime = "eager",
     devices: Annotated[
         int | None, typer.Option(help="In place of names and sizes: the memory by part that each of so many devices needs.")
     ] = None,
@@ -160,10 +162,12 @@ def plan_command(
     if budget is not None:
         what, amount = outline.budget_of(budget)
         made = Job.load(model, data, weights, seed, shapes=shapes or (), device=device)
-        found = outline.cuts(made.network, made.task, what, amount, oneshot.multiple_of(multiple))
+        found = outline.cuts(made.network, made.task, what, amount, oneshot.multiple_of(multiple), runtime)
         console.json_object(found) if as_json else console.cuts(found)
         return
     assert recipe is not None
+    if runtime != "eager":
+        raise InputError(f"a recipe has a runtime of its own: --set latency_ms=2ms --set runtime={runtime}")
     if shapes:
         raise InputError("a recipe trains, and its plan says for how many steps: give --data in place of --input")
     chosen = inputs.recipe(recipe, settings or ())

@@ -221,13 +221,19 @@ def plan(recipe: Recipe, stages: Sequence[dict[str, Any]]) -> None:
 def _cut(units: dict[str, Any]) -> str:
     """A budget of units in words."""
     what = next(name for name in ("macs", "parameters", "bytes", "latency_ms") if units[name] is not None)
-    amount = f"{units[what]:g} ms on this machine" if what == "latency_ms" else f"{100 * units[what]:g} % of the {what}"
+    amount = (
+        f"{units[what]:g} ms on this machine{_in(units)}" if what == "latency_ms" else f"{100 * units[what]:g} % of the {what}"
+    )
     amount = f"{units[what]:,.0f} bytes" if what == "bytes" and units[what] > 1 else amount
     spread = _option(units["allocate"])
     kept = f"keep {amount}, {spread} over the sites {units['sites']}"
     multiples = "" if units["multiple"] == 1 else f", multiples of {units['multiple']}"
     multiples = ", multiples of 8 channels of convolutions" if units["multiple"] == "auto" else multiples
     return f"cut units by {units['criterion']}: {kept}{multiples}{', refit' if units['refit'] else ''}"
+
+
+def _in(units: dict[str, Any]) -> str:
+    return "" if units.get("runtime", "eager") == "eager" else f" in {units['runtime']}"
 
 
 def _option(value: Any) -> str:

@@ -13,7 +13,7 @@ from torch import nn
 from featherweight.budget.multiples import CHANNELS, Multiple
 from featherweight.cli import console, jobs, subjects
 from featherweight.cli.jobs import Job
-from featherweight.cli.options import AsJson, Device, Inputs, Model, Seed, TargetData, Threads, Weights
+from featherweight.cli.options import AsJson, Device, Inputs, Model, Runtime, Seed, TargetData, Threads, Weights
 from featherweight.errors import InputError
 from featherweight.recipe import units
 from featherweight.run.compressed import Compressed
@@ -22,6 +22,13 @@ from featherweight.run.oneshot import factorize, prune, quantize
 CRITERIA = typing.get_args(units.Criterion)
 Out = Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder for the artifact. One in it is replaced.")]
 Macs = Annotated[str, typer.Option("--macs", metavar="SHARE", help="Kept of the multiply-accumulates: 50%, 0.5, or 2x fewer.")]
+Kept = Annotated[
+    str | None,
+    typer.Option("--macs", metavar="SHARE", help="Kept of the multiply-accumulates: 50%, 0.5, or 2x fewer; 50% without --ms."),
+]
+Milliseconds = Annotated[
+    str | None, typer.Option("--ms", metavar="MS", help="In place of --macs: at most so many an example, as measured here.")
+]
 Ignore = Annotated[list[str] | None, typer.Option("--ignore", metavar="NAME", help="Left as it is: name or pattern, repeated.")]
 Criterion = Annotated[
     str,
@@ -49,7 +56,9 @@ def prune_command(
     ctx: typer.Context,
     model: Model,
     out: Out,
-    macs: Macs = "50%",
+    macs: Kept = None,
+    milliseconds: Milliseconds = None,
+    runtime: Runtime = "eager",
     shapes: Inputs = None,
     data: TargetData = None,
     weights: Weights = None,
@@ -72,6 +81,8 @@ def prune_command(
         made.network,
         made.task.example_inputs,
         macs=macs,
+        latency_ms=milliseconds,
+        runtime=runtime,  # type: ignore[arg-type]
         criterion=criterion,  # type: ignore[arg-type]
         multiple=multiple_of(multiple),
         refit=refit,

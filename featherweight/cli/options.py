@@ -48,4 +48,7 @@ Inputs = Annotated[
         "tokens=1x16:int64 by name.",
     ),
 ]
+Runtime = Annotated[
+    str, typer.Option("--runtime", metavar="R", help="In which milliseconds are met: eager, or onnx or c, as `export` writes it.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]

@@ -76,17 +76,19 @@ def budget_of(text: str) -> tuple[What, float]:
     return what, found
 
 
-def cuts(network: nn.Module, task: Task, what: What, amount: float, multiple: Multiple = "auto") -> dict[str, Any]:
+def cuts(
+    network: nn.Module, task: Task, what: What, amount: float, multiple: Multiple = "auto", runtime: Any = "eager"
+) -> dict[str, Any]:
     """What `fw.prune` and `l1_filters` cut for this budget, with the same sizes: a copy of the network is cut in its own class,
     by the sums of |w|, and compared; what it keeps and saves, and which sites keep all their units, with why. `multiple`: of each
-    size, see `multiples`.
+    size, see `multiples`; `runtime`: of milliseconds.
 
     Raises InputError where no unit can go, Infeasible, with the nearest feasible budget, where even the smallest sizes are too
     much.
     """
     graph = trace(network, task.example_inputs)
     budget: Any = {what: amount}
-    done = cut(copied(network), task, Units("l1", multiple=multiple, **budget), 0)
+    done = cut(copied(network), task, Units("l1", multiple=multiple, runtime=runtime, **budget), 0)
     kept = {name: site.size for name, site in graph.sites.items()} | (dict(done.edit.sites) if done.edit is not None else {})
     costs = {share: cost_of(share, network, graph) for share in SHARES}
     return {

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import json
-import math
-from collections.abc import Iterator
 from typing import Annotated, Any, Literal, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from featherweight.errors import did_you_mean, shortened
 from featherweight.files.libraries import Source
+from featherweight.network.collecting import uncollected
+from featherweight.structure.plain import MOST_CONTAINERS, MOST_VALUES, TOO_MANY, check_plain
 from featherweight.version import __version__
 
 WRITER = __version__  # the version that files name as theirs
 FORMAT: Literal[1] = 1
-# A graph of 5,000 operations takes 6 MB and 100,000 lists and objects; 30 layers of 11,000 units cut take 5 MB of numbers.
+# A graph of 5,000 operations takes 6 MB; 30 layers of 11,000 units cut take 5 MB of numbers.
 LARGEST_DESCRIPTION = 32 * 2**20  # bytes
-MOST_CONTAINERS, MOST_VALUES = 400_000, 2_000_000  # lists and objects; commas and colons between values
-DEEPEST, LONGEST_TEXT = 64, 10_000
-LARGEST_INTEGER = 2**63
 MOST_EDITS, MOST_ROWS, MOST_EXPORTS = 10_000, 1_000, 1_000
 
 
@@ -55,8 +50,8 @@ class Description(BaseModel):
 def description_from(text: bytes) -> Description:
     """Check and read. Raises ValueError, which says what is wrong, and RecursionError for lists in lists without end."""
     if text.count(b"[") + text.count(b"{") > MOST_CONTAINERS or text.count(b",") + text.count(b":") > MOST_VALUES:
-        raise ValueError(f"it has more than {MOST_CONTAINERS} lists and objects, or more than {MOST_VALUES} values")
-    with _uncollected():
+        raise ValueError(f"it has {TOO_MANY}")
+    with uncollected():  # JSON has no cycles, and over 400,000 new lists the search takes most of the time
         data = json.loads(text.decode("utf-8"), object_pairs_hook=_object, parse_constant=_refuse_constant)
     if not isinstance(data, dict):
         raise ValueError("it is not a JSON object")
@@ -72,24 +67,12 @@ def description_from(text: bytes) -> Description:
         for entry in part.values() if isinstance(part, dict) else part if isinstance(part, list) else ():
             if not isinstance(entry, dict):
                 raise ValueError(f"{name}: an entry is {type(entry).__name__}, and all have to be objects")
-    _check_values(data)
+    check_plain(data)
     try:
         return Description.model_validate(data)
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False, include_input=False)[:5]
         raise ValueError("; ".join(f"{shortened('.'.join(map(str, one['loc'])))}: {one['msg']}" for one in found)) from None
-
-
-@contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
-    """Without Python's search for cycles: JSON has none, and over 400,000 new lists it takes most of the time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -103,37 +86,3 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(word: str) -> NoReturn:
     raise ValueError(f"{word} is no number of JSON")
-
-
-def _check_values(data: Any) -> None:
-    """Raises ValueError for texts, numbers and depths that no artifact needs."""
-    level = [data]
-    for _ in range(DEEPEST):
-        inside: list[Any] = []
-        for part in level:
-            if type(part) is dict:
-                for key in part:
-                    if len(key) > LONGEST_TEXT or not key.isascii():
-                        _check_text(key)
-            for value in part.values() if type(part) is dict else part:
-                kind = type(value)  # of the exact types that JSON gives: a million of them take a tenth of a second
-                if kind is int:
-                    if not -LARGEST_INTEGER <= value <= LARGEST_INTEGER:
-                        raise ValueError("a whole number has more than 64 bits")
-                elif kind is str:
-                    if len(value) > LONGEST_TEXT or not value.isascii():
-                        _check_text(value)
-                elif kind is list or kind is dict:
-                    inside.append(value)
-                elif kind is float and not math.isfinite(value):
-                    raise ValueError("a number is too large for a float")
-        if not inside:
-            return
-        level = inside
-    raise ValueError(f"it is nested more than {DEEPEST} deep")
-
-
-def _check_text(text: str) -> None:
-    if len(text) > LONGEST_TEXT:
-        raise ValueError(f"a text has {len(text)} characters, more than {LONGEST_TEXT}: {shortened(text)!r}")
-    text.encode("utf-8")  # half of a surrogate pair is no text: UnicodeEncodeError

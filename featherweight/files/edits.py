@@ -102,10 +102,10 @@ class Snapshot:
         if len(self.edits) > 1:
             raise ArtifactError("what was saved is a graph and edits of a class at once")
         try:
-            made = exported.from_dict(self.edits[0].get("network", {}), {name: held.clone() for name, held in self.state.items()})
+            made = exported.from_dict(self.edits[0].get("network"), self.state)
         except StructureError as error:
             raise ArtifactError(f"what was saved is not of a network that was cut on its graph: {error}") from None
-        return made.to(device_of(original))
+        return copied(made).to(device_of(original))  # trained on, it must not change what was saved
 
 
 def structure_edit(edit: structure.Edit) -> Edit:

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from featherweight.errors import ArtifactError, InputError, did_you_mean, short, shortened
+from featherweight.network.collecting import uncollected
 
 Library = Literal["timm", "torchvision", "transformers"]
 Argument = Annotated[int, Field(ge=1, le=100_000)]
@@ -78,7 +79,7 @@ def build(source: Source, most: int | None = None) -> nn.Module:
         raise InputError(f"{short(source.name)} is no name of a network of {source.library}")
     module = library(source.library, f"{source.library}:{source.name}")
     make = {"timm": _timm, "torchvision": _torchvision, "transformers": _transformers}[source.library]
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), uncollected():
         warnings.simplefilter("ignore")  # of initialisations that take long and will change: the weights are loaded
         return make(module, source, most).eval()
 
@@ -97,7 +98,8 @@ def library(name: str, wanted_for: str) -> ModuleType:
     try:
         if importlib.util.find_spec(name) is None:
             raise LibraryMissing(f"{said}, or give the network as file.py:function (in Python, as an instance of its class)")
-        return importlib.import_module("torchvision.models" if name == "torchvision" else name)
+        with uncollected():
+            return importlib.import_module("torchvision.models" if name == "torchvision" else name)
     except (ImportError, OSError, RuntimeError) as error:  # there, but for another torch, or without what it needs itself
         raise LibraryMissing(
             f"{said.partition(', which')[0]}, and the installed one cannot be imported: {type(error).__name__}: "

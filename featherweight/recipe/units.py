@@ -21,6 +21,7 @@ Size = Annotated[float, BeforeValidator(size)]
 Milliseconds = Annotated[float, BeforeValidator(milliseconds)]
 
 Where = Literal["class", "graph"]
+Runtime = Literal["eager", "onnx", "c"]
 Criterion = Literal[
     "l1", "l2", "bn_scale", "apoz", "taylor", "taylor_weight", "nisp", "thinet", "channel_lasso", "collaborative",
     "discriminative",
@@ -53,6 +54,7 @@ class Units:
                       something else, by as much as the report says, which fine-tuning has to repair
     where             class: the network stays one of its class; graph: what the class cannot express goes, too, and the network
                       is an exported module from then on (see `on_graph`), which is trained but takes no further sets or cuts
+    runtime           in which latency_ms is met: eager, PyTorch as it is; onnx or c, the file that `export` writes, on one thread
     """
 
     criterion: Criterion
@@ -70,6 +72,7 @@ class Units:
     ignore: tuple[str, ...] = ()
     soft: bool = False
     where: Where = "class"
+    runtime: Runtime = "eager"
 
     def __post_init__(self) -> None:
         read_fields(self, share, "macs", "parameters")
@@ -91,6 +94,11 @@ class Units:
                 "latency_ms is met along a path of sizes: allocate by uniform, ranked, weighed or knapsack",
             ),
             (self.where in get_args(Where), f"where is class or graph, given {short(self.where)}"),
+            (self.runtime in get_args(Runtime), f"runtime is {', '.join(get_args(Runtime))}, given {short(self.runtime)}"),
+            (
+                self.runtime == "eager" or self.latency_ms is not None,
+                f"a runtime is for a budget of latency_ms, and none is given beside {short(self.runtime)}",
+            ),
             (self.samples >= 1, f"samples must be at least 1, given {self.samples}"),
             (
                 self.multiple == "auto" or (isinstance(self.multiple, int) and self.multiple >= 1),

@@ -14,7 +14,18 @@ from collections.abc import Callable
 from typing import Any
 
 from featherweight.recipe.schema import CutUnits, Recipe, Train
-from featherweight.recipe.units import AllocateBy, Criterion, Multiple, Search, Stopping, Units, Where, milliseconds, size
+from featherweight.recipe.units import (
+    AllocateBy,
+    Criterion,
+    Multiple,
+    Runtime,
+    Search,
+    Stopping,
+    Units,
+    Where,
+    milliseconds,
+    size,
+)  # fmt: skip
 from featherweight.training.schedule import BLOCKS, Taught, Training, taught
 
 PARAMETERS = """
@@ -28,6 +39,7 @@ epochs    of fine-tuning, at `rate` times the task's base rate. The default is t
           learning-rate rewinding (Renda et al., ICLR 2020): up to 23 points ahead of a tenth in benchmarks/ordinary, held out
 distill   weight of the distillation from the dense network, which is added to the loss; 0 for none
 where     graph: cut also what the network's class cannot express; the network is an exported module from then on
+runtime   in which latency_ms is met: eager, or onnx or c, the file that `export` writes, on one thread
 """
 
 
@@ -51,9 +63,11 @@ def _one_shot(
         distill: Taught = 0.0,
         temperature: float = 4.0,
         where: Where = "class",
+        runtime: Runtime = "eager",
     ) -> Recipe:
         budget = _budget(macs, parameters, bytes, latency_ms)
-        units = Units(criterion, *budget, allocate, sites, samples, refit, multiple=multiple, soft=soft, where=where, **fixed)
+        more = {"multiple": multiple, "soft": soft, "where": where, "runtime": runtime, **fixed}
+        units = Units(criterion, *budget, allocate, sites, samples, refit, **more)
         return _cut_once(name, source, units, epochs, rate, distill, temperature, auxiliary)
 
     recipe.__name__ = recipe.__qualname__ = name
@@ -104,6 +118,7 @@ def reconstruct(
     samples: int = 1024,
     epochs: int = 20,
     rate: float = 1.0,
+    runtime: Runtime = "eager",
 ) -> Recipe:
     """Cut, fit the readers of what is cut, and teach each layer what the dense network's puts out: inputs, and no labels.
 
@@ -114,7 +129,7 @@ def reconstruct(
     The other parameters are those of l1_filters.
     """
     budget = _budget(macs, parameters, bytes, latency_ms)
-    units = Units(criterion, *budget, allocate, sites, samples, refit=True, multiple=multiple, soft=soft)
+    units = Units(criterion, *budget, allocate, sites, samples, refit=True, multiple=multiple, soft=soft, runtime=runtime)
     taught = Train("reconstructed", train=Training(epochs, rate), distill=BLOCKS)
     return Recipe("reconstruct", (Train("dense"), CutUnits("cut", units=units), taught), "arXiv 1707.06168, 1412.6550")
 

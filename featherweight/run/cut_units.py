@@ -253,7 +253,7 @@ def _sizes_of(ranked: Ranked, asked: Units, multiples_of: Mapping[str, int]) -> 
     if what == "latency_ms":
         whole = {site: ranking.size for site, ranking in ranked.rankings.items()}
         least = tied.sizes({site: offered(most, of[site])[0] for site, most in tied.levels.items()})
-        return within(amount, ranked.stats.task.example_inputs, allocated, cost, ranked.copy, least, whole)
+        return within(amount, ranked.stats.task.example_inputs, allocated, cost, ranked.copy, least, whole, asked.runtime)
     limit = amount * cost({}) if amount <= 1 else amount
     sizes = allocated(limit)
     why = f"the stopping rule at {how.tolerance:g} keeps no more" if isinstance(how, Stopping) else ""

@@ -28,7 +28,7 @@ from featherweight.network.evaluating import evaluating
 from featherweight.recipe.plan import resolve
 from featherweight.recipe.schema import WEIGHTS, Constrain, CutUnits, Recipe, Rule, Stage, Train
 from featherweight.recipe.selection import said
-from featherweight.recipe.units import Criterion, Units, Where
+from featherweight.recipe.units import Criterion, Runtime, Units, Where
 from featherweight.run.compressed import Compressed
 from featherweight.run.cut_units import cut
 from featherweight.run.report import Row, left
@@ -69,6 +69,7 @@ def prune(
     refit: bool | None = None,
     reconstruct: int = 0,
     where: Where = "class",
+    runtime: Runtime = "eager",
     evaluate: Evaluate | None = None,
 ) -> Compressed:
     """Cut channels, neurons, heads and recurrent units, physically, in the network's own class; `model` is not changed.
@@ -85,6 +86,8 @@ def prune(
     ignore      modules, or names or globs of them, whose outputs all stay
     where       "graph": cut also what the class cannot express. The network comes back as an exported module, which `load` opens
                 without a class, and which is not taught by `reconstruct`
+    runtime     in which latency_ms is met, as measured in turns with the whole network: "onnx" or "c", the file that `export`
+                writes, on one thread; "eager": PyTorch as it is
     evaluate    network -> score, for the report
 
     Raises RecipeError with every mistake in the arguments; Infeasible where the budget cannot be met by cutting units.
@@ -100,7 +103,7 @@ def prune(
     try:
         macs = 0.5 if {macs, parameters, bytes, latency_ms} == {None} else macs
         budget = (_share(macs), _share(parameters), _share(size(bytes)), milliseconds(latency_ms))
-        units = Units(criterion, *budget, allocate=allocate, multiple=multiple, ignore=names)
+        units = Units(criterion, *budget, allocate=allocate, multiple=multiple, ignore=names, runtime=runtime)
     except InputError as error:
         problems.append(str(error))
     if criterion not in CRITERIA:

@@ -23,6 +23,7 @@ from torch.export.graph_signature import InputKind
 
 from featherweight.errors import InputError
 from featherweight.network.calls import Example, Inputs, plain_outputs
+from featherweight.network.collecting import uncollected
 from featherweight.network.evaluating import evaluating, without_caches
 from featherweight.structure.errors import BadExample, DataDependentControlFlow, NotExportable
 
@@ -221,7 +222,7 @@ def _export(model: nn.Module, inputs: Inputs, dynamic_batch: bool, training: boo
         batch = torch.export.Dim("batch", min=1)
         shapes = batch_shapes(model, inputs, batch, others)
     mode = as_trained if training else evaluation
-    with mode(model), plain_outputs(model), quiet(), without_stack_traces():
+    with mode(model), plain_outputs(model), quiet(), without_stack_traces(), uncollected():
         return torch.export.export(model, inputs.args, inputs.kwargs or None, dynamic_shapes=shapes, strict=False)
 
 

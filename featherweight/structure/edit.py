@@ -20,6 +20,7 @@ from featherweight.errors import short
 from featherweight.structure.entries import Cut, pick
 from featherweight.structure.errors import EditMismatch
 from featherweight.structure.numbers import Number, Numbers, as_number
+from featherweight.structure.plain import NotPlain, check_plain
 
 LARGEST = 2**53  # of a number in an edit
 UNINITIALIZED = (UninitializedParameter, UninitializedBuffer)
@@ -70,7 +71,11 @@ class Edit:
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> Edit:
         """Read `to_dict`; raises EditMismatch for anything that is not such data."""
-        if not isinstance(data, Mapping):
+        try:
+            check_plain(data, bounded=False)  # `replay` bounds it by the network
+        except NotPlain as error:
+            raise EditMismatch(f"not an edit: {error}") from error
+        if not isinstance(data, dict):
             raise EditMismatch(f"not an edit: it must be an object, it is {short(data)}")
         extra, missing = set(data) - KEYS, sorted(KEYS - set(data))
         if extra or missing:

@@ -24,6 +24,7 @@ from featherweight.structure.errors import EditMismatch, StructureError
 from featherweight.structure.graph_module import register
 from featherweight.structure.interpreted import Instruction, Interpreted, Program
 from featherweight.structure.operations import DEVICE, BadArgument, Slot
+from featherweight.structure.plain import NotPlain, check_plain
 
 FORMAT = 1
 MOST_NODES, MOST_TENSORS = 50_000, 100_000
@@ -31,6 +32,7 @@ LONGEST_NAME, DEEPEST_NAME = 512, 64
 MOST_MODULES = 50_000  # that the names of the tensors stand in
 DEEPEST_ARGUMENT = 2  # lists in a list
 DEEPEST_OUTPUT = 8  # tuples and dicts in each other
+MOST_SHARED = 8  # times its own size that a memory may be held by tensors which share it, as tied weights do
 
 
 class NotStorable(StructureError):
@@ -53,11 +55,13 @@ def to_dict(module: nn.Module) -> dict[str, Any]:
         nodes = [_node(node) for node in module.graph.nodes]
     else:
         raise NotStorable(f"a {type(module).__name__} is no exported module")
+    written = {"format": FORMAT, "tensors": tensors, "nodes": nodes}
     try:
+        check_plain(written)
         _program(nodes, tensors)
     except _UNREADABLE as error:
         raise NotStorable(f"the exported module cannot be stored: {error}; keep it in memory instead") from error
-    return {"format": FORMAT, "tensors": tensors, "nodes": nodes}
+    return written
 
 
 def _node(node: fx.Node) -> list[Any]:
@@ -103,11 +107,16 @@ def _plain(value: Any) -> Any:
 _UNREADABLE = (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError, NotStorable)
 
 
-def from_dict(data: Mapping[str, Any], state: Mapping[str, Tensor]) -> Interpreted:
-    """The module, with the tensors of `state` as its own. Raises EditMismatch for anything that is not such data, or that claims
-    other tensors than `state` holds."""
+def from_dict(data: Any, state: Mapping[str, Tensor]) -> Interpreted:
+    """The module, with the tensors of `state` as its own. Raises EditMismatch for anything that is not such data, that is more
+    than a file holds, or that claims other tensors than `state` holds.
+
+    Every way from a file to a graph goes through here, and so do its limits: those on the data (`plain`) and on the graph, before
+    anything is made, and those on each call (`interpreted.limits`).
+    """
     try:
-        if set(data) != {"format", "tensors", "nodes"} or data["format"] != FORMAT:
+        check_plain(data)
+        if not isinstance(data, dict) or set(data) != {"format", "tensors", "nodes"} or data["format"] != FORMAT:
             raise BadArgument(f"expected format {FORMAT} with tensors and nodes")
         tensors = _tensors(data["tensors"], state)
         module = Interpreted(_program(data["nodes"], tensors))
@@ -117,7 +126,7 @@ def from_dict(data: Mapping[str, Any], state: Mapping[str, Tensor]) -> Interpret
             register(module, name, tensor, bool(trainable), learns)
         return module
     except _UNREADABLE as error:
-        kind = "" if isinstance(error, BadArgument) else f"{type(error).__name__}: "
+        kind = "" if isinstance(error, BadArgument | NotPlain) else f"{type(error).__name__}: "
         raise EditMismatch(f"not an exported module: {kind}{str(error)[:300]}") from error
 
 
@@ -126,6 +135,7 @@ def _tensors(claimed: Any, state: Mapping[str, Tensor]) -> dict[str, Any]:
         raise BadArgument(f"tensors are an object of at most {MOST_TENSORS} entries")
     if differing := claimed.keys() ^ state.keys():
         raise BadArgument(f"the module and its weights disagree about {short(min(differing))}")
+    _check_shared(state)
     modules: set[str] = set()
     for name, (trainable, shape, kind, _) in claimed.items():
         dtype = operations.named("dtype", kind)
@@ -142,6 +152,15 @@ def _tensors(claimed: Any, state: Mapping[str, Tensor]) -> dict[str, Any]:
         if trainable and not (dtype.is_floating_point or dtype.is_complex):
             raise BadArgument(f"{short(name)} is a parameter of type {kind}")
     return claimed
+
+
+def _check_shared(state: Mapping[str, Tensor]) -> None:
+    """What a call may take is so many times the weights, and a copy of them takes their sizes: a file that names one memory many
+    times must not make much of little."""
+    memories = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in state.values()}
+    held = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    if held > MOST_SHARED * sum(memories.values()):
+        raise BadArgument(f"the weights take {held} bytes of {sum(memories.values())} in memory, more than {MOST_SHARED} times")
 
 
 def _is_path(name: Any) -> bool:
@@ -244,7 +263,10 @@ def _output(value: Any, made: Mapping[str, Slot], depth: int) -> Any:
     if isinstance(value, list) and depth and len(value) <= operations.LONGEST_LIST:
         return tuple(_output(part, made, depth - 1) for part in value)
     if isinstance(value, dict) and list(value) == ["dict"] and depth and len(value["dict"]) <= operations.LONGEST_LIST:
-        return {name: _output(part, made, depth - 1) for name, part in value["dict"] if isinstance(name, str)}
+        named = {name: _output(part, made, depth - 1) for name, part in value["dict"]}
+        if any(not isinstance(name, str) or len(name) > LONGEST_NAME for name in named) or len(named) != len(value["dict"]):
+            raise BadArgument("the names of an output are not short texts, each once")
+        return named
     return _value(value, made, 0)
 
 

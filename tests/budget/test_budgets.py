@@ -16,6 +16,7 @@ from featherweight.budget.costs import Spent, cost_of
 from featherweight.budget.units import AllocateBy, allocate, offered
 from featherweight.recipe.units import Units
 from featherweight.run import latency_budget
+from featherweight.run.oneshot import prune as prune_untrained
 from featherweight.run.report import Row, notes
 from featherweight.structure import prune, trace
 from featherweight.training.schedule import Training
@@ -150,10 +151,10 @@ def seconds(made: nn.Module) -> float:
     return 1e-3 * (0.5 + 0.02 * one.shape[0] + 0.001 * (two.shape[0] * two.shape[1]) ** 1.1)  # type: ignore[union-attr,operator]
 
 
-def clock(noise: float) -> Any:
+def clock(noise: float, seconds: Any = seconds) -> Any:
     source = random.Random(0)
 
-    def timed(networks: Mapping[str, nn.Module], example: object, rounds: int) -> dict[str, list[float]]:
+    def timed(networks: Mapping[str, nn.Module], example: object, rounds: int, called: object = None) -> dict[str, list[float]]:
         busy = [1 + noise * source.random() for _ in range(rounds)]
         return {n: [seconds(m) * b * (1 + noise * source.random()) for b in busy] for n, m in networks.items()}
 
@@ -178,7 +179,9 @@ def test_a_table_that_is_wrong_is_put_right_by_what_is_built(monkeypatch: pytest
     """The table says that every cut network takes 1.2 times as long as it does; what is built and timed again is right."""
     right = clock(0.0)
 
-    def wrong_first(networks: Mapping[str, nn.Module], example: object, rounds: int) -> dict[str, list[float]]:
+    def wrong_first(
+        networks: Mapping[str, nn.Module], example: object, rounds: int, called: object = None
+    ) -> dict[str, list[float]]:
         factor = 1.2 if len(networks) > 2 else 1.0
         times = right(networks, example, rounds)
         return {name: [second * (1 if name == "dense" else factor) for second in taken] for name, taken in times.items()}
@@ -198,6 +201,49 @@ def test_noise_is_told_and_does_not_lead_far_away(monkeypatch: pytest.MonkeyPatc
     assert spent.spread is not None and 0.05 < spent.spread < 0.4
     assert 1000 * slower * seconds(result.model) == pytest.approx(asked, rel=0.1)
     assert abs(spent.after / asked - 1) <= 0.01 or "% off" in spent.note
+
+
+def steps(made: nn.Module) -> float:
+    """A machine to which only multiples of 8 channels are fast, and that is slow to begin."""
+    one, two = made.one.weight, made.two.weight  # type: ignore[union-attr]
+    return 1e-3 * (2 + (-(-int(one.shape[0]) // 8)) + 2 * (-(-int(two.shape[0]) // 8)))  # type: ignore[union-attr,operator]
+
+
+@pytest.mark.parametrize(
+    ("runtime", "how", "noise"), [("eager", seconds, 0.15), ("eager", steps, 0.0), ("onnx", steps, 0.15), ("c", seconds, 0.0)]
+)
+def test_what_is_measured_is_never_above_the_budget_where_a_network_was_within_it(
+    how: Any, noise: float, runtime: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In any runtime, from few networks. Each is called as that runtime takes it, and the whole one's file is written once."""
+    made: list[tuple[str, nn.Module]] = []
+
+    def ready(network: nn.Module, example: object, where: str, folder: object) -> Any:
+        made.append((where, network))
+        return network
+
+    def timed(networks: Mapping[str, nn.Module], example: object, rounds: int, called: Any) -> dict[str, list[float]]:
+        calls = networks if runtime == "eager" else {name: called(network) for name, network in networks.items()}
+        return clock(noise, how)(calls, example, rounds)
+
+    monkeypatch.setattr(latency_budget, "ready", ready)
+    monkeypatch.setattr(latency_budget, "timed", timed)
+    for share in (0.8, 0.45):
+        made.clear()
+        asked = 1000 * share * how(network()) * (1 + noise / 2) ** 2
+        spent = run(Units("l1", latency_ms=asked, multiple="auto", runtime=runtime)).rows[0].spent
+        assert spent.after <= 1.01 * asked and spent.runtime == runtime
+        assert spent.after >= 0.7 * asked, "and not far below it: the steps are of a quarter"
+        assert runtime == "eager" or (len(made) <= 7 and {where for where, _ in made} == {runtime})
+        assert len({id(one) for _, one in made}) == len(made), "a file a network"
+
+
+def test_milliseconds_are_those_of_onnx_runtime_where_that_is_named() -> None:
+    pytest.importorskip("onnxruntime", reason="the runtime that is asked for")
+    small = nn.Sequential(nn.Linear(4, 2), nn.ReLU(), nn.Linear(2, 2)).eval()  # two files: with both units, and with one
+    spent = prune_untrained(small, (torch.randn(1, 4),), latency_ms="1s", runtime="onnx").rows[-1].spent
+    assert spent is not None and spent.before == spent.after < 1000 and "as fast as that" in spent.note
+    assert str(spent).startswith("latency_ms in onnx: asked 1e+03, measured")
 
 
 def test_milliseconds_out_of_reach_name_the_nearest_and_within_reach_cut_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,6 +280,8 @@ def test_the_real_clock_gives_a_time_a_round_and_leaves_the_network_alone() -> N
         ({"latency_ms": 0.0}, "above 0"),
         ({"bytes": 1.5}, "a share to keep"),
         ({"macs": 0.5, "multiple": 0}, "multiple"),
+        ({"macs": 0.5, "runtime": "onnx"}, "a runtime is for a budget of latency_ms"),
+        ({"latency_ms": 1.0, "runtime": "integers"}, "runtime is eager, onnx, c"),
         ({"macs": 0.5, "certify": True}, "certify needs .* collaborative, given l1"),
     ],
 )

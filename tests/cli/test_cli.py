@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -11,17 +12,20 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import typer
 import yaml
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
-from featherweight import __version__, errors
+from featherweight import __version__, cli, errors
 from featherweight.cli import console, display, overview
 from featherweight.cli import inputs as given
 from featherweight.cli.commands import app
@@ -319,6 +323,36 @@ def test_a_shell_completes_options(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
     assert not overview.shown([]), "options are known where the commands are"
     assert CliRunner().invoke(app, [], env=env, prog_name="featherweight").stdout.split() == ["--format"]
+
+
+def test_inspect_exports_once_and_no_cycles_are_searched_for_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a cold start it is to take at most half as long again as importing the library and building the network."""
+    searched: list[bool] = []
+    real = torch.export.export
+    monkeypatch.setattr(
+        torch.export, "export", lambda *given, **named: (searched.append(gc.isenabled()), real(*given, **named))[1]
+    )
+    assert json.loads(call("inspect", "lenet5", "--json").stdout)["macs"] == 2_293_000
+    assert searched == [False] and gc.isenabled()
+
+
+def test_what_was_imported_for_a_command_is_searched_for_cycles_neither_then_nor_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+
+    class Commands(types.ModuleType):
+        def __getattr__(self, name: str) -> Any:
+            if name != "app":
+                raise AttributeError(name)
+            seen.append(gc.isenabled())
+            return lambda **named: seen.append(gc.isenabled() and gc.get_freeze_count() > 10_000)
+
+    monkeypatch.setitem(sys.modules, "featherweight.cli.commands", Commands("featherweight.cli.commands"))
+    monkeypatch.setattr(sys, "argv", ["featherweight", "inspect", "lenet5"])
+    try:
+        cli.main()
+    finally:
+        gc.unfreeze()
+    assert seen == [False, True]
 
 
 def test_the_demo_uses_parameters_that_the_recipe_has() -> None:

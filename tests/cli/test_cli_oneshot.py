@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +14,12 @@ import torch
 from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
-from featherweight.cli import inputs, remembered
+from featherweight.budget.costs import Spent
+from featherweight.cli import console, inputs, remembered
 from featherweight.cli.commands import app
 from featherweight.errors import InputError
+from featherweight.recipe.schema import CutUnits
+from featherweight.run import cut_units
 
 NET = """
 from torch import nn
@@ -52,6 +57,28 @@ def test_each_command_writes_an_artifact_that_later_ones_open_alone(place: Path)
     call("pack", "prune")
     call("export", "prune", "--format", "pt2")
     assert (place / "prune/model.fwz").is_file() and (place / "prune/model.pt2").is_file()
+
+
+def test_milliseconds_and_their_runtime_reach_the_search_from_each_command(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[float, str]] = []
+
+    def within(amount: float, *given: Any) -> Any:
+        asked.append((amount, given[-1]))
+        return given[-3], Spent("latency_ms", amount, 9.0, amount, runtime=given[-1])
+
+    monkeypatch.setattr(cut_units, "within", within)
+    told = call("prune", "net.py:model", *INPUT, "--ms", "2", "--runtime", "onnx", "-o", "art").stdout
+    assert "latency_ms in onnx: asked 2, measured 2 of 9" in told
+    planned = call("plan", "net.py:model", *INPUT, "--budget", "500us", "--runtime", "c").stdout
+    assert "latency_ms in c: asked 0.5" in planned
+    assert asked == [(2.0, "onnx"), (0.5, "c")]
+    l1 = inputs.recipe("l1_filters", ["latency_ms=3ms", "runtime=onnx"]).stages[1]
+    assert isinstance(l1, CutUnits) and (l1.units.latency_ms, l1.units.runtime) == (3.0, "onnx")
+    shown = console._cut(asdict(l1.units))
+    assert "keep 3 ms on this machine in onnx, uniform" in shown
+    assert "one budget" in call("prune", "net.py:model", *INPUT, "--ms", "2", "--macs", "50%", "-o", "art", code=2).stderr
+    assert "for a budget of latency_ms" in call("prune", "net.py:model", *INPUT, "--runtime", "c", "-o", "art", code=2).stderr
+    assert "--set runtime=onnx" in call("plan", "lenet5", "--recipe", "l1_filters", "--runtime", "onnx", code=2).stderr
 
 
 def test_elsewhere_and_where_another_lies_now_the_command_asks(place: Path) -> None:

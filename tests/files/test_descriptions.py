@@ -56,7 +56,7 @@ def test_a_description_beyond_measure_is_refused_soon_in_few_words(text: str, tm
 
 
 def test_a_wrong_entry_is_told_before_a_million_values_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(description, "_check_values", lambda data: pytest.fail("they were looked at"))
+    monkeypatch.setattr(description, "check_plain", lambda data: pytest.fail("they were looked at"))
     with pytest.raises(ValueError, match="edits: an entry is list, and all have to be objects"):
         description.description_from(b'{"format":1,"edits":[[' + b"[1,2]," * 100_000 + b'3]],"recipe":{},"report":[]}')
 

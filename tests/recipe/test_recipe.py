@@ -24,7 +24,7 @@ from featherweight.recipe.patterns import matches
 from featherweight.recipe.plan import resolve
 from featherweight.recipe.reading import from_dict, read, to_yaml
 from featherweight.recipe.schema import Constrain, CutUnits, Layerwise, LearnUnits, Recipe, Rule, Stage, Train
-from featherweight.recipe.units import Adaptive, Criterion, Units
+from featherweight.recipe.units import Adaptive, Criterion, Runtime, Units
 from featherweight.training.schedule import Distillation, Training
 from featherweight.weights.drivers import ADMM, Periodic, StraightThrough
 from featherweight.weights.freezing import Freezing
@@ -106,11 +106,12 @@ a_layerwise = st.builds(
     a_training,
 )
 units = st.builds(
-    lambda budget, amount, allocate, criterion, certify, **others: Units(
+    lambda budget, amount, allocate, criterion, certify, runtime, **others: Units(
         criterion,
         **{budget: amount},
         allocate="ranked" if budget == "latency_ms" else allocate,
         certify=certify and criterion == "collaborative",
+        runtime=runtime if budget == "latency_ms" else "eager",
         **others,
     ),
     st.sampled_from(BUDGETS),
@@ -123,6 +124,7 @@ units = st.builds(
     samples=st.integers(1, 9999),
     refit=st.booleans(),
     certify=st.booleans(),
+    runtime=st.sampled_from(get_args(Runtime)),
     ignore=st.lists(word, max_size=2).map(tuple),
 )
 a_cut = st.builds(CutUnits, name=word, units=units, train=a_training, auxiliary=st.booleans())
@@ -191,6 +193,7 @@ def test_every_field_survives() -> None:
                 "ignore",
                 "soft",
                 "where",
+                "runtime",
             },
         ),
         (Layerwise, {"method", "samples"}),

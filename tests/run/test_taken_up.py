@@ -250,6 +250,7 @@ WRONG: list[tuple[str, Any]] = [
 WRONG_NETWORK: list[tuple[str, Any]] = [
     ("edits", [1]), ("edits", [{}]), ("edits", None), ("state", {"0.weight": 1}), ("state", {}), ("state", KeyError), ("more", 1),
     ("state/0.weight", torch.zeros(7)), ("state/0.weight", ENDLESS),
+    ("edits", [{"edit": "graph", "network": {"format": 1, "tensors": {}, "nodes": [torch.zeros(5)]}}]),
 ]  # fmt: skip
 
 
