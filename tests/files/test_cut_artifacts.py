@@ -68,6 +68,9 @@ def exported(folder: Path) -> nn.Module:
     return result.model
 
 
+@pytest.mark.skipif(
+    torch.__version__ < "2.11", reason="torch 2.10 exports this attention with a view that other batch sizes do not take"
+)
 def test_an_exported_module_comes_back_without_its_class(tmp_path: Path) -> None:
     cut = exported(tmp_path / "art")
     tokens = torch.randn(4, 5, 16)

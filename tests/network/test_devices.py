@@ -115,6 +115,7 @@ def test_the_law_sees_hooks_gradients_and_optimizers() -> None:
             network(table.images())
 
 
+@pytest.mark.skipif(torch.__version__ < "2.11", reason="torch 2.10 does not compare devices while it exports")
 def test_the_law_sees_what_an_export_makes() -> None:
     class Places(nn.Module):
         def __init__(self, made_on: str | None) -> None:

@@ -140,6 +140,7 @@ class Quantised(Layers):
         return torch.quantize_per_tensor(self.b(self.hidden(x)), 0.01, 0, torch.qint8).dequantize()
 
 
+@pytest.mark.skipif(torch.__version__ < "2.11", reason="torch 2.10 cannot export quantized numbers")
 def test_what_has_no_float64_is_compared_in_float32() -> None:
     check = halved(Quantised()).check
     assert check.passed and (check.precision, check.tolerance) == ("float32", 1e-4)
