@@ -18,6 +18,12 @@ from featherweight import recipes
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
+NO_RESULTS = (
+    "format.md",
+    "command_line.md",
+    "compared.md",
+    "scale.md",
+)  # a format, settings, versions; a table of `reproduce plan`
 
 
 def script(name: str) -> ModuleType:
@@ -87,6 +93,82 @@ def test_a_request_to_another_host_is_found(tmp_path: Path) -> None:
     (tmp_path / "c.html").write_text('<link rel="stylesheet" href="//fonts.example.org/x.css">')
     (tmp_path / "d.css").write_text("p { background: url(https://example.org/x.png) }")
     assert len(build.requests(tmp_path)) == 3
+
+
+# --- numbers -------------------------------------------------------------------------------------------------------------
+
+MARKED = re.compile(r"<!-- (measured|networks)\b.*?<!-- end of \1 -->", re.S)
+NOT_PROSE = re.compile(r"```.*?```|`[^`]+`|\]\([^)]*\)|arXiv [\d., ]+\d|\d{4}\.\d{5}", re.S)  # code, links, names of papers
+RESULT = re.compile(r"\d+\.\d+|\d[\d.]* ?%|\d[\d.,]*x\b|\d[\d.,]* (?:times|points?|percent)\b|\d,\d{3}")
+TYPED = (  # settings, versions and what papers published: (page, the words around it)
+    ("README.md", "Python 3.11 or newer"),
+    ("README.md", "PyTorch 2.9 or newer"),
+    ("README.md", "developed with 2.13"),
+    ("README.md", "torch-pruning 1.6.1"),
+    ("README.md", "Apache-2.0"),
+    ("joint.md", "Published for LeNet-5: 2.57 K weights in 2 and 3 bits, 0.89 kB of weight data alone, 2.73 kB with the index"),
+    ("joint.md", "(the paper: 0.3)"),
+    ("progressive-admm.md", "Published for LeNet-5 by the papers: 167 and 246 times fewer weights"),
+    ("progressive-admm.md", "A small language model at 90 % zeros"),
+    ("progressive-admm.md", "A residual above 0.1"),
+)
+
+
+def typed(page: str, text: str) -> list[str]:
+    """Decimals, percents, times and thousands of a page outside of generated blocks and code, but for those that are allowed."""
+    prose = NOT_PROSE.sub(" ", MARKED.sub(" ", text))
+    prose = " ".join(prose.split())
+    for name, words in TYPED:
+        prose = prose.replace(words, "") if name == page else prose
+    return [prose[max(0, hit.start() - 30) : hit.end() + 20] for hit in RESULT.finditer(prose)]
+
+
+def test_no_result_is_typed_by_hand() -> None:
+    pages = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted(DOCS.glob("*.md")), *sorted((DOCS / "methods").glob("*.md"))]
+    pages = [page for page in pages if page.name not in NO_RESULTS]
+    found = {page.name: hits for page in pages if (hits := typed(page.name, page.read_text()))}
+    assert found == {}, "read them from rows by docs/site/generate.py, or say it in words; a setting goes into code or into TYPED"
+
+
+def test_a_result_that_is_typed_is_found() -> None:
+    for text in ("kept 95.3 of it", "1.4 times as fast", "6 points more", "a loss of 3 %", "200,000 files", "10x smaller"):
+        assert typed("README.md", text) != [], text
+    allowed = "<!-- measured: x -->\n95.3\n<!-- end of measured --> `--set macs=50%`, arXiv 1811.01907, Python 3.11 or newer"
+    assert typed("README.md", allowed) == []
+
+
+def test_what_is_allowed_is_there() -> None:
+    pages = {page.name: " ".join(page.read_text().split()) for page in [*(DOCS / "methods").glob("*.md"), ROOT / "README.md"]}
+    assert [words for page, words in TYPED if words not in re.sub(r"\]\([^)]*\)", "", pages[page])] == []
+
+
+def test_every_decision_tells_its_day() -> None:
+    """Its figures are of that day, which the page of decisions says."""
+    listed = re.findall(
+        r"^- \[.*\]\((.*)\) \(20\d\d-\d\d-\d\d, `[0-9a-f]{7}`\)$", (DOCS / "decisions" / "README.md").read_text(), re.M
+    )
+    assert sorted(listed) == sorted(page.name for page in (DOCS / "decisions").glob("*.md") if page.name != "README.md")
+
+
+PARTS = ("```text\n", "**Source.**", "| parameter | |", "**When it wins.**", "## Measured\n", "## Pitfalls\n")
+
+
+@pytest.mark.parametrize(
+    "page", sorted({*(DOCS / "methods").glob("*.md")} - {DOCS / "methods" / "README.md"}), ids=lambda page: page.stem
+)
+def test_a_page_of_a_method_has_its_six_parts(page: Path) -> None:
+    """Equation, source, parameters, when it wins, a measured row, pitfalls; in this order."""
+    text = page.read_text()
+    at = [text.find(part) for part in PARTS]
+    assert -1 not in at and at == sorted(at), [part for part, place in zip(PARTS, at, strict=True) if place < 0]
+    assert "<!-- measured: " in text[at[4] : at[5]]
+
+
+def test_every_extra_is_in_the_readme_and_no_other() -> None:
+    extras = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+    rows = (ROOT / "README.md").read_text().partition("| extra | needed by |")[2].partition("\n\n")[0]
+    named = [name for row in rows.splitlines()[2:] for name in re.findall(r"`([^`]+)`", row.split("|")[1])]
+    assert sorted(named) == sorted(extras)
 
 
 def test_every_dependency_is_in_the_notices_of_third_parties() -> None:
