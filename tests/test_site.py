@@ -59,10 +59,14 @@ def test_every_recipe_and_page_of_methods_is_listed() -> None:
 
 @cache
 def said() -> str:
-    """All texts of the package, what is filled in as `..`."""
+    """All texts of the package but docstrings, what is filled in as `..`."""
     texts = []
     for file in sorted((ROOT / "featherweight").rglob("*.py")):
-        for node in ast.walk(ast.parse(file.read_text())):
+        nodes = list(ast.walk(ast.parse(file.read_text())))
+        docstrings = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+        for node in nodes:
+            if id(node) in docstrings:
+                continue
             if isinstance(node, ast.JoinedStr):
                 parts = [part.value if isinstance(part, ast.Constant) else ".." for part in node.values]
                 texts.append("".join(map(str, parts)))
@@ -76,12 +80,12 @@ MESSAGES = re.findall(r"^### `(.*)`$", (DOCS / "troubleshooting.md").read_text()
 
 @pytest.mark.parametrize("message", MESSAGES)
 def test_a_message_that_is_explained_is_one_that_is_given(message: str) -> None:
-    pattern = ".*?".join(re.escape(part) for part in message.split(".."))
+    pattern = ".*?".join(re.escape(part) for part in message.split("..") if part)
     assert re.search(pattern, said()), message
 
 
 def test_a_message_that_nobody_gives_is_found() -> None:
-    assert len(MESSAGES) > 25
+    assert len(MESSAGES) > 55
     assert not re.search(re.escape("the network is too cheerful"), said())
 
 
