@@ -11,10 +11,12 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import typer
 import yaml
 
 import featherweight
 from featherweight import recipes
+from featherweight.cli import app
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -173,6 +175,19 @@ def test_every_extra_is_in_the_readme_and_no_other() -> None:
     rows = (ROOT / "README.md").read_text().partition("| extra | needed by |")[2].partition("\n\n")[0]
     named = [name for row in rows.splitlines()[2:] for name in re.findall(r"`([^`]+)`", row.split("|")[1])]
     assert sorted(named) == sorted(extras)
+
+
+def test_every_cell_beside_other_tools_can_be_checked() -> None:
+    """None is empty; each of ours names what there is; each heading has a version."""
+    head, _, *rows = [line for line in (DOCS / "compared.md").read_text().splitlines() if line.startswith("|")]
+    table = [[cell.strip() for cell in row.strip("|").split(" | ")] for row in (head, *rows)]
+    assert len({len(row) for row in table}) == 1 and all(all(row) for row in table[1:])
+    assert all(re.search(r"\d+\.\d+", name) for name in table[0][1:])
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    for what, ours, *_ in table[1:]:
+        functions, named = re.findall(r"`fw\.(\w+)", ours), re.findall(r"`featherweight (\w+)", ours)
+        assert functions or named, what
+        assert all(hasattr(featherweight, name) for name in functions) and set(named) <= set(commands), what
 
 
 def test_every_dependency_is_in_the_notices_of_third_parties() -> None:
