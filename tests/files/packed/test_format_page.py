@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import copy
 import importlib
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ from torch import nn
 
 from featherweight import zoo
 from featherweight.files import packed
-from featherweight.files.edits import Snapshot
+from featherweight.files.description import Description
+from featherweight.files.edits import Snapshot, code_edits
 from featherweight.lowrank.factor import factor
 from featherweight.weights.codes import Scaled, Sparse
 from featherweight.weights.parametrized import attach, plain
@@ -130,6 +132,26 @@ def test_tables_gaps_lanes_and_words_are_read_from_the_page_alone(skew: float) -
     data = packed.pack(Snapshot.of(network, []), original)
     assert data[2] & 128, "there is a bulk"
     assert_read_alike(data, original)
+
+
+def test_the_folder_is_as_the_page_says() -> None:
+    """The keys of compression.json, and where the state of each code is."""
+    page = (ROOT / "docs" / "format.md").read_text().partition("## The artifact folder")[2]
+    keys = re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`.*?) \|", page.partition("A `code` edit")[0], re.M)))
+    assert sorted(keys) == sorted(Description.model_fields)
+    told = page.partition("| kind | whole numbers | numbers |\n|---|---|---|\n")[2].partition("\n\n")[0]
+    parts = {kind: set(re.findall(r"`((?:0\.)?(?:code\.\w+|original\d?))`", row)) for row in told.splitlines()
+             for kind in re.findall(r"`(\w+)`", row.split("|")[1])}  # fmt: skip
+    seen = set()
+    for seed in range(6):
+        network, _ = coded_small(seed)
+        for edit in code_edits(network):
+            layer, _, own = edit["parameter"].rpartition(".")
+            prefix = f"{layer}.parametrizations.{own}."
+            held = {name.removeprefix(prefix) for name in network.state_dict() if name.startswith(prefix)}
+            assert held == parts[edit["code"]["kind"]]
+            seen.add(edit["code"]["kind"])
+    assert seen == set(parts)
 
 
 @pytest.mark.parametrize("file", sorted(Path(__file__).parent.glob("page_*.py")), ids=lambda file: file.stem)
