@@ -23,11 +23,13 @@ from featherweight.lowrank.factor import factor
 from featherweight.weights.codes import Scaled, Sparse
 from featherweight.weights.parametrized import attach, plain
 from featherweight.weights.views import WHOLE, View
-from featherweight.zoo.networks import NETWORKS
 
 ROOT = Path(__file__).parents[3]
 FILES = sorted(ROOT.glob("benchmarks/**/*.fwz"))
 QUICK = 10_000  # bytes; a reader in plain Python takes longer than a second for larger ones
+
+
+CLASSES = {"lenet5_storage": zoo.lenet5, "cifar_bits": zoo.resnet20_projection, "ship": zoo.resnet20_projection}
 
 
 def made_for(file: Path) -> nn.Module:
@@ -35,7 +37,7 @@ def made_for(file: Path) -> nn.Module:
     folder = file.relative_to(ROOT / "benchmarks").parts[0]
     if folder == "language":
         return importlib.import_module("benchmarks.language.decoder").decoder()
-    return {"lenet5_storage": zoo.lenet5, "cifar_bits": NETWORKS["resnet20_projection"]}[folder]()
+    return CLASSES[folder]()
 
 
 def described(network: nn.Module) -> page_reader.Network:
@@ -73,6 +75,8 @@ def test_a_committed_file_is_read_from_the_page_alone(file: Path, monkeypatch: p
 
 
 def test_there_are_files() -> None:
+    """And of each folder it is known what they are of, also where they are read with --all alone."""
+    assert {file.relative_to(ROOT / "benchmarks").parts[0] for file in FILES} == {*CLASSES, "language"}
     assert len(FILES) > 20 and sum(file.stat().st_size < QUICK for file in FILES) > 10
 
 
