@@ -130,7 +130,8 @@ def typed(page: str, text: str) -> list[str]:
 
 
 def test_no_result_is_typed_by_hand() -> None:
-    pages = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted(DOCS.glob("*.md")), *sorted((DOCS / "methods").glob("*.md"))]
+    folders = ("", "methods", "tutorials", "extend")
+    pages = [ROOT / "README.md", ROOT / "SECURITY.md", *(page for name in folders for page in sorted((DOCS / name).glob("*.md")))]
     pages = [page for page in pages if page.name not in NO_RESULTS]
     found = {page.name: hits for page in pages if (hits := typed(page.name, page.read_text()))}
     assert found == {}, "read them from rows by docs/site/generate.py, or say it in words; a setting goes into code or into TYPED"
@@ -171,10 +172,14 @@ def test_a_page_of_a_method_has_its_six_parts(page: Path) -> None:
 
 
 def test_every_extra_is_in_the_readme_and_no_other() -> None:
-    extras = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+    """With the packages of those that a user asks for."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     rows = (ROOT / "README.md").read_text().partition("| extra | needed by |")[2].partition("\n\n")[0]
     named = [name for row in rows.splitlines()[2:] for name in re.findall(r"`([^`]+)`", row.split("|")[1])]
     assert sorted(named) == sorted(extras)
+    told = {row.split("|")[1].strip(" `"): row.split("|")[3].strip() for row in rows.splitlines()[2:]}
+    asked = {name: ", ".join(re.split(r"[\[<>=]", one)[0] for one in extras[name]) for name in told if name in extras}
+    assert told | asked | {"benchmarks": told["benchmarks"]} == told
 
 
 def test_every_cell_beside_other_tools_can_be_checked() -> None:

@@ -187,7 +187,7 @@ TOOK: dict[str, Callable[[], str]] = {  # what rows say of the time that they to
 
 def table() -> str:
     """Markdown: what was measured, the command that measures it again, and how long that took where rows say it."""
-    text = ["| what | measured | again by | took |", "|---|---|---|---|"]
+    text = ["| what | measured | again by | its rows took |", "|---|---|---|---|"]
     for name, quoted in QUOTED.items():
         what, told = quoted()
         folder = name.strip()
