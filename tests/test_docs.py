@@ -33,12 +33,24 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 
 
+OTHERS = sorted(ROOT.glob("benchmarks/*/README.md"))  # on the site, too
+
+
 def told(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
 def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.S)
+
+
+def test_a_block_is_of_a_language_that_is_looked_at() -> None:
+    """`text` is for formulas, drawings and forms: a program in it would be run by nobody."""
+    found = {(told(page), name) for page in (*PAGES, *OTHERS) for name in re.findall(r"^```(.+)$", page.read_text(), re.M)}
+    assert {name for _, name in found if not name.startswith("{")} <= {"python", "console", "sh", "text"}
+    assert not [
+        told(page) for page in (*PAGES, *OTHERS) for block in blocks(page, "text") if "import " in block or "= fw." in block
+    ]
 
 
 def run_python(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
@@ -87,7 +99,6 @@ def shows_net(page: Path, text: str) -> bool:
 # --- command lines -------------------------------------------------------------------------------------------------------
 
 GROUP: Any = typer.main.get_command(app)
-OTHERS = sorted(ROOT.glob("benchmarks/*/README.md"))  # on the site, too
 
 
 def commands(page: Path) -> list[list[str]]:
