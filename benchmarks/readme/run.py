@@ -111,8 +111,8 @@ def evidence() -> tuple[str, str]:
     line = rows("evidence")["mafk cnn 10x 0"]
     found = line["numbers"]
     return "Deep Motif's CNN, Mafk sites, 10 times fewer weights", (
-        f"AUC {line['auc']:.4f} (dense {line['dense_auc']:.4f}); its maps agree with the dense one's to {found['pearson']:.3f}, "
-        f"those of two dense seeds to {found['yardstick_pearson']:.3f} (Pearson)"
+        f"AUC {line['auc']:.4f} (dense {line['dense_auc']:.4f}); correlation of its attributions with the dense one's "
+        f"{found['pearson']:.3f}, of those of two dense seeds {found['yardstick_pearson']:.3f}"
     )
 
 
@@ -163,14 +163,37 @@ QUOTED: dict[str, Callable[[], tuple[str, str]]] = {
 }
 
 
+def _minutes(names: Callable[[str], bool], folder: str, each: str) -> str:
+    """Of the median row of these; "" where rows do not say."""
+    told = [line["minutes"] for name, line in rows(folder).items() if names(name) and line.get("minutes")]
+    return f"{statistics.median(told):.0f} minutes{each}" if told else ""
+
+
+def _sum(folder: str) -> str:
+    """Of all rows of a folder, whose keys end in seconds."""
+    whole = sum(value for line in rows(folder).values() for key, value in line.items() if key.endswith("seconds") and value)
+    return f"{whole / 60:.0f} minutes in all"
+
+
+TOOK: dict[str, Callable[[], str]] = {  # what rows say of the time that they took, on this project's machine of two processors
+    "lenet5_pruning": lambda: _minutes(lambda name: name in {f"seed {seed}" for seed in SEEDS}, "lenet5_pruning", " a seed"),
+    "lenet5_storage": lambda: _minutes(lambda name: "binary" not in name, "lenet5_storage", " a file"),
+    "cifar_bits": lambda: _minutes(lambda name: name == "ResNet-20, binary, straight through", "cifar_bits", ""),
+    "evidence": lambda: _minutes(lambda name: name == "mafk cnn 10x 0", "evidence", ""),
+    "ordinary": lambda: _sum("ordinary"),
+    "coverage": lambda: _sum("coverage"),
+}
+
+
 def table() -> str:
-    """Markdown: what was measured, and the command that measures it again."""
-    text = ["| what | measured | again by |", "|---|---|---|"]
+    """Markdown: what was measured, the command that measures it again, and how long that took where rows say it."""
+    text = ["| what | measured | again by | its rows took |", "|---|---|---|---|"]
     for name, quoted in QUOTED.items():
         what, told = quoted()
         folder = name.strip()
         command = f"`featherweight reproduce {folder.replace('_', '-')}`"
-        text.append(f"| {what} | {told} | {command}, [rows](benchmarks/{folder}/README.md) |")
+        took = TOOK[name]() if name in TOOK else ""
+        text.append(f"| {what} | {told} | {command}, [rows](benchmarks/{folder}/README.md) | {took} |")
     return "\n".join([*text, ""])
 
 

@@ -2,8 +2,9 @@
 
 `docs/command_line.md` comes from the commands themselves, `benchmarks/README.md` from the headings of the benchmarks. Between
 `<!-- measured: NAME -->` and `<!-- end of measured -->` stand rows of the benchmarks: NAME is a recipe's, or `README: WORDS`,
-the row of the README's table that begins with them, `channels: NAMES`, rows of methods that cut channels, or `times`, how long
-each recipe took.
+the row of the README's table that begins with them, `channels: NAMES`, rows of methods that cut channels, `times`, how long
+each recipe took, `untrained: WAYS`, what was done without training (`;` between them), or `table: FOLDER: WORDS`, of a table in
+that benchmark's page the lines whose first cell begins with them (without words, all lines of the first).
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def pages() -> Iterator[tuple[Path, str]]:
     """Each page with a generated part, and what it has to be."""
     yield COMMAND_LINE, command_line()
     yield BENCHMARKS, benchmarks()
-    for page in sorted(DOCS.rglob("*.md")):
+    for page in [ROOT / "SECURITY.md", *sorted(DOCS.rglob("*.md"))]:
         if MEASURED.search(text := page.read_text()):
             yield page, MEASURED.sub(functools.partial(_filled, page), text)
 
@@ -120,6 +121,10 @@ def measured(name: str, page: Path) -> str:
         return _times(page)
     if kind == "README":
         return _of_the_readme(words, page)
+    if kind == "untrained":
+        return _untrained(words.split("; "), page)
+    if kind == "table":
+        return _of_a_table(*words.partition(": ")[::2], page)
     return _of_channels(words.split(", "), page) if kind == "channels" else _of_a_recipe(name, page)
 
 
@@ -127,8 +132,31 @@ def _of_the_readme(words: str, page: Path) -> str:
     rows = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith(f"| {words}")]
     if len(rows) != 1:
         raise SystemExit(f"{page}: the README's table has {len(rows)} rows that begin with {words!r}")
-    what, found, again = (cell.strip() for cell in rows[0].strip("|").split(" | "))
+    what, found, again, _ = (cell.strip() for cell in rows[0].strip("|").split(" | "))
     return f"{what}: **{found}**. Again by {again.replace('](', f']({_up(page)}')}."
+
+
+def _of_a_table(folder: str, words: str, page: Path) -> str:
+    """Of the first table in a benchmark's page that has such lines, the head and these lines."""
+    for lines in re.findall(r"(?:^\|.*\n)+", (ROOT / "benchmarks" / folder / "README.md").read_text(), re.M):
+        head, rule, *rows = lines.splitlines()
+        if found := [row for row in rows if row.startswith(f"| {words}")]:
+            source = f"[benchmarks/{folder}]({_up(page)}benchmarks/{folder}/README.md)"
+            return "\n".join([f"From {source}, which says how:", "", head, rule, *found])
+    raise SystemExit(f"{page}: no table of benchmarks/{folder} has a line that begins with {words!r}")
+
+
+def _untrained(ways: list[str], page: Path) -> str:
+    """A line for each network of benchmarks/untrained, a column for each way."""
+    lines = (ROOT / "benchmarks" / "untrained" / "rows.jsonl").read_text().splitlines()
+    rows = {row["row"]: row for row in map(json.loads, lines)}
+    table = []
+    for kind in dict.fromkeys(name.split(", ")[0] for name in rows):
+        of = [rows[f"{kind}, {way}"] for way in ways]
+        table.append(f"| {kind} | {of[0]['dense']:.1f} | {' | '.join(map(_score, of))} |")
+    source = f"[benchmarks/untrained]({_up(page)}benchmarks/untrained/README.md)"
+    head = f"Six small networks, trained before and not afterwards ({source}):"
+    return "\n".join([head, "", f"| network | dense | {' | '.join(ways)} |", "|---|---|" + "---|" * len(ways), *table])
 
 
 def _of_a_recipe(name: str, page: Path) -> str:

@@ -71,7 +71,10 @@ def read(data: bytes, network: Network) -> dict[str, np.ndarray]:
     names = list(dict.fromkeys([*WORDS, *(name for name, _, _ in network.state), *network.modules]))
     shapes = {name: shape for name, shape, _ in network.state}
     for edit in reader.plain(names) or []:
-        _cut(shapes, edit)
+        if edit["edit"] == "factor":
+            network = _factored(network, shapes, edit)
+        else:
+            _cut(shapes, edit)
     codes = {name: code for name in network.parameters if (code := _code(reader, names, shapes[name]))}
     kinds = {name: kind for name, _, kind in network.state}
     outputs: list[bool] | None = None
@@ -158,8 +161,37 @@ def _coded(
     return value.reshape(shape), living
 
 
+def _factored(network: Network, shapes: dict[str, tuple[int, ...]], edit: dict[str, Any]) -> Network:
+    """The network whose layer of `edit` is two layers; their shapes take the place of the weight's in `shapes`."""
+    name, rank = edit["parameter"], edit["rank"]
+    layer, _, own = name.rpartition(".")
+    axes, matrix = (side.strip() for side in edit["view"].split("->"))
+    outputs, inputs, *kernel = shapes.pop(name)
+    groups = [(group or axis).split() for group, axis in re.findall(r"\(([^)]*)\)|(\w+)", matrix)]
+    with_inputs = next(group for group in groups if "i" in group)
+    taken = [axis in with_inputs for axis in axes.split()[2:]]
+    first = (rank, inputs, *(size if mine else 1 for size, mine in zip(kernel, taken, strict=True)))
+    second = (outputs, rank, *(1 if mine else size for size, mine in zip(kernel, taken, strict=True)))
+    if own == "weight":
+        renamed = {name: [f"{layer}.0.weight", f"{layer}.1.weight"], f"{layer}.bias": [f"{layer}.1.bias"]}
+    else:  # weight_ih_l0, of a recurrent layer: the linear layer `reduce` stands behind all that it has
+        last = [one for one, _, _ in network.state if one.startswith(f"{layer}.")][-1]
+        renamed = {last: [last, f"{layer}.reduce.weight"]}
+    if f"{layer}.bias" in shapes:
+        shapes[f"{layer}.1.bias"] = shapes[f"{layer}.bias"]
+    shapes |= {f"{layer}.0.weight": first, f"{layer}.1.weight": second} if own == "weight" else {
+        f"{layer}.reduce.weight": first, name: second
+    }  # fmt: skip
+    return Network(
+        [(new, shapes[new], kind) for one, _, kind in network.state for new in renamed.get(one, [one])],
+        [new for one in network.parameters for new in renamed.get(one, [one])],
+        network.modules,
+        network.ties,
+    )
+
+
 def _cut(shapes: dict[str, tuple[int, ...]], edit: dict[str, Any]) -> None:
-    assert edit["edit"] == "structure", "a layer that became two needs the network's class"
+    assert edit["edit"] == "structure"
     change = edit["change"]
     for name, dim, _, keep, *blocks in change["cuts"]:
         shape = list(shapes[name])
