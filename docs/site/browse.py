@@ -38,13 +38,13 @@ def faults(site: Path) -> list[str]:
 
 def main(given: Path) -> int:
     if CHROMIUM is None:
-        print(MISSING)
+        sys.stderr.write(f"{MISSING}\n")
         return 0
     with tempfile.TemporaryDirectory() as place:  # the browser's profile and watched copies lie beside the pages
         site = Path(place) / "site"
         shutil.copytree(given, site)
         told = faults(site)
-    print("\n".join(told) or f"{len(PAGES)} pages at {len(WIDTHS)} widths and the search: nothing wrong")
+    sys.stdout.write(("\n".join(told) or f"{len(PAGES)} pages at {len(WIDTHS)} widths and the search: nothing wrong") + "\n")
     return int(bool(told))
 
 

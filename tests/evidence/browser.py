@@ -34,9 +34,7 @@ window.addEventListener("load", function () { setTimeout(function () {
 </script>"""
 
 
-def drive(
-    page: Path, script: str, size: str = "1200,900", dark: bool = False, query: str = "", wait: int = 0
-) -> dict[str, Any]:
+def drive(page: Path, script: str, size: str = "1200,900", dark: bool = False, query: str = "", wait: int = 0) -> dict[str, Any]:
     """What `script`, run `wait` milliseconds after the page is there, put into `told`, with `wrong` (errors, warnings, forbidden
     requests) and `requests`. `query` follows the page's address."""
     text = page.read_text()
