@@ -1,4 +1,4 @@
-"""What a 7-B and a 70-B run needs, by the code of `featherweight plan --devices`: the rows of benchmarks/plan and docs/scale.md.
+"""What a 7-B and a 70-B run needs, by `featherweight plan --devices`: the rows of benchmarks/plan and docs/scale.md.
 
     featherweight reproduce plan                             every row that is not done yet, then the tables
     featherweight reproduce plan --row '7 B'
@@ -9,17 +9,16 @@ Nothing of that size is run here. Needs no download and no GPU.
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
-import torch
+import json
+import subprocess
+import sys
+from pathlib import Path
 
 from benchmarks.lib.rows import ROOT, Line, Rows, parser, wanted
-from benchmarks.plan.networks import seven_b, seventy_b
-from featherweight.run.capacity import Counted, count
 
 ROWS = Rows(__file__)
-NETWORKS = {"7 B": seven_b, "70 B": seventy_b}
-CONTEXT, DEVICES, MEMORY = 2048, 8, 80e9
+NETWORKS = {"7 B": "seven_b", "70 B": "seventy_b"}
+CONTEXT, DEVICES, MEMORY = 2048, 8, "80GB"
 TOKENS, SPEED = 1e9, 4e14  # of a run; multiplications and additions that a device does a second: assumed, not measured
 PAGE = ROOT / "docs" / "scale.md"
 MARKS = "<!-- from here on written by `featherweight reproduce plan` -->", "<!-- up to here -->"
@@ -33,29 +32,34 @@ each layer's activations computed again, AdamW in bfloat16, ADMM towards a mask 
 
 
 def measure(name: str) -> Line:
-    return asdict(count(NETWORKS[name], (torch.zeros(1, CONTEXT, dtype=torch.int64, device="meta"),)))
+    made = f"{Path(__file__).parent / 'networks.py'}:{NETWORKS[name]}"
+    words = ["plan", made, "--input", f"1x{CONTEXT}:int64", "--devices", str(DEVICES), "--memory", MEMORY, "--json"]
+    told = subprocess.run([sys.executable, "-m", "featherweight", *words], cwd=ROOT, check=True, capture_output=True, text=True)
+    return json.loads(told.stdout)  # type: ignore[no-any-return]
 
 
 def figures(done: dict[str, Line]) -> str:
     """The tables."""
     text = ""
     for name, row in done.items():
-        counted = Counted(**{key: value for key, value in row.items() if key != "row"})
-        shards, whole = (counted.on(DEVICES, sharded) for sharded in (True, False))
-        text += f"\n{name}: {counted.parameters / 1e9:.2f} G parameters, of which ADMM drives {counted.targets / 1e9:.2f} G. "
+        counted, shards, whole = row["counted"], row["in shards"], row["whole on each"]
+        text += (
+            f"\n{name}: {counted['parameters'] / 1e9:.2f} G parameters, of which ADMM drives {counted['targets'] / 1e9:.2f} G. "
+        )
         text += f"GB on each of {DEVICES} devices:\n\n| part | in shards | whole on each |\n|---|---|---|\n"
-        for part in {**shards.parts, **whole.parts}:
-            text += f"| {part} | {_gb(shards.parts.get(part))} | {_gb(whole.parts.get(part))} |\n"
-        text += f"| **all** | **{_gb(shards.bytes)}** | **{_gb(whole.bytes)}** |\n"
-        for sent in {**shards.sent, **whole.sent}:
-            text += f"| sent a step: {sent} | {_gb(shards.sent.get(sent))} | {_gb(whole.sent.get(sent))} |\n"
-        plain = shards.bytes - shards.parts["Z and U"] - shards.parts["one projection"]
-        fits = "fits" if shards.bytes <= MEMORY else "does not fit"
-        hours = counted.flops / CONTEXT * TOKENS / (DEVICES * SPEED) / 3600
-        least = counted.least(int(MEMORY))
-        text += f"\nIn shards it {fits} into {MEMORY / 1e9:.0f} GB a device; by doubling, {least} devices hold it. "
-        text += f"It is {shards.bytes / plain:.2f} times what AdamW alone takes. {TOKENS / 1e9:.0f} G tokens take {hours:,.0f} "
-        text += f"hours on {DEVICES} devices if each does {SPEED / 1e12:.0f} T operations a second, which is assumed.\n"
+        for what, title in (("parts", ""), ("sent", "sent a step: ")):
+            if what == "sent":
+                text += f"| **all** | **{_gb(shards['bytes'])}** | **{_gb(whole['bytes'])}** |\n"
+            for part in {**shards[what], **whole[what]}:
+                text += f"| {title}{part} | {_gb(shards[what].get(part))} | {_gb(whole[what].get(part))} |\n"
+        plain = shards["bytes"] - shards["parts"]["Z and U"] - shards["parts"]["one projection"]
+        fits = "fits" if shards["bytes"] <= row["memory"] else "does not fit"
+        hours = counted["flops"] / CONTEXT * TOKENS / (DEVICES * SPEED) / 3600
+        text += f"\nIn shards it {fits} into {row['memory'] / 1e9:.0f} GB a device; by doubling, {row['fewest devices']} devices "
+        text += f"hold it. It is {shards['bytes'] / plain:.2f} times what AdamW alone takes. {TOKENS / 1e9:.0f} G tokens take "
+        text += (
+            f"{hours:,.0f} hours on {DEVICES} devices if each does {SPEED / 1e12:.0f} T operations a second, which is assumed.\n"
+        )
     return text
 
 
@@ -64,7 +68,7 @@ def _gb(size: float | None) -> str:
 
 
 def table(done: dict[str, Line]) -> str:
-    every = next(iter(done.values()))["every"]
+    every = next(iter(done.values()))["counted"]["every"]
     return INTRODUCTION.format(context=CONTEXT, every=every) + figures(done)
 
 

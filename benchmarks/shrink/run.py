@@ -19,7 +19,6 @@ from benchmarks.lib.cifar import resnet20
 from benchmarks.lib.rows import Line, Rows, parser, wanted
 from benchmarks.ordinary import run as ordinary
 from featherweight import FeatherweightError, Task, shrink, zoo
-from featherweight.run.goals import Goal
 from featherweight.zoo import tasks
 
 ROWS = Rows(__file__)
@@ -87,7 +86,15 @@ def measure(row: str) -> Line:
         done = shrink(network, task, goal, epochs=EPOCHS[name], told=told)
     except FeatherweightError as error:
         return {"refused": str(error), "seconds": time.perf_counter() - begun, "load": load}
-    return {**done.to_dict(), "text": str(done), "seconds": time.perf_counter() - begun, "load": load}
+    line = {**done.to_dict(), "text": str(done), "seconds": time.perf_counter() - begun, "load": load}
+    return line | {"shown": {str(number): done.choice.goal.shown(number) for number in amounts(line)}}
+
+
+def amounts(line: Line) -> list[float]:
+    """The amounts of what the goal is of that the table tells."""
+    choice = line["choice"]
+    tried = [one["cost"] for one in choice["table"] if one["cost"] is not None]
+    return [choice["now"], choice["limit"], line["measured"], *tried]
 
 
 def names() -> list[str]:
@@ -106,14 +113,14 @@ def table(done: dict[str, Line]) -> str:
             text.append(f"| {name} | | | refused | | {said} | | | {ends}")
             continue
         choice, met = line["choice"], "met" if line["met"] else "NOT met"
-        shown = Goal(**choice["goal"]).shown
-        numbers = " | ".join(shown(number) for number in (choice["now"], choice["limit"], line["measured"]))
+        shown = line["shown"]
+        numbers = " | ".join(shown[str(number)] for number in (choice["now"], choice["limit"], line["measured"]))
         met += f", times spread by {line['spread']:.0%}" if line["spread"] is not None else ""
         way = choice["way"].replace("|", "\\|")
         text.append(f"| {name} | {numbers} | {met} | {way} | {line['score']:.2f} | {line['before']:.2f} | {ends}")
         below += ["", f"**{name}**", ""]
         for one in choice["table"]:
-            cost = "does not get there" if one["cost"] is None else f"{shown(one['cost'])} before training"
+            cost = "does not get there" if one["cost"] is None else f"{shown[str(one['cost'])]} before training"
             loss = "" if one["loss"] is None else f", held-out loss {one['loss']:.4f}"
             why = f" ({one_line(one['why'])})" if one["why"] else ""
             below.append(f"- {one['way']}: {cost}{loss}{why}")
