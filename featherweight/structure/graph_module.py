@@ -120,7 +120,7 @@ def _inputs(captured: Captured, graph: fx.Graph, old: list[fx.Node]) -> list[fx.
 
 
 def _parts(form: Any) -> list[Any]:
-    """What a TreeSpec holds, which torch 2.9 has as a field alone."""
+    """What a TreeSpec holds, which earlier versions of torch have as a field alone."""
     return list(form.children() if hasattr(form, "children") else form.children_specs)
 
 
