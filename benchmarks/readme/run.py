@@ -118,8 +118,8 @@ def evidence() -> tuple[str, str]:
     auc, dense = middle(lambda line: line["auc"]), middle(lambda line: line["dense_auc"])
     own, pair = (middle(lambda line, of=of: line["numbers"][f"{of}pearson"]) for of in ("", "yardstick_"))  # type: ignore[misc]
     return "Deep Motif's CNN, Mafk sites, 10 times fewer weights", (
-        f"AUC {auc:.4f} (dense {dense:.4f}); correlation of its attributions with the dense one's {own:.3f}, of those of two dense "
-        f"seeds {pair:.3f}; medians of three seeds"
+        f"AUC {auc:.4f} (dense {dense:.4f}); correlation of its attributions with the dense one's {own:.3f}, of those of two "
+        f"dense seeds {pair:.3f}; medians of three seeds"
     )
 
 
