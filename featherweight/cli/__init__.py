@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import sys
 from typing import Any
 
@@ -15,6 +16,8 @@ def main() -> None:
     if not overview.shown(sys.argv[1:]):
         with uncollected():
             from featherweight.cli.commands import app  # torch comes with it, which takes longer to import than help to read
+            from featherweight.cli.failures import terminated
+        signal.signal(signal.SIGTERM, terminated)
         gc.freeze()  # what was imported stays: no search has to look at it again
         app(prog_name="featherweight" if overview.COMPLETE in os.environ else None)  # which the shell's question is named after
 

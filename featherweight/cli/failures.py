@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -16,6 +17,12 @@ from featherweight.errors import DataWarning, FeatherweightError, InputError
 
 BROKEN_PIPE = 128 + 13  # as a shell tells of SIGPIPE
 WHOLE = f"{DEBUG}=1 before the command shows the whole traceback"
+
+
+def terminated(number: int, frame: Any) -> None:
+    """SIGTERM, which schedulers and containers send, is what Ctrl-C is: a run saves first."""
+    there = signal.getsignal(signal.SIGINT)  # a monitor's own while a run is going on
+    (there if callable(there) else signal.default_int_handler)(signal.SIGINT, frame)
 
 
 def warned(

@@ -31,6 +31,7 @@ def worth(sizes: Mapping[str, int]) -> float:
     return min(shares["b"], 0.9) + min(shares["c"], 0.9) + 0.2 * min(shares["a"], 0.5) + 0.02 * shares["d"]
 
 
+@pytest.mark.third
 @pytest.mark.parametrize("limit", [0.15, 0.3, 0.5, 0.9, 1.0])
 @pytest.mark.parametrize("multiple", [1, 4])
 def test_every_episode_is_within_the_budget_and_keeps_the_least_of_every_site(limit: float, multiple: int) -> None:
@@ -64,6 +65,7 @@ def test_the_wall_takes_no_more_than_it_must() -> None:
         assert size == (wanted[0] if wanted else fitting[-1]) and bounded == size / WHOLE[place.name]
 
 
+@pytest.mark.long
 def test_the_agent_learns_to_beat_an_even_share_and_its_own_random_start() -> None:
     limit = 0.4 * cost({})
     even = max(

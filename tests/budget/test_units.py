@@ -133,6 +133,7 @@ def test_a_site_that_loses_nothing_is_cut_first() -> None:
         assert sizes["live"] == 8 and sizes["dead"] < 8
 
 
+@pytest.mark.third
 @pytest.mark.parametrize("how", HOW)
 def test_the_macs_of_a_network_are_met_within_one_percent_or_one_unit(how: AllocateBy) -> None:
     torch.manual_seed(0)

@@ -56,6 +56,7 @@ def test_every_parameter_is_in_a_site_or_frozen_with_a_reason() -> None:
     assert all(len(reason) > 5 for reason in found["frozen"].values())
 
 
+@pytest.mark.third
 @pytest.mark.parametrize("what", ["macs", "parameters", "bytes"])
 @pytest.mark.parametrize("share", [1.0, 0.5, 0.2, 0.05])
 def test_a_budget_is_kept_and_used(what: What, share: float) -> None:

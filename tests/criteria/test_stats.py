@@ -226,6 +226,7 @@ def live_bytes() -> int:
     return sum(storages.values())
 
 
+@pytest.mark.long
 def test_memory_is_what_is_said_and_does_not_grow_with_the_samples() -> None:
     model, graph = trained()
     said = memory(model, graph, STATISTICS)

@@ -25,6 +25,7 @@ def _warmed(tmp_path_factory: pytest.TempPathFactory) -> None:
     warm(tmp_path_factory.mktemp("warm"), FEW, graphs=False)
 
 
+@pytest.mark.third
 @pytest.mark.parametrize("kind", GENERATORS)
 def test_a_hostile_file_ends_in_a_named_error_or_a_network(kind: str, tmp_path: Path) -> None:
     random = np.random.default_rng(7)
@@ -39,6 +40,7 @@ def test_a_hostile_file_ends_in_a_named_error_or_a_network(kind: str, tmp_path: 
     assert all(ends[end] for end in wanted), ends
 
 
+@pytest.mark.long
 def test_the_judge_sees_what_a_reader_must_not_do(tmp_path: Path) -> None:
     def written() -> None:
         (tmp_path / "new").write_text("x")

@@ -194,6 +194,7 @@ def uninterrupted() -> list[Tensor]:
     return list(compress(network_on(CPU), pruned(), task_on(CPU)).model.state_dict().values())
 
 
+@pytest.mark.third
 @pytest.mark.parametrize(("first", "then"), [(GPU, CPU), (CPU, GPU), (GPU, GPU)], ids=["to the cpu", "to the gpu", "on the gpu"])
 def test_a_checkpoint_goes_on_on_any_device(first: Any, then: Any, tmp_path: Path) -> None:
     def stop(progress: Any) -> None:

@@ -120,6 +120,7 @@ def on(name: str) -> str:
     return next(known for known in METHODS if f"_{known}" in name)
 
 
+@pytest.mark.third
 @pytest.mark.parametrize("name", sorted(FILES))
 def test_each_runs_end_to_end(name: str, pictures: Path) -> None:
     task = arrays.task(own_data.given(f"npz:{pictures},batch=8", 0, CPU))

@@ -195,6 +195,7 @@ WIDE = (20, 32, 20)
 RECIPE = adaptive(0.5, gate_rate=0.1, epochs=8, fine_tune_epochs=3, distill=0.5)
 
 
+@pytest.mark.long
 def test_the_recipe_meets_its_budget_and_a_block_goes(tmp_path: Path) -> None:
     """The widest block is put in after the others were trained: the task does without it."""
     network = residual(*WIDE)

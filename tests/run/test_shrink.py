@@ -176,6 +176,7 @@ def trained(work: Task) -> nn.Module:
     return net
 
 
+@pytest.mark.third
 @pytest.mark.parametrize("goal", ["weights=4x", "macs=50%", "bytes=5x"])
 def test_a_goal_is_met_as_measured_and_the_file_is_there(goal: str, tmp_path: Any) -> None:
     work, lines = task(), []

@@ -41,6 +41,7 @@ def measured(network: nn.Module) -> tuple[int, int]:
     return graph.macs(), graph.parameters()
 
 
+@pytest.mark.third
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_plan_cuts_what_a_run_cuts_and_nothing_is_refused(name: str) -> None:
     build, share = NETWORKS[name]

@@ -121,6 +121,7 @@ def test_convolutions_of_all_shapes(height: int, width: int, options: tuple[str,
     check_same(Branches(*layers), torch.zeros(1, 4, height, width), options=options)
 
 
+@pytest.mark.long
 @needs_compiler
 def test_small_files_compute_the_same_to_24_bits() -> None:
     torch.manual_seed(0)
@@ -237,6 +238,7 @@ class Residual(nn.Module):
         return self.fc(F.relu6(self.deep(x)).mean((-1, -2)))
 
 
+@pytest.mark.third
 @needs_compiler
 @pytest.mark.parametrize(("density", "dense"), [(0.1, False), (0.1, True)])
 def test_residual_networks_whose_norms_are_folded(density: float, dense: bool) -> None:
@@ -443,6 +445,7 @@ class Steps(nn.Module):
         return self.layer(x)[0]  # type: ignore[no-any-return]
 
 
+@pytest.mark.third
 @needs_compiler
 @pytest.mark.parametrize("options", [("-O2",), ("-O2", "-march=native")], ids=["4 lanes", "this machine"])
 @pytest.mark.parametrize(("kind", "hidden", "scale"), [(nn.LSTM, 21, 1), (nn.LSTM, 16, 150), (nn.GRU, 5, 1), (nn.GRU, 37, 150)])

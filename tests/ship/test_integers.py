@@ -289,6 +289,7 @@ class Masked(nn.Module):
         return self.o(shares @ self.v(x))
 
 
+@pytest.mark.third
 @pytest.mark.parametrize("fill", [torch.finfo(torch.float32).min, -torch.inf], ids=["least", "infinite"])
 def test_what_a_mask_fills_in_is_in_no_range(fill: float, tmp_path: Path) -> None:
     torch.manual_seed(0)

@@ -26,6 +26,7 @@ def random_sizes(groups: tuple[tuple[str, ...], ...], sizes: dict[str, int], see
     return keep
 
 
+@pytest.mark.third
 @pytest.mark.parametrize(
     ("attention", "tied"),
     [
@@ -53,6 +54,7 @@ def test_a_tie_that_is_broken_is_refused() -> None:
         prune(network, trace(network, (TOKENS,)), {"attentions.0.q#2": [0, 1], "attentions.0.v": [0]}, where="class")
 
 
+@pytest.mark.third
 @pytest.mark.parametrize("attention", [Fused, OneNumber])
 def test_more_blocks_of_a_kind_are_no_more_questions(attention: type[nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []

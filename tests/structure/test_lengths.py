@@ -39,6 +39,7 @@ def sites(graph: Graph) -> dict[str, int]:
     return {name: site.size for name, site in graph.sites.items()}
 
 
+@pytest.mark.third
 @pytest.mark.parametrize("how", ["added", "masked", "summed", "made", "expanded"])
 def test_the_units_of_a_network_do_not_depend_on_the_size_of_the_example(how: str) -> None:
     network = Table(how).eval()

@@ -125,6 +125,7 @@ def test_half_of_each_site_goes_and_both_modes_work(name: str) -> None:
     trains(result.model, ordinary)
 
 
+@pytest.mark.third
 @pytest.mark.parametrize("name", CUT, scope="module")
 def test_what_is_dead_goes_and_nothing_changes(name: str) -> None:
     ordinary = ORDINARY[name]

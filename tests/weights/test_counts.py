@@ -190,6 +190,7 @@ def test_few_weights_are_spread_as_by_ranking_all_ties_included(name: str, tied:
         assert found == ranked(name, layers, total), seed
 
 
+@pytest.mark.third
 @pytest.mark.parametrize("name", ["magnitude", "lamp"])
 @pytest.mark.parametrize(("block", "piece"), [(1, 1), (4, 12), (5, 7), (64, 1000)])
 def test_many_weights_are_spread_as_by_ranking_all(name: str, block: int, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:

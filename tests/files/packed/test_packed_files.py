@@ -225,6 +225,7 @@ def test_damage_that_once_came_out_as_an_index_error_is_named() -> None:
         packed.unpack(base64.b85decode(ONCE_AN_INDEX_ERROR), networks.Small())
 
 
+@pytest.mark.long
 def test_damage_to_a_large_network_stays_within_a_second_and_memory() -> None:
     random = np.random.default_rng(0)
     snapshot = networks.sparse_lenet(600, 8)
