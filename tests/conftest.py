@@ -77,8 +77,8 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without --all, leave out what is marked so; what is asked for by its name always runs."""
-    if config.getoption("--all") or any("::" in argument for argument in config.args):
+    """Without --all, leave out what is marked so; what is asked for by its name, or a file by its, always runs."""
+    if config.getoption("--all") or any("::" in argument or argument.endswith(".py") for argument in config.args):
         return
     kept = {id(item) for item in chosen(items)}
     config.hook.pytest_deselected(items=[item for item in items if id(item) not in kept])

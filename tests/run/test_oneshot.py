@@ -78,6 +78,7 @@ def test_a_share_is_asked_in_three_ways_alike() -> None:
     assert half == macs(fw.prune(network, example, macs="2x").model, *example)
 
 
+@pytest.mark.long
 def test_sizes_that_the_class_cannot_express_are_allotted_anew() -> None:
     """The zeros that option A of ResNet pads with hang on two sizes: a random half of both fits, those of a budget need not, and
     are not asked for."""

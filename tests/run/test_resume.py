@@ -100,6 +100,7 @@ def fork(action: Callable[[], None]) -> int:
         os._exit(1)
 
 
+@pytest.mark.long
 def test_killed_again_and_again_at_random_moments_the_weights_are_bit_identical(tmp_path: Path) -> None:
     """`featherweight reproduce kills`: 200 times."""
     most_kills = int(os.environ.get("KILLS", 3))
