@@ -146,6 +146,12 @@ def quantise(
     with tempfile.TemporaryDirectory(prefix="featherweight-integers-") as folder:
         kept = _kept(model, held, turned)
         writer = _Writer(model, Path(folder), asked.method, batches, kept, nodes)
+        left |= {name: "its values reach what a mask fills in" for name in writer.beyond() if name not in left}
+        if nodes and len(left) == len(nodes):
+            raise IntegerError(
+                f"all {len(nodes)} layers would be left in float32: {next(iter(left.values()))}. Is the network trained, and are "
+                "its outputs of a usual size? Give other inputs to calibrate on, or ship the weights alone as integers"
+            )
         error = writer.write(path, left)
         if error > tolerance:
             alone = {n: writer.write(Path(folder) / "alone.onnx", [m for m in nodes if m != n]) for n in nodes if n not in left}
@@ -289,6 +295,10 @@ class _Writer:
         self.folder, self.method, self.kept = folder, method, kept
         self.wanted = self.outputs(self.source)
         self.masked = _masked(model, lambda path: self.outputs(path, 1), folder)
+
+    def beyond(self) -> list[str]:
+        """The layers that are masked as a whole, and so in float32."""
+        return [layer for layer, names in self.nodes.items() if set(names) <= set(self.masked)]
 
     def outputs(self, path: Path, most: int | None = None) -> list[np.ndarray[Any, Any]]:
         """Of all calibration batches, or the first so many."""

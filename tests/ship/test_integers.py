@@ -299,6 +299,16 @@ def test_what_a_mask_fills_in_is_in_no_range(fill: float, tmp_path: Path) -> Non
     assert done.integers is not None and done.integers["error"] < 0.05 and done.integers["left"] == {}
 
 
+def test_a_network_whose_values_are_beyond_measure_is_not_said_to_be_in_integers(tmp_path: Path) -> None:
+    """A training that went astray: every tensor is of the size of what a mask fills in."""
+    model, work = net(), task()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter *= 1e13
+    with pytest.raises(IntegerError, match=r"all \d+ layers would be left in float32"):
+        export(model, work.example_inputs, tmp_path / "q.onnx", integers=Integers(calibration(model, work)))
+
+
 def test_layers_are_left_in_float_by_the_measured_rule(tmp_path: Path) -> None:
     model, work = net(), task()
     seen = calibration(model, work)
