@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.lib.cifar import channels_last, resnet20
-from benchmarks.lib.rows import Line, Rows, parser, wanted
+from benchmarks.lib.rows import Line, Rows
 from featherweight import Distillation, Recipe, Train, Training, compress, zoo
 from featherweight.files import packed
 from featherweight.recipes import admm_binarization, admm_quantization, quantize_aware
@@ -168,9 +168,7 @@ def table(done: dict[str, Line]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    chosen = parser(__doc__, plans()).parse_args(arguments)
-    torch.set_num_threads(1)
-    ROWS.fill(wanted(chosen, plans()), measure, table)
+    ROWS.run(__doc__, plans(), measure, table, arguments)
 
 
 if __name__ == "__main__":

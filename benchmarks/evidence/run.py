@@ -32,7 +32,7 @@ from torch import nn
 from benchmarks.evidence.asked import KNOWN as MATRICES
 from benchmarks.evidence.asked import known_area
 from benchmarks.evidence.asked import table as asked_of_it
-from benchmarks.lib.rows import ROOT, Line, Rows, parser, wanted
+from benchmarks.lib.rows import ROOT, Line, Rows
 from featherweight import Recipe, Training, compress, recipes
 from featherweight.evidence import compare, motifs, optimise, study
 from featherweight.evidence.attribute import all_logits, attributions, method, of_positions
@@ -382,9 +382,7 @@ def _top(numbers: dict[str, float], prefix: str) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    chosen = parser(__doc__, rows()).parse_args(arguments)
-    torch.set_num_threads(1)
-    ROWS.fill(wanted(chosen, rows()), measure, table)
+    ROWS.run(__doc__, rows(), measure, table, arguments)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import time
 
 import torch
 
-from benchmarks.lib.rows import Line, Rows, parser, wanted
+from benchmarks.lib.rows import Line, Rows
 from benchmarks.ordinary.run import KINDS, TEST, dense, task_of
 from featherweight import compress, measure
 from featherweight.recipes import quantize_aware
@@ -68,9 +68,7 @@ def names() -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    chosen = parser(__doc__, names()).parse_args(arguments)
-    torch.set_num_threads(1)
-    ROWS.fill(wanted(chosen, names()), run, table)
+    ROWS.run(__doc__, names(), run, table, arguments)
 
 
 if __name__ == "__main__":

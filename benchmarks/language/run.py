@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from benchmarks.language import decoder, text
 from benchmarks.language.decoder import CONTEXT
 from benchmarks.language.table import table
-from benchmarks.lib.rows import ROOT, Line, Rows, parser, wanted
+from benchmarks.lib.rows import ROOT, Line, Rows
 from benchmarks.overhead.run import ratios
 from featherweight import ADMM, Distillation, Recipe, Target, Task, TopK, Train, Training, compress, load
 from featherweight.files import packed
@@ -236,9 +236,7 @@ def peak() -> int:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    chosen = parser(__doc__, names()).parse_args(arguments)
-    torch.set_num_threads(1)
-    ROWS.fill(wanted(chosen, names()), measure, table)
+    ROWS.run(__doc__, names(), measure, table, arguments)
 
 
 if __name__ == "__main__":

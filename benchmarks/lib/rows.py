@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 ROOT = Path(__file__).parents[2]  # of the checkout
 Line = dict[str, Any]  # plain data; "row": its name
 
@@ -36,6 +38,20 @@ class Rows:
             self.write(table)
         self.write(table)
         print(table(self.done()))
+
+    def run(
+        self,
+        doc: str | None,
+        names: Iterable[str],
+        measure: Callable[[str], Line],
+        table: Callable[[dict[str, Line]], str],
+        arguments: list[str] | None = None,
+    ) -> None:
+        """A benchmark as a program: the rows that its arguments ask for, on one thread."""
+        rows = list(names)
+        chosen = parser(doc, rows).parse_args(arguments)
+        torch.set_num_threads(1)
+        self.fill(wanted(chosen, rows), measure, table)
 
     def put(self, line: Line) -> None:
         """A new row at the end, or in place of the row of that name."""

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks.lib.rows import Line, Rows, parser, wanted
+from benchmarks.lib.rows import Line, Rows
 from benchmarks.lib.scoring import in_eval
 from featherweight import (
     Constrain,
@@ -360,9 +360,7 @@ def names() -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    chosen = parser(__doc__, names()).parse_args(arguments)
-    torch.set_num_threads(1)
-    ROWS.fill(wanted(chosen, names()), run, table)
+    ROWS.run(__doc__, names(), run, table, arguments)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from benchmarks.lenet5_pruning import run as lenet5_pruning
 from benchmarks.lib import timing as timed
 from benchmarks.lib.cifar import channels_last, resnet20, resnet56
-from benchmarks.lib.rows import Line, Rows, parser, wanted
+from benchmarks.lib.rows import Line, Rows
 from featherweight import compress, zoo
 from featherweight.files import artifact, packed
 from featherweight.recipes import l1_filters, progressive_admm
@@ -326,9 +326,7 @@ def table(done: dict[str, Line]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    chosen = parser(__doc__, measures()).parse_args(arguments)
-    torch.set_num_threads(1)
-    ROWS.fill(wanted(chosen, measures()), measure, table)
+    ROWS.run(__doc__, measures(), measure, table, arguments)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from benchmarks.lib.cifar import resnet20
-from benchmarks.lib.rows import Line, Rows, parser, wanted
+from benchmarks.lib.rows import Line, Rows
 from benchmarks.ordinary import run as ordinary
 from featherweight import FeatherweightError, Task, shrink, zoo
 from featherweight.zoo import tasks
@@ -134,9 +134,7 @@ def one_line(text: str) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    chosen = parser(__doc__, names()).parse_args(arguments)
-    torch.set_num_threads(1)
-    ROWS.fill(wanted(chosen, names()), measure, table)
+    ROWS.run(__doc__, names(), measure, table, arguments)
 
 
 if __name__ == "__main__":
