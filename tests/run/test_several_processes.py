@@ -6,6 +6,7 @@ import functools
 import os
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,19 @@ def require_near(found: Any, wanted: Compressed) -> None:
     assert losses == pytest.approx([row.loss for row in wanted.rows], rel=1e-6)
 
 
+def dying_in_the_stage_that_prunes() -> Callable[[Progress], None]:
+    """A monitor under which the process ends."""
+    seen = 0
+
+    def die(progress: Progress) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == 14:
+            os._exit(DIED)
+
+    return die
+
+
 def test_two_processes_end_where_one_does_and_a_dead_one_is_named_and_resumed(tmp_path: Path) -> None:
     work = tmp_path / "work"
     first, second = in_two(tmp_path / "whole", run)
@@ -110,14 +124,7 @@ def test_two_processes_end_where_one_does_and_a_dead_one_is_named_and_resumed(tm
     assert all(torch.equal(first[1][name], second[1][name]) for name in first[1]), "both have the same bits"
 
     def dying(rank: int) -> Any:
-        seen = 0
-
-        def die(progress: Progress) -> None:
-            nonlocal seen
-            seen += 1
-            if seen == 14:  # in the stage that prunes
-                os._exit(DIED)
-
+        die = dying_in_the_stage_that_prunes()
         began = time.monotonic()
         try:
             run(rank, work, monitor=die, checkpoint_seconds=0.0)
@@ -209,14 +216,7 @@ def test_in_shards_two_processes_end_where_one_does_and_another_number_goes_on(t
 
     def dying(rank: int) -> Any:
         torch.save(refused(rank), tmp_path / f"told{rank}.pt")
-        seen = 0
-
-        def die(progress: Progress) -> None:
-            nonlocal seen
-            seen += 1
-            if seen == 14:  # in the stage that prunes
-                os._exit(DIED)
-
+        die = dying_in_the_stage_that_prunes()
         try:
             in_shards(rank, work, monitor=die, checkpoint_seconds=0.0)
         except ProcessLost as error:
