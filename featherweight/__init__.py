@@ -22,13 +22,14 @@ if TYPE_CHECKING:  # at run time each is imported when it is first asked for: `f
         Constrain,
         CutUnits,
         Distillation,
+        DropBlocks,
         LearnUnits,
         Recipe,
         Rule,
         Train,
         Training,
     )
-    from featherweight.recipe.units import Adaptive, Units
+    from featherweight.recipe.units import Adaptive, Blocks, Units
     from featherweight.run.compressed import Compressed, pack
     from featherweight.run.ground import Processes
     from featherweight.run.oneshot import cluster, factorize, prune, quantize
@@ -51,11 +52,13 @@ if TYPE_CHECKING:  # at run time each is imported when it is first asked for: `f
 __all__ = [
     "ADMM",
     "Adaptive",
+    "Blocks",
     "Codebook",
     "Compressed",
     "Constrain",
     "CutUnits",
     "Distillation",
+    "DropBlocks",
     "FeatherweightError",
     "Freezing",
     "LearnUnits",
@@ -108,8 +111,8 @@ _HOMES = {  # module -> what is asked of it
     "errors": "FeatherweightError",
     "files.artifact": "load save_cut",
     "measurement": "Measurement measure",
-    "recipe.schema": "Constrain CutUnits Distillation LearnUnits Recipe Rule Train Training",
-    "recipe.units": "Adaptive Units",
+    "recipe.schema": "Constrain CutUnits Distillation DropBlocks LearnUnits Recipe Rule Train Training",
+    "recipe.units": "Adaptive Blocks Units",
     "run.compressed": "Compressed pack",
     "run.ground": "Processes",
     "run.oneshot": "cluster factorize prune quantize",

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from featherweight.recipe.schema import Constrain, CutUnits, LearnUnits, Recipe, Stage, Train
+from featherweight.recipe.schema import Constrain, CutUnits, DropBlocks, LearnUnits, Recipe, Stage, Train
 from featherweight.recipe.way import Way
 from featherweight.recipes.goals import ways_to
 from featherweight.run.again import until_met, workdir_of
@@ -19,6 +19,7 @@ from featherweight.run.choose import choose
 from featherweight.run.compressed import Compressed
 from featherweight.run.constrain import constrain
 from featherweight.run.cut_units import cut_units
+from featherweight.run.drop_blocks import drop_blocks
 from featherweight.run.goals import Goal
 from featherweight.run.ground import Ground, engine_of, ground_of, outcome, working
 from featherweight.run.learn_units import learn_units
@@ -32,6 +33,7 @@ RUN: dict[type[Stage], Callable[[Any, Result, Ground, Monitor], Result]] = {
     Train: train,
     Constrain: constrain,
     CutUnits: cut_units,
+    DropBlocks: drop_blocks,
     LearnUnits: learn_units,
 }
 

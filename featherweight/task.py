@@ -17,7 +17,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from featherweight.errors import FeatherweightError, InputError, shortened
-from featherweight.network.calls import Example, Inputs, inputs_in, tensors_of
+from featherweight.network.calls import Example, Inputs, first_tensor, inputs_in, tensors_of
 from featherweight.network.copies import copied
 from featherweight.network.devices import device_of, placed
 from featherweight.network.evaluating import evaluating
@@ -195,6 +195,17 @@ def _kind(batch: Any) -> str:
     if isinstance(batch, (tuple, list)):
         return f"a {type(batch).__name__} of {len(batch)}"
     return "none" if batch is None else f"a {type(batch).__name__}"
+
+
+def first_batches(task: Task, epoch: int, samples: int) -> Iterator[Batch]:
+    """The first batches of an epoch that hold so many samples."""
+    seen = 0
+    for batch in task.batches(epoch):
+        yield batch
+        first = first_tensor(batch)
+        seen += 1 if first is None else len(first)
+        if seen >= samples:
+            return
 
 
 def loss_in_eval(task: Task, model: nn.Module, batch: Batch) -> Tensor:

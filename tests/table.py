@@ -197,6 +197,7 @@ RECIPES = {  # and the networks each is meant for
     **{name: (recipes.RECIPES[name], ("lenet5",)) for name in ("collaborative", "discriminative")},
     **{name: (recipes.RECIPES[name], ("lenet5",)) for name in ("collaborative_ac", "discriminative_adapt", "amc")},
     "adaptive": (recipes.adaptive, ("resnet20", "lenet5")),
+    "drop_blocks": (recipes.RECIPES["drop_blocks"], ("resnet20",)),
     "low_rank_from_scratch": (lambda: low_rank_from_scratch({"conv2.weight": 5}), ("lenet5",)),
 }
 NEED_ARGUMENTS = {"low_rank_from_scratch"}  # cannot be shown by `featherweight recipes` without

@@ -28,6 +28,7 @@ from benchmarks.lib.scoring import in_eval
 from featherweight import (
     Constrain,
     CutUnits,
+    DropBlocks,
     FeatherweightError,
     LearnUnits,
     LowRank,
@@ -248,7 +249,7 @@ def plain(recipe: Recipe, after: Measurement, before: Measurement) -> tuple[str,
     epochs = recipe.epochs()
     rate = (last.retrain if isinstance(last, Constrain) and last.retrain.epochs else last.train).rate
     low_rank = isinstance(last, Constrain) and any(isinstance(rule.set, LowRank) for rule in last.rules)
-    units = any(isinstance(stage, CutUnits | LearnUnits) for stage in recipe.stages) or recipe.name == "soft_filters"
+    units = any(isinstance(stage, CutUnits | DropBlocks | LearnUnits) for stage in recipe.stages) or recipe.name == "soft_filters"
     if low_rank or units:
         if not after.macs or not before.macs or after.macs > 0.99 * before.macs:
             return "saved no MACs", None

@@ -10,6 +10,7 @@ said. The rows with an accuracy need MNIST or CIFAR-10; C needs a compiler.
 
 from __future__ import annotations
 
+import copy
 import statistics
 import tempfile
 import time
@@ -20,13 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.cifar_bits.run import vgg16
 from benchmarks.lenet5_pruning import run as lenet5_pruning
-from benchmarks.lib import timing as timed
 from benchmarks.lib.cifar import channels_last, resnet20, resnet56
 from benchmarks.lib.rows import Line, Rows
-from featherweight import compress, zoo
+from featherweight import Distillation, Recipe, compress, zoo
 from featherweight.files import artifact, packed
-from featherweight.recipes import l1_filters, progressive_admm
+from featherweight.recipes import drop_blocks, l1_filters, progressive_admm
 from featherweight.ship import bench, c
 from featherweight.ship.activations import FromFile, Integers, calibration
 from featherweight.ship.export import Form, export, shippable
@@ -39,7 +40,9 @@ from featherweight.zoo import tasks
 ROWS = Rows(__file__)
 WORK = ROWS.work
 ROUNDS = 40
-TENTH = "resnet20-10x.fwz"
+TENTH, HALF_RESNET = "resnet20-10x.fwz", "resnet56-half-the-blocks.fwz"
+HALF_EPOCHS = 20  # at the whole rate, the dense network teaching, as in the last table of benchmarks/channels
+VGG_HALF_EPOCHS = 2
 LEAST = 0.004  # seconds of one time taken
 ROW = View("o ... -> o (...)")
 LAYERS = ((64, 64, 32, 3), (256, 64, 48, 1), (256, 256, 16, 3), (128, 512, 32, 1))  # inputs, outputs, side, kernel
@@ -167,20 +170,26 @@ def resnet_dense() -> Line:
         return race(calls) | {"notes": notes}
 
 
-def tenth() -> nn.Module:
-    """ResNet-20 with a tenth of its weights by progressive ADMM: from its file, which is trained and written where it is missing.
+def trained(name: str, dense: nn.Module, recipe: Recipe) -> nn.Module:
+    """What a recipe makes of a trained network: from its file, which is trained and written where it is missing.
 
     The settings were fixed before it was run once; nothing was tuned.
     """
-    file = ROWS.artifacts / TENTH
+    file = ROWS.artifacts / name
+    empty = copy.deepcopy(dense)
     if not file.exists():
         torch.manual_seed(0)
-        recipe = progressive_admm(("10x",), epochs=8, retrain_epochs=8, rate=0.3, retrain_rate=0.3, sweep=False)
-        network = channels_last(resnet20())
-        done = compress(network, recipe, tasks.cifar10(0), workdir=WORK / "resnet20-10x", checkpoint_seconds=60)
+        work = WORK / file.stem
+        done = compress(channels_last(dense), recipe, tasks.cifar10(0), workdir=work, checkpoint_seconds=60)
         file.parent.mkdir(exist_ok=True)
-        packed.write(file, done.snapshot, zoo.resnet20_projection())
-    return packed.load(file, zoo.resnet20_projection())
+        packed.write(file, done.snapshot, empty)
+    return packed.load(file, empty)  # type: ignore[no-any-return]
+
+
+def tenth() -> nn.Module:
+    """ResNet-20 with a tenth of its weights by progressive ADMM."""
+    recipe = progressive_admm(("10x",), epochs=8, retrain_epochs=8, rate=0.3, retrain_rate=0.3, sweep=False)
+    return trained(TENTH, resnet20(), recipe)
 
 
 def resnet_sparse() -> Line:
@@ -196,32 +205,33 @@ def resnet_sparse() -> Line:
         return race(calls) | held | {"notes": {"C, 10x fewer weights": said}}
 
 
-def integers(model: nn.Module) -> Line:
-    task, images = tasks.cifar10(0), torch.randn(1, 3, 32, 32)
-    model = model.eval()
+def integers(models: dict[str, nn.Module]) -> Line:
+    """Float and integer files of each; accuracies are of the files."""
+    task, images, files, notes = tasks.cifar10(0), torch.randn(1, 3, 32, 32), {}, {}
     with tempfile.TemporaryDirectory() as folder:
-        whole = in_onnx(model, images, Path(folder))
-        small = in_onnx(model, images, Path(folder), seen=calibration(model, task))
-        notes = {}
-        for name, path in (("ONNX, float32", whole), ("ONNX, integers", small)):
-            score = task.evaluate(FromFile(onnx_runner(path), model, (images,)))
-            notes[name] = f"{score:.2f} %, {path.stat().st_size:,} bytes"
-        return race({"ONNX, float32": onnx_call(whole, images), "ONNX, integers": onnx_call(small, images)}) | {"notes": notes}
+        for name, model in models.items():
+            model.eval()
+            for form, seen in (("float32", None), ("integers", calibration(model, task))):
+                path = in_onnx(model, images, Path(folder), seen=seen)
+                score = task.evaluate(FromFile(onnx_runner(path), model, (images,)))
+                label = ", ".join(part for part in (f"ONNX, {form}", name) if part)
+                files[label], notes[label] = path, f"{score:.2f} %, {path.stat().st_size:,} bytes"
+        return race({label: onnx_call(path, images) for label, path in files.items()}) | {"notes": notes}
 
 
-def halved(model: nn.Module) -> Line:
-    """Half the multiply-accumulates by channels, then integers; not trained, so nothing is said of accuracy."""
-    torch.manual_seed(0)
-    images = torch.randn(1, 3, 32, 32)
-    cut = compress(model, l1_filters(macs=0.5, multiple=8, epochs=0), timed.task()).model.eval()
-    with tempfile.TemporaryDirectory() as folder:
-        seen = [(torch.randn(64, 3, 32, 32),)]
-        files = {"ONNX, float32, dense": in_onnx(model.eval(), images, Path(folder))}
-        files["ONNX, integers, dense"] = in_onnx(model, images, Path(folder), seen=seen)
-        files["ONNX, float32, half the MACs"] = in_onnx(cut, images, Path(folder))
-        files["ONNX, integers, half the MACs"] = in_onnx(cut, images, Path(folder), seen=seen)
-        notes = {name: f"{path.stat().st_size:,} bytes" for name, path in files.items()}
-        return race({name: onnx_call(path, images) for name, path in files.items()}) | {"notes": notes}
+def half_the_blocks() -> Line:
+    """ResNet-56: whole blocks go, as channels would save no time at widths of 16 to 64."""
+    recipe = drop_blocks(macs=0.5, epochs=HALF_EPOCHS, distill=Distillation(0.5, loss=0.5))
+    models = {"dense": resnet56(), "half the MACs": trained(HALF_RESNET, resnet56(), recipe)}
+    return integers(models) | {"file": HALF_RESNET}
+
+
+def half_the_channels() -> Line:
+    """VGG-16, trained for few epochs: what is asked is what integers cost it and how fast it is. Its file is not kept."""
+    dense = vgg16()
+    recipe = l1_filters(macs=0.5, multiple=8, epochs=VGG_HALF_EPOCHS, rate=0.3)
+    half = compress(dense, recipe, tasks.cifar10(0), workdir=WORK / "vgg16-half", checkpoint_seconds=60).model
+    return integers({"dense": dense, "half the MACs": half})
 
 
 def coded(chosen: Set, view: View) -> Line:
@@ -290,10 +300,10 @@ def measures() -> dict[str, Callable[[], Line]]:
         name = "{0} to {1} channels, {2} x {2}, kernel {3}".format(*shape)
         found[name] = lambda shape=shape: layer(*shape)  # type: ignore[misc]
     found["ResNet-20, in C"] = resnet_dense
-    found["ResNet-20, integers"] = lambda: integers(resnet20())
-    found["ResNet-56, integers"] = lambda: integers(resnet56())
-    found["ResNet-56, half and integers"] = lambda: halved(zoo.resnet56())
-    found["VGG-16, half and integers"] = lambda: halved(zoo.vgg16_cifar10())
+    found["ResNet-20, integers"] = lambda: integers({"": resnet20()})
+    found["ResNet-56, integers"] = lambda: integers({"": resnet56()})
+    found["ResNet-56, half and integers"] = half_the_blocks
+    found["VGG-16, half and integers"] = half_the_channels
     found["ResNet-20, 4 bits"] = lambda: coded(Levels("uniform", 4), ROW)
     found["ResNet-20, 16 shared values"] = lambda: coded(Codebook(16), WHOLE)
     found["ResNet-20, a tenth of the weights"] = lambda: coded(TopK(), WHOLE)

@@ -185,6 +185,8 @@ def plan(recipe: Recipe, stages: Sequence[dict[str, Any]]) -> None:
             screen.print(written(f"  {_cut(stage['units'])}"))
             if stage.get("advice"):
                 screen.print(written(f"  warning: {stage['advice']}", "yellow"))
+        if stage["blocks"]:
+            screen.print(written(f"  {_dropped(stage['blocks'])}"))
         if stage["adaptive"]:
             share = f"{100 * stage['adaptive']['parameters']:g} % of the parameters"
             screen.print(
@@ -230,6 +232,15 @@ def _cut(units: dict[str, Any]) -> str:
     multiples = "" if units["multiple"] == 1 else f", multiples of {units['multiple']}"
     multiples = ", multiples of 8 channels of convolutions" if units["multiple"] == "auto" else multiples
     return f"cut units by {units['criterion']}: {kept}{multiples}{', refit' if units['refit'] else ''}"
+
+
+def _dropped(blocks: dict[str, Any]) -> str:
+    """A budget of blocks in words."""
+    what = next(name for name in ("macs", "parameters") if blocks[name] is not None)
+    of = ", ".join(blocks["can_go"]) or "none"
+    return (
+        f"take blocks out, those that the loss misses least, until {100 * blocks[what]:g} % of the {what} are left; can go: {of}"
+    )
 
 
 def _in(units: dict[str, Any]) -> str:

@@ -25,8 +25,9 @@ from featherweight.evidence import report_page
 from featherweight.files import artifact, storage
 from featherweight.network.devices import chosen
 from featherweight.recipe.plan import resolve
-from featherweight.recipe.schema import Constrain, CutUnits, LearnUnits, Recipe
-from featherweight.recipe.units import Units
+from featherweight.recipe.schema import Constrain, CutUnits, DropBlocks, LearnUnits, Recipe
+from featherweight.recipe.units import Blocks, Units
+from featherweight.run import drop_blocks
 from featherweight.run.cut_units import may_go
 from featherweight.run.ground import ALONE, Engine
 from featherweight.run.shrunk import CHOICE
@@ -52,6 +53,7 @@ SHOWN_APART = (
     "train",
     "retrain",
     "units",
+    "blocks",
     "adaptive",
 )  # of a stage in a plan
 
@@ -256,7 +258,7 @@ def plan(job: Job, recipe: Recipe) -> list[dict[str, Any]]:
             name: asdict(training) | {"steps": training.epochs * steps} if training else {"epochs": 0, "steps": 0}
             for name, training in phases.items()
         }
-        planned |= {"driver": None, "units": None, "adaptive": None}
+        planned |= {"driver": None, "units": None, "blocks": None, "adaptive": None}
         planned["options"] = {name: value for name, value in asdict(stage).items() if name not in SHOWN_APART and value}
         if isinstance(stage, Constrain):
             planned |= _constraints(job, stage, steps, changed)
@@ -266,6 +268,8 @@ def plan(job: Job, recipe: Recipe) -> list[dict[str, Any]]:
                 "left_out": _sites_left_out(job, stage.units),
                 "advice": _advice(job, stage),
             }
+        elif isinstance(stage, DropBlocks):
+            planned["blocks"] = asdict(stage.blocks) | {"can_go": _removable(job, stage.blocks)}
         elif isinstance(stage, LearnUnits):
             planned["adaptive"] = asdict(stage.adaptive)
         stages.append(planned)
@@ -307,6 +311,14 @@ def _advice(job: Job, stage: CutUnits) -> str:
         return ""
     asked, wanted = (multiples(one, job.network, graph) for one in (stage.units.multiple, "auto"))
     return f"sizes may be {ADVICE}" if any(asked[site] % wanted[site] for site in graph.sites) else ""
+
+
+def _removable(job: Job, asked: Blocks) -> list[str]:
+    """Modules that can go whole. None where the network cannot be followed."""
+    try:
+        return list(drop_blocks.may_go(job.network, trace(job.network, job.task.example_inputs), asked))
+    except StructureError:
+        return []
 
 
 def _sites_left_out(job: Job, asked: Units) -> dict[str, str]:

@@ -15,7 +15,7 @@ whose fit to half of the samples does best on the other half, so few samples hol
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,12 +29,12 @@ from featherweight.criteria.patches import drawn, patches
 from featherweight.criteria.readers import Layer, Reader, Readers, differentiable, find_readers, gated, masks
 from featherweight.criteria.reconstruct import readers_cut, weight_of
 from featherweight.criteria.statistics import TooFewSamples
-from featherweight.network.calls import first_tensor, tensors_of
+from featherweight.network.calls import tensors_of
 from featherweight.network.copies import copied
 from featherweight.network.evaluating import evaluating
 from featherweight.structure import Graph
 from featherweight.structure.nodes import operation
-from featherweight.task import Batch, Task, loss_in_eval
+from featherweight.task import Batch, Task, first_batches, loss_in_eval
 
 RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 FIRST = 3  # the ridge that is tried first: from it, uphill or downhill as long as that is better
@@ -74,7 +74,7 @@ def refit_in_order(
     fitted = Fitted({}, {reader.module: reason for reader in found.readers if (reason := _unfit(model, reader))})
     fine = Readers(tuple(reader for reader in found.readers if reader.module not in fitted.left), {})
     readers = list(readers_cut(model, fine, keep))
-    if next(_first(task, epoch, samples), None) is None:
+    if next(first_batches(task, epoch, samples), None) is None:
         raise TooFewSamples(f"batches({epoch}) of the task gave no sample to look at: is the data set empty?")
     cut = copied(model)
     state = dict(itertools.chain(cut.named_parameters(), cut.named_buffers()))
@@ -82,7 +82,7 @@ def refit_in_order(
     size = max(1, -(-len(readers) // PARTS))
     for part in (readers[place : place + size] for place in range(0, len(readers), size)):
         sums = {reader.module: _Sums(weight_of(model, reader), stays) for reader, stays in part}
-        for number, batch in enumerate(_first(task, epoch, samples)):
+        for number, batch in enumerate(first_batches(task, epoch, samples)):
             dense = _seen(model, task, batch, [reader for reader, _ in part], {}, number)
             small = _seen(cut, task, batch, found.readers, gates, None)
             for reader, _ in part:
@@ -105,17 +105,6 @@ def _unfit(model: nn.Module, reader: Reader) -> str:
         kind = "a transposed convolution" if layer.transposed else f"a convolution in {layer.groups} groups"
         return f"it is {kind}, whose patches are not sampled"
     return f"it has {width:,} weights to fit for each output, more than {WIDEST:,}" if width > WIDEST else ""
-
-
-def _first(task: Task, epoch: int, samples: int) -> Iterator[Batch]:
-    """The first batches that hold so many samples."""
-    seen = 0
-    for batch in task.batches(epoch):
-        yield batch
-        first = first_tensor(batch)
-        seen += 1 if first is None else len(first)
-        if seen >= samples:
-            return
 
 
 def _seen(

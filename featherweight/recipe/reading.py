@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from featherweight.errors import RecipeError, did_you_mean, short
 from featherweight.recipe import notation
 from featherweight.recipe.schema import ADAPTER, KINDS, AnyDriver, AnySet, Layerwise, Recipe, Rule, fields_of
-from featherweight.recipe.units import Adaptive, Units
+from featherweight.recipe.units import Adaptive, Blocks, Units
 from featherweight.training.schedule import Distillation, Training
 from featherweight.weights.views import View
 
@@ -42,7 +42,7 @@ def to_yaml(recipe: Recipe) -> str:
 
 def _vocabulary() -> set[str]:
     weights = [kind for any_of in (AnySet, AnyDriver) for kind in get_args(get_args(any_of)[0])]
-    described = (Recipe, *KINDS.values(), Units, Adaptive, Layerwise, Rule, Training, Distillation, View, *weights)
+    described = (Recipe, *KINDS.values(), Units, Blocks, Adaptive, Layerwise, Rule, Training, Distillation, View, *weights)
     return {field.name for kind in described for field in dataclasses.fields(kind)}
 
 

@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, Typ
 
 from featherweight.budget.amounts import read_fields, share
 from featherweight.errors import InputError, did_you_mean, require, short
-from featherweight.recipe.units import Adaptive, Share, Units
+from featherweight.recipe.units import Adaptive, Blocks, Share, Units
 from featherweight.training.schedule import Distillation, Training
 from featherweight.weights.counts import ALLOCATORS
 from featherweight.weights.drivers import ADMM, Periodic, StraightThrough
@@ -211,6 +211,23 @@ class CutUnits:
 
 
 @dataclass(frozen=True)
+class DropBlocks:
+    """Take residual blocks out whole, then train what is left."""
+
+    kind: Literal["drop_blocks"] = field(default="drop_blocks", kw_only=True)
+    name: str
+    blocks: Blocks
+    train: Training = Training(0)
+    distill: AnyDistillation | None = None
+    imposes: ClassVar[bool] = True
+
+    @property
+    def epochs(self) -> int:
+        """Of training, in all phases."""
+        return self.train.epochs
+
+
+@dataclass(frozen=True)
 class LearnUnits:
     """Learn in `train` which units and blocks go, cut them, and train on (`retrain`)."""
 
@@ -231,8 +248,14 @@ class LearnUnits:
         return self.train.epochs + self.retrain.epochs
 
 
-Stage = Train | Constrain | CutUnits | LearnUnits
-KINDS: dict[str, type[Stage]] = {"train": Train, "constrain": Constrain, "cut_units": CutUnits, "learn_units": LearnUnits}
+Stage = Train | Constrain | CutUnits | DropBlocks | LearnUnits
+KINDS: dict[str, type[Stage]] = {
+    "train": Train,
+    "constrain": Constrain,
+    "cut_units": CutUnits,
+    "drop_blocks": DropBlocks,
+    "learn_units": LearnUnits,
+}
 
 
 def _with_kind(given: Any) -> Any:

@@ -1,4 +1,5 @@
-"""What a recipe says of units: by which criterion and under which budget they go, or that it is learned how many do."""
+"""What a recipe says of units: by which criterion and under which budget they go, or that it is learned how many do; and what it
+says of residual blocks."""
 
 from __future__ import annotations
 
@@ -125,6 +126,41 @@ class Units:
         """The share to keep; None for a budget of milliseconds or bytes, which is none."""
         what, amount = self.budget
         return amount if what in SHARES and amount <= 1 else None
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Residual blocks that go whole before the stage trains, those first that cost least loss for what they save.
+
+    macs, parameters  share in (0, 1] of what the network has when the stage starts to keep, also as "50%" or "2x" (fewer). One of
+                      the two; as blocks are whole, what is kept may be well below it
+    blocks            name pattern of the modules that may go
+    samples           training samples on which the loss without each is measured
+    """
+
+    macs: Share | None = None
+    parameters: Share | None = None
+    blocks: str = "*"
+    samples: int = 256
+
+    def __post_init__(self) -> None:
+        read_fields(self, share, "macs", "parameters")
+        given = [amount for amount in (self.macs, self.parameters) if amount is not None]
+        require(
+            (len(given) == 1, "blocks go by one budget, of macs or parameters"),
+            (all(0 < amount <= 1 for amount in given), f"a budget of blocks is a share to keep in (0, 1], given {given}"),
+            (self.samples >= 1, f"samples must be at least 1, given {self.samples}"),
+        )
+
+    @property
+    def budget(self) -> tuple[What, float]:
+        """What the budget is of, and the share of it to keep."""
+        return ("macs", self.macs) if self.macs is not None else ("parameters", self.share)
+
+    @property
+    def share(self) -> float:
+        """To keep."""
+        return next(amount for amount in (self.macs, self.parameters) if amount is not None)
 
 
 @dataclass(frozen=True)

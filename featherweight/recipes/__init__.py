@@ -8,7 +8,7 @@ from pathlib import Path
 
 from featherweight.recipe.schema import Recipe
 from featherweight.recipes.binarization import admm_binarization
-from featherweight.recipes.channels_and_layers import adaptive
+from featherweight.recipes.channels_and_layers import adaptive, drop_blocks
 from featherweight.recipes.clustering import admm_clustering
 from featherweight.recipes.joint import admm_joint
 from featherweight.recipes.layerwise import layerwise_admm
@@ -56,6 +56,7 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
     "amc": amc,
     "reconstruct": reconstruct,
     "adaptive": adaptive,
+    "drop_blocks": drop_blocks,
 }
 
 FILES: dict[str, Path] = {f"imagenet/{path.stem}": path for path in sorted((Path(__file__).parent / "imagenet").glob("*.yaml"))}
@@ -63,7 +64,7 @@ GOALS: dict[str, tuple[str, ...]] = {  # what one comes for -> recipes; every re
     "fewer weights": ("progressive_admm", "layerwise_admm"),
     "fewer MACs, or faster here (--set latency_ms=2ms)": (
         *("l1_filters", "taylor", "nisp", "apoz", "thinet", "channel_lasso", "collaborative", "collaborative_ac"),
-        *("discriminative", "discriminative_adapt", "amc", "soft_filters", "adaptive"),
+        *("discriminative", "discriminative_adapt", "amc", "soft_filters", "adaptive", "drop_blocks"),
     ),
     "fewer MACs without labels": ("reconstruct",),
     "smaller file": ("admm_joint", "admm_clustering"),

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from featherweight.recipe.schema import Recipe, Stage
 from featherweight.recipe.way import AS_IT_IS, Way
+from featherweight.recipes.channels_and_layers import drop_blocks
 from featherweight.recipes.joint import admm_joint
 from featherweight.recipes.low_rank import decompose
 from featherweight.recipes.one_shot import collaborative, l1_filters
@@ -17,6 +18,7 @@ BITS = (8.0, 6.0, 5.0, 4.0, 3.0, 2.0)
 VALUES = 16  # that the weights left of a layer share
 WITH_BITS = 4  # of what channels have left
 BY_WEIGHT, BY_DAMAGE = "channels of the least |w|", "channels by their damage"
+BLOCKS = "blocks that are missed least"
 SOONER = 8.0  # times fewer weights, from which zeros come in two stages of falling density
 
 
@@ -29,6 +31,7 @@ def ways_to(what: str, runtimes: Collection[str], fastest: str) -> list[Way]:
         return [
             Way(BY_WEIGHT, lambda share, epochs: _named(l1_filters(parameters=share, epochs=epochs)), exact=True),
             Way(BY_DAMAGE, lambda share, epochs: _named(collaborative(parameters=share, epochs=epochs)), exact=True),
+            Way(BLOCKS, lambda share, epochs: _named(drop_blocks(parameters=share, epochs=epochs)), exact=True),
         ]
     if what == "bytes":
         return [
@@ -39,15 +42,15 @@ def ways_to(what: str, runtimes: Collection[str], fastest: str) -> list[Way]:
     exact = what == "macs"
     by_weight = Way(BY_WEIGHT, lambda share, epochs: _named(l1_filters(macs=share, epochs=epochs)), exact=exact)
     by_damage = Way(BY_DAMAGE, lambda share, epochs: _named(collaborative(macs=share, epochs=epochs)), exact=exact)
+    by_block = Way(BLOCKS, lambda share, epochs: _named(drop_blocks(macs=share, epochs=epochs)), exact=exact)
     low_rank = Way("low rank", lambda share, epochs: _named(decompose(macs=share, fine_tune_epochs=epochs)), exact=exact)
     if exact:
-        return [by_weight, by_damage, low_rank]
+        return [by_weight, by_damage, by_block, low_rank]
     found = [Way("the network as it is", _as_it_is, fastest, (), loses=False)]
     found += [Way("activations in 8 bits", _as_it_is, "integers", ())] if "integers" in runtimes else []
-    found += [replace(by_weight, runtime=fastest)]
-    found += (
-        [replace(by_weight, name=f"{BY_WEIGHT}, activations in 8 bits", runtime="integers")] if "integers" in runtimes else []
-    )
+    for way in (by_weight, by_block):
+        found += [replace(way, runtime=fastest)]
+        found += [replace(way, name=f"{way.name}, activations in 8 bits", runtime="integers")] if "integers" in runtimes else []
     found += [Way("zeros", _zeros, "c")] if "c" in runtimes else []
     found += [replace(by_damage, runtime=fastest), replace(low_rank, runtime=fastest)]
     return [way for way in found if way.runtime in runtimes]

@@ -1,1 +1,2 @@
-"""How stages run (`constrain`, `cut_units`, `learn_units`), where a run stands (`state`), and what came out (`compressed`)."""
+"""How stages run (`constrain`, `cut_units`, `drop_blocks`, `learn_units`), where a run stands (`state`), what came out
+(`compressed`)."""

@@ -26,7 +26,7 @@ from featherweight.task import Batch, Task, loss_in_eval, steps_of
 
 PROBE_EPOCHS = 2
 PROBE_BATCHES, HELD_BATCHES = 40, 10  # of the first epoch: what a probe trains on, and what it is judged by
-MOST_PROBES = 4
+MOST_PROBES = 6
 SEARCHED = 7  # networks that are built and measured to find how far a way has to go
 NEAR = {
     "weights": 0.98,

@@ -5,7 +5,7 @@ from featherweight.structure.constant_units import silence
 from featherweight.structure.counting import ParameterCount
 from featherweight.structure.cut import Result, prune
 from featherweight.structure.dead_units import sweep
-from featherweight.structure.drop import branches, drop, droppable
+from featherweight.structure.drop import branches, drop, droppable, removable
 from featherweight.structure.edit import Attribute, Edit, Moved, replay
 from featherweight.structure.entries import Cut
 from featherweight.structure.express import expressible, free_sizes
@@ -16,6 +16,6 @@ from featherweight.structure.tracing import trace
 
 __all__ = [
     "Attribute", "Block", "Check", "Cut", "Edit", "Graph", "Moved", "ParameterCount", "Result", "Site", "Slice",
-    "branches", "carry", "carry_average", "drop", "droppable", "expressible", "free_sizes", "prune", "replay", "silence", "sweep",
-    "trace",
+    "branches", "carry", "carry_average", "drop", "droppable", "expressible", "free_sizes", "prune", "removable", "replay",
+    "silence", "sweep", "trace",
 ]  # fmt: skip

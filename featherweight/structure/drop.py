@@ -34,7 +34,7 @@ def drop(model: nn.Module, graph: Graph, block: str | Sequence[str], *, where: L
     branch gave 0. `x -> relu(x + F(x))` is the identity without F where x comes out
     of a ReLU; a block whose shortcut is a projection never is. Raises UnknownSite, StaleGraph.
     """
-    names = [block] if isinstance(block, str) else list(block)
+    names = list(dict.fromkeys([block] if isinstance(block, str) else block))
     found = [_block(graph, name) for name in names]
     model = unwrapped(model)
     check_fresh(model, graph)
@@ -42,11 +42,11 @@ def drop(model: nn.Module, graph: Graph, block: str | Sequence[str], *, where: L
     reference = _Reference(graph, found)
     paths, reason = [], ""
     for one in found:
-        path, why = _surrounding(model, graph, one)
+        path, why = _surrounding(model, graph, one, names)
         reason = reason or why
         paths += [path] if path is not None and path not in paths else []
     if not reason:
-        edit = Edit("drop", tuple((name, 0) for name in dict.fromkeys(names)), (), (), tuple(paths))
+        edit = Edit("drop", tuple((name, 0) for name in names), (), (), tuple(paths))
         check = reference.check(model, edit)
         if check.passed:
             check = replace(check, seconds=time.perf_counter() - start)
@@ -71,8 +71,23 @@ def droppable(model: nn.Module, graph: Graph) -> dict[str, str]:
     """
     model = unwrapped(model)
     check_fresh(model, graph)
-    paths = {name: _surrounding(model, graph, block)[0] for name, block in graph.blocks.items()}
+    paths = {name: _surrounding(model, graph, block, [name])[0] for name, block in graph.blocks.items()}
     return {name: path for name, path in paths.items() if path is not None}
+
+
+def removable(model: nn.Module, graph: Graph) -> dict[str, tuple[str, ...]]:
+    """Module that can become `nn.Identity` -> the blocks that go with it: one of a ResNet, attention and MLP of a transformer's
+    layer. The smallest module around each block; `model` is not changed. Raises StaleGraph.
+    """
+    model = unwrapped(model)
+    check_fresh(model, graph)
+    found: dict[str, tuple[str, ...]] = {}
+    for name, block in graph.blocks.items():
+        if not any(name in inside for inside in found.values()):
+            path, _ = _surrounding(model, graph, block, list(graph.blocks))
+            if path is not None:
+                found[path] = tuple(_inside(graph, path))
+    return found
 
 
 def branches(model: nn.Module, graph: Graph, blocks: Iterable[str]) -> dict[str, str]:
@@ -148,19 +163,27 @@ class _Reference:
         return replace(check, error=None, reason=reason, mode="training") if reason else check
 
 
-def _surrounding(model: nn.Module, graph: Graph, block: Block) -> tuple[str | None, str]:
-    """The module around a branch that can become the identity; else None and why."""
-    reference = _Reference(graph, [block])
+def _surrounding(model: nn.Module, graph: Graph, block: Block, may_go: Sequence[str]) -> tuple[str | None, str]:
+    """The smallest module around a branch that can become the identity, if all blocks in it `may_go`; else None and why."""
     reason = "no module around the branch computes only the trunk"
-    for path in _stack(reference.nodes[0]):
-        if not replaceable(path, model.get_submodule(path)):
+    node = next(node for node in graph.captured.module.graph.nodes if node.name == block.node)
+    for path in _stack(node):
+        inside = _inside(graph, path)
+        if not replaceable(path, model.get_submodule(path)) or not set(inside) <= set(may_go):
             continue
-        check = reference.check(model, Edit("drop", ((block.name, 0),), (), (), (path,)))
+        reference = _Reference(graph, [graph.blocks[name] for name in inside])
+        check = reference.check(model, Edit("drop", tuple((name, 0) for name in inside), (), (), (path,)))
         if check.passed:
             return path, ""
         if check.error is None:
             reason = f"without {path} {check.reason}"
     return None, reason
+
+
+def _inside(graph: Graph, path: str) -> list[str]:
+    """The blocks whose additions are in a module."""
+    stacks = {node.name: _stack(node) for node in graph.captured.module.graph.nodes if node.op == "call_function"}
+    return [name for name, block in graph.blocks.items() if path in stacks[block.node]]
 
 
 def _without(graph: Graph, zeroed: Mapping[fx.Node, int], tensors: Mapping[str, Tensor], inputs: Inputs) -> Any:

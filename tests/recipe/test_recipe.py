@@ -23,8 +23,8 @@ from featherweight.errors import InputError, RecipeError
 from featherweight.recipe.patterns import matches
 from featherweight.recipe.plan import resolve
 from featherweight.recipe.reading import from_dict, read, to_yaml
-from featherweight.recipe.schema import Constrain, CutUnits, Layerwise, LearnUnits, Recipe, Rule, Stage, Train
-from featherweight.recipe.units import Adaptive, Criterion, Runtime, Units
+from featherweight.recipe.schema import Constrain, CutUnits, DropBlocks, Layerwise, LearnUnits, Recipe, Rule, Stage, Train
+from featherweight.recipe.units import Adaptive, Blocks, Criterion, Runtime, Units
 from featherweight.training.schedule import Distillation, Training
 from featherweight.weights.drivers import ADMM, Periodic, StraightThrough
 from featherweight.weights.freezing import Freezing
@@ -128,6 +128,13 @@ units = st.builds(
     ignore=st.lists(word, max_size=2).map(tuple),
 )
 a_cut = st.builds(CutUnits, name=word, units=units, train=a_training, auxiliary=st.booleans())
+a_drop = st.builds(
+    DropBlocks,
+    name=word,
+    blocks=st.builds(Blocks, macs=share, blocks=word, samples=st.integers(1, 9999)) | st.builds(Blocks, parameters=share),
+    train=a_training,
+    distill=st.none() | a_distillation,
+)
 learned = st.builds(Adaptive, parameters=share, weight=positive, rate=positive)
 a_learned = st.builds(LearnUnits, name=word, adaptive=learned, train=a_training.filter(lambda training: training.epochs > 0))
 a_plain = st.builds(Train, name=word, train=a_training, distill=st.none() | a_distillation)
@@ -135,7 +142,7 @@ a_recipe = st.builds(
     Recipe,
     name=word,
     stages=st.lists(
-        a_plain | a_stage | a_cut | a_learned | a_layerwise, min_size=1, max_size=3, unique_by=lambda stage: stage.name
+        a_plain | a_stage | a_cut | a_drop | a_learned | a_layerwise, min_size=1, max_size=3, unique_by=lambda stage: stage.name
     ).map(tuple),
     source=st.text(max_size=12),
     candidates=st.integers(1, 5),
@@ -197,6 +204,7 @@ def test_every_field_survives() -> None:
             },
         ),
         (Layerwise, {"method", "samples"}),
+        (Blocks, {"macs", "parameters", "blocks", "samples"}),
         (Adaptive, {"parameters", "weight", "rate"}),
         (Recipe, {"name", "stages", "source", "candidates"}),
     ):
