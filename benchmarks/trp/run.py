@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file
@@ -41,11 +41,14 @@ EPOCHS = 8  # of trained rank pruning, of fine-tuning and from scratch: the same
 RATE = 0.3  # of the base rate 0.1, falling to 0
 PATIENT_EPOCHS = 16  # of the rows with distillation
 PATIENT_RATE = 0.5
+LONG_EPOCHS = 30
+SEEDS = (0, 1, 2)  # of the long rows
 MIXED = Distillation(0.9, loss=1 - 0.9)
 TIMES = "times"  # a row of its own: they depend on the ranks alone, which are the same for every row of a view
 ROUNDS = 200  # of the times, all networks in turns
 
 View = Literal["channel", "spatial"]
+LONG = f"{LONG_EPOCHS} epochs, spatial"
 MACS = {"channel": 1 / 2.17, "spatial": 1 / 2.84}  # kept, as in the paper's rows with the nuclear norm
 UNKNOWN: dict[View, dict[str, int]] = {"channel": {"-": 1}, "spatial": {"-": 1}}  # ranks, where only names of rows are asked
 PAPER = {
@@ -67,13 +70,18 @@ start from the baseline, those "from scratch" from random weights; decomposed ro
 they come out of the decomposition. SGD, batch 128, rate {rate:g} falling to 0 along a cosine (with distillation {patient:g}, from
 scratch 0.1), a projection every 20 steps, nuclear norm 3e-4, distillation from the baseline with weight 0.9 at temperature 4.
 Rows from scratch have the same {epochs} epochs, far fewer than they need. No setting was searched for on the test set, but the
-rows with distillation got their {patience} epochs and higher rate after the first row with nuclear norm had been scored on it.
+rows with distillation got their {patience} epochs and higher rate after the first row with nuclear norm had been scored on it,
+and the rows of {long} epochs are those again, for longer and with three seeds (of the order and augmentation of the batches):
+fixed on 2026-11-30, before any of them was run. On 5,000 training images held out, which the baseline had seen, five epochs with
+nuclear norm ended at 92.4, without it at 92.1, at twice the rate at 81.8, at half of it at 93.1; as such images favour low rates,
+the rate stayed.
 The paper trained for 164 epochs.
 
 ms: median of one image in ONNX Runtime, 1 thread; the verdict is against the baseline. Measured once for each view, all networks
 in turns, since they depend on the ranks alone.
 
-To meet: drop <= 1.1 at 2.84x spatial-wise, drop <= 1.25 at 2.17x channel-wise, both with nuclear norm and without fine-tuning.
+To meet: drop <= 0.6 at 2.84x spatial-wise, three seeds, ahead of fine-tuning; before, drop <= 1.1 at 2.84x spatial-wise,
+drop <= 1.25 at 2.17x channel-wise, both with nuclear norm and without fine-tuning.
 """
 
 
@@ -83,6 +91,7 @@ class Plan:
 
     recipe: Recipe
     scratch: bool = False
+    seed: int = SEED
 
 
 def plans(ranks: dict[View, dict[str, int]]) -> dict[str, Plan]:
@@ -104,6 +113,12 @@ def plans(ranks: dict[View, dict[str, int]]) -> dict[str, Plan]:
         patient = decompose(view, macs=macs, fine_tune_epochs=PATIENT_EPOCHS, rate=PATIENT_RATE, targets=TARGETS, distill=MIXED)
         rows[f"decomposed and fine-tuned with distillation, {view}"] = Plan(patient)
         rows[f"from scratch, {view}"] = Plan(low_rank_from_scratch(ranks[view], view, EPOCHS), scratch=True)
+    for seed in SEEDS:
+        same: dict[str, Any] = {"macs": MACS["spatial"], "rate": PATIENT_RATE, "targets": TARGETS, "distill": MIXED}
+        long = trained_rank_pruning("spatial", epochs=LONG_EPOCHS, **same)
+        rows[f"{LONG}, TRP, seed {seed}"] = Plan(long, seed=seed)
+        tuned = decompose("spatial", fine_tune_epochs=LONG_EPOCHS, **same)
+        rows[f"{LONG}, fine-tuned, seed {seed}"] = Plan(tuned, seed=seed)
     return rows
 
 
@@ -126,13 +141,13 @@ def train_baseline(weights: Path | None) -> None:
 
 def run(name: str, dense: nn.Module, before: int) -> Line:
     """Train one row and measure what came out beside the baseline `dense`, of `before` MACs."""
-    torch.manual_seed(SEED)
     done = ROWS.done()
     ranks = {view: done[f"decomposed, {view}"]["ranks"] for view in UNKNOWN if f"decomposed, {view}" in done}
     plan = plans(UNKNOWN | ranks)[name]
     if plan.scratch and not ranks.keys() >= UNKNOWN.keys():
         raise SystemExit(f"{name} takes its ranks from the rows 'decomposed, ..': run those first")
-    start, task, started = zoo.resnet20_projection() if plan.scratch else dense, tasks.cifar10(SEED), time.time()
+    torch.manual_seed(plan.seed)
+    start, task, started = zoo.resnet20_projection() if plan.scratch else dense, tasks.cifar10(plan.seed), time.time()
     work = WORK / name.replace(",", "").replace(" ", "-")
     result = compress(channels_last(start), plan.recipe, task, workdir=work, checkpoint_seconds=60)
     result.save(work / "artifact", model="resnet20_projection", data="cifar10")
@@ -165,7 +180,11 @@ def table(done: dict[str, Line]) -> str:
     """The whole of README.md from the rows there are."""
     base = Row.from_dict(artifact.describe(BASELINE).report[-1])
     held, top1 = base.measured, base.measured.score
-    text = [INTRODUCTION.format(seed=SEED, rate=0.1 * RATE, patient=0.1 * PATIENT_RATE, patience=PATIENT_EPOCHS, epochs=EPOCHS)]
+    text = [
+        INTRODUCTION.format(
+            seed=SEED, rate=0.1 * RATE, patient=0.1 * PATIENT_RATE, patience=PATIENT_EPOCHS, epochs=EPOCHS, long=LONG_EPOCHS
+        )
+    ]
     text += ["| row | top-1 | drop | MACs | parameters | ms | against baseline | epochs | minutes | paper |", "|" + "---|" * 10]
     in_turns = done.get(TIMES, {"timed": {}, "warnings": []})
 
@@ -176,17 +195,25 @@ def table(done: dict[str, Line]) -> str:
     cells = [f"{top1:.2f}", "", f"{held.macs:,}", f"{held.parameters:,}", *timed("baseline")]
     text.append(f"| baseline | {' | '.join(cells)} | {base.epochs} more | {base.seconds / 60:.0f} | {PAPER['baseline']} |")
     names = list(plans(UNKNOWN))
-    for name in sorted(names, key=lambda name: name.endswith("channel")):
+    for name in sorted(names, key=lambda name: (name.endswith("channel"), name.startswith(LONG))):
         if name in done:
             row = done[name]
             cells = [f"{row['top1']:.2f}", f"{top1 - row['top1']:.2f}", f"{row['ratio']:.2f}x fewer", f"{row['parameters']:,}"]
-            cells += [*timed(name.rpartition(", ")[2]), row["epochs"], f"{row['minutes']:.0f}"]
+            cells += [
+                *timed("spatial" if name.startswith(LONG) else name.rpartition(", ")[2]),
+                row["epochs"],
+                f"{row['minutes']:.0f}",
+            ]
             text.append(f"| {name} | {' | '.join(map(str, cells))} | {PAPER.get(name, '')} |")
     text += [f"\n{warning}" for warning in in_turns["warnings"]]
     text += ["", "Ranks, a convolution each in the order of the network (stage 1 / 2 / 3); `-` is a layer left whole:", ""]
     for name in ("decomposed, spatial", "decomposed, channel"):
         if name in done:
             text.append(f"- {name.removeprefix('decomposed, ')}-wise: {_ranks(done[name]['ranks'])}")
+    for kind in ("TRP", "fine-tuned"):
+        drops = [top1 - row["top1"] for name, row in done.items() if name.startswith(f"{LONG}, {kind}")]
+        if drops:
+            text.append(f"- {LONG}, {kind}: mean drop of {len(drops)} seeds {sum(drops) / len(drops):.2f}")
     missing = [name for name in [*names, TIMES] if name not in done]
     if missing:
         text += ["", f"Not run yet: {'; '.join(missing)}."]
