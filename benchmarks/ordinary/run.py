@@ -255,7 +255,7 @@ def plain(recipe: Recipe, after: Measurement, before: Measurement) -> tuple[str,
             return "saved no MACs", None
         share = round(after.macs / before.macs, 3)
         if low_rank:
-            return "MACs", decompose(macs=share, fine_tune_epochs=epochs, rate=rate)
+            return "MACs", decompose(macs=share, fine_tune_epochs=epochs, rate=rate, samples=0)
         return "MACs", l1_filters(macs=share, epochs=epochs, rate=rate, multiple=1)
     stages = [
         replace(

@@ -100,24 +100,26 @@ def plans(ranks: dict[View, dict[str, int]]) -> dict[str, Plan]:
     views: tuple[View, ...] = ("spatial", "channel")
     for view in views:
         macs = MACS[view]
-        rows[f"decomposed, {view}"] = Plan(decompose(view, macs=macs, targets=TARGETS))
+        rows[f"decomposed, {view}"] = Plan(decompose(view, macs=macs, targets=TARGETS, samples=0))
     for view in views:
         macs = MACS[view]
         pruning = partial(trained_rank_pruning, view, macs=macs, epochs=EPOCHS, rate=RATE, targets=TARGETS)
         rows[f"TRP + nuclear, {view}"] = Plan(pruning())
         rows[f"decomposed and fine-tuned, {view}"] = Plan(
-            decompose(view, macs=macs, fine_tune_epochs=EPOCHS, rate=RATE, targets=TARGETS)
+            decompose(view, macs=macs, fine_tune_epochs=EPOCHS, rate=RATE, targets=TARGETS, samples=0)
         )
         rows[f"TRP, {view}"] = Plan(pruning(shrink=0.0))
         rows[f"TRP + nuclear + distillation, {view}"] = Plan(pruning(epochs=PATIENT_EPOCHS, rate=PATIENT_RATE, distill=MIXED))
-        patient = decompose(view, macs=macs, fine_tune_epochs=PATIENT_EPOCHS, rate=PATIENT_RATE, targets=TARGETS, distill=MIXED)
+        patient = decompose(
+            view, macs=macs, fine_tune_epochs=PATIENT_EPOCHS, rate=PATIENT_RATE, targets=TARGETS, distill=MIXED, samples=0
+        )
         rows[f"decomposed and fine-tuned with distillation, {view}"] = Plan(patient)
         rows[f"from scratch, {view}"] = Plan(low_rank_from_scratch(ranks[view], view, EPOCHS), scratch=True)
     for seed in SEEDS:
         same: dict[str, Any] = {"macs": MACS["spatial"], "rate": PATIENT_RATE, "targets": TARGETS, "distill": MIXED}
         long = trained_rank_pruning("spatial", epochs=LONG_EPOCHS, **same)
         rows[f"{LONG}, TRP, seed {seed}"] = Plan(long, seed=seed)
-        tuned = decompose("spatial", fine_tune_epochs=LONG_EPOCHS, **same)
+        tuned = decompose("spatial", fine_tune_epochs=LONG_EPOCHS, samples=0, **same)
         rows[f"{LONG}, fine-tuned, seed {seed}"] = Plan(tuned, seed=seed)
     return rows
 
@@ -169,7 +171,7 @@ def times(dense: nn.Module) -> Line:
     """The baseline and the decomposed network of each view, timed in turns: view -> milliseconds, and the verdict."""
     task = tasks.cifar10(SEED)
     views: tuple[View, ...] = ("spatial", "channel")
-    thin = {view: compress(channels_last(dense), decompose(view, macs=MACS[view]), task).model for view in views}
+    thin = {view: compress(channels_last(dense), decompose(view, macs=MACS[view], samples=0), task).model for view in views}
     found = bench.bench({"baseline": dense} | thin, task.example_inputs, runtimes=("onnx",), rounds=ROUNDS)
     verdicts = {one.variant: str(one) for one in found.comparisons}
     measured = {one.variant: {"ms": one.median, "verdict": verdicts.get(one.variant, "")} for one in found.timings}

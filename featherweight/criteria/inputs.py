@@ -47,12 +47,20 @@ def in_order(model: nn.Module, example: Example | Inputs, layers: Sequence[str])
 
 
 def second_moments(
-    model: nn.Module, task: Task, layers: Sequence[str], calls: int, samples: int, epoch: int = 0, seed: int = 0
+    model: nn.Module,
+    task: Task,
+    layers: Sequence[str],
+    calls: int,
+    samples: int,
+    epoch: int = 0,
+    seed: int = 0,
+    ones: bool = False,
 ) -> dict[str, Tensor]:
     """Layer -> (groups, d, d), the mean of x x^T of the vectors that it multiplies its weight by (see `patches`); a layer
     that saw no vector is left out. Over the first batches of `epoch` that hold `samples` samples.
 
     calls   of these layers by one run of the network, after which it is left
+    ones    each vector ends with a 1, so that d is one more, and the last row holds the means
     """
     sums: dict[str, Tensor] = {}
     rows: dict[str, int] = {}
@@ -62,6 +70,7 @@ def second_moments(
     def add(name: str, x: Tensor) -> None:
         nonlocal left
         found = _vectors(model.get_submodule(name), x, dice)  # (groups, rows, d)
+        found = torch.nn.functional.pad(found, (0, 1), value=1.0) if ones else found
         if found.numel():
             with torch.autocast(x.device.type, enabled=False):  # the user's own, in which this hook runs, would round it
                 product = (found.mT @ found).double().cpu()

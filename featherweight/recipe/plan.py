@@ -73,7 +73,7 @@ def resolve(
         where = f"stage {stage.name!r}, rule {number} ({short(rule.targets)})"
         try:
             meant = chosen(rule, held, example)
-            if stage.layerwise is not None:
+            if stage.layerwise is not None and stage.layerwise.method != "svd":  # which has another way where none can be watched
                 meant = selection.of_watched_layers(held, meant, example)
         except InputError as error:
             mistakes.append(f"{where}: {error}")

@@ -100,7 +100,8 @@ class Train:
 class Layerwise:
     """Weights that change what each layer puts out least, found layer after layer on training samples, without training.
 
-    method   admm, sparsegpt, wanda, or magnitude, which asks no sample: see `weights.layerwise`
+    method   of sets that select weights admm, sparsegpt, wanda, or magnitude, which asks no sample; of LowRank svd: see
+             `weights.layerwise`
     samples  training samples that the layers are watched on
     """
 
@@ -164,8 +165,14 @@ class Constrain:
                 f"{where}: layerwise takes the place of a driver, of train and of fisher; `retrain` may follow it",
             ),
             (
-                self.layerwise is None or all(rule.set.selects for rule in self.rules),
-                f"{where}: layerwise chooses which weights stay: give TopK, TopEach or TopRows",
+                self.layerwise is None or self.layerwise.method == "svd" or all(rule.set.selects for rule in self.rules),
+                f"{where}: layerwise chooses which weights stay: give TopK, TopEach or TopRows, or the method svd",
+            ),
+            (
+                self.layerwise is None
+                or self.layerwise.method != "svd"
+                or all(rule.set.kind == "low_rank" for rule in self.rules),
+                f"{where}: the method svd is for LowRank",
             ),
             (not self.respread or self.keep is not None, f"{where}: respread needs a budget (keep) to spread"),
             (

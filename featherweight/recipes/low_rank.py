@@ -1,7 +1,8 @@
 """arXiv 1505.06798 (Zhang et al., channel-wise), 1405.3866 (Jaderberg et al., spatial-wise): decomposition after training.
 
 The baselines of Trained Rank Pruning. Published with fine-tuning, CIFAR-10 ResNet-20 (base 91.74): channel-wise 88.13 at 1.41x
-fewer MACs, spatial-wise 89.49 at 1.66x. Here the weights are approximated, not the responses as in Zhang et al., sec. 3.
+fewer MACs, spatial-wise 89.49 at 1.66x. With `samples` the responses are approximated as in Zhang et al., sec. 3.1, and the mean
+is left to the bias; without, the weights.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from featherweight.recipe.schema import WEIGHTS, Constrain, Recipe, Train
+from featherweight.recipe.schema import WEIGHTS, Constrain, Layerwise, Recipe, Train
 from featherweight.recipes.trained_ranks import TARGETS, low_rank_rules
 from featherweight.training.schedule import Taught, Training, taught
 
@@ -24,6 +25,7 @@ def decompose(
     rate: float = 1.0,
     distill: Taught = 0.0,
     temperature: float = 4.0,
+    samples: int = 128,
 ) -> Recipe:
     """Decompose a trained network at an energy, at `ranks` or at a share `macs` of its multiply-accumulates, then train the
     factors for `fine_tune_epochs`.
@@ -31,11 +33,14 @@ def decompose(
     Batch norm's statistics are computed anew in either case, as after every stage.
     `targets`: by default every weight that can be two layers (see `factor`), each through the view of its kind.
     `distill`: weight of the distillation from the network before, added to the loss of fine-tuning; 0 for none, as in the papers.
+    `samples`: training samples on which each layer's outputs are to change least (the ranks are chosen by the weights); with 0,
+    and of layers that cannot be watched, such as recurrent ones, the weights themselves.
     """
     stage = Constrain(
         f"{view}-wise",
         rules=low_rank_rules(view, targets, energy, ranks, macs),
         macs=macs,
+        layerwise=Layerwise("svd", samples) if samples else None,
         retrain=Training(fine_tune_epochs, rate),
         masked=False,
         distill=taught(distill, temperature),

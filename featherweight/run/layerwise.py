@@ -10,46 +10,75 @@ import torch
 from torch import nn
 
 from featherweight.criteria.inputs import in_order, matrix_of, second_moments
+from featherweight.criteria.readers import Layer
 from featherweight.errors import InputError
+from featherweight.network.copies import copied
 from featherweight.recipe.schema import Layerwise
 from featherweight.task import Task
 from featherweight.weights.constrained import freeze
 from featherweight.weights.layerwise import METHODS, Problem
+from featherweight.weights.sets import LowRank
 from featherweight.weights.targets import Target
 
 
 @torch.no_grad()
 def fit(asked: Layerwise, model: nn.Module, task: Task, targets: Mapping[str, Target], epoch: int) -> list[str]:
-    """Put all targets, weights of layers that can be watched, into their sets, in place. What is to be said of it.
+    """Put all targets into their sets, in place; of layers that can be watched, by what they are given. What is to be said of it.
 
-    Raises InputError where there is no sample to look at.
+    A low rank is found on what the layers are given in `model` as it is: a cut before them moves statistics that batch norms
+    take anew at the end only. Where a layer has a bias, that makes up for the mean. Raises InputError where there is no sample to
+    look at.
     """
-    layers = [name.rpartition(".")[0] for name in targets]
+    low_rank = asked.method == "svd"
+    source = copied(model) if low_rank else model
+    layers = [name.rpartition(".")[0] for name in targets if _is_watched(model, name)]
     errors: dict[str, float] = {}
-    unseen = set(targets)
-    for together, calls in in_order(model, task.example_inputs, layers).items():
-        moments = second_moments(model, task, together, calls, asked.samples, epoch)
+    for together, calls in in_order(source, task.example_inputs, layers).items():
+        moments = second_moments(source, task, together, calls, asked.samples, epoch, ones=low_rank)
         for path in together:
             name, layer = f"{path}.weight" if path else "weight", model.get_submodule(path)
             if path in moments:
                 weight = model.get_parameter(name)
                 matrix = matrix_of(layer, weight).to(torch.promote_types(weight.dtype, torch.float32))
-                problem = Problem(matrix, moments[path].to(weight.device), targets[name], tuple(weight.shape))
+                found = moments[path].to(weight.device)
+                means = found[:, :-1, -1] if low_rank else None
+                if means is not None:
+                    found = found[:, :-1, :-1]
+                    if isinstance(layer.bias, nn.Parameter):
+                        found = found - means[:, :, None] * means[:, None, :]
+                problem = Problem(matrix, found, targets[name], tuple(weight.shape))
                 new = METHODS[asked.method](problem)
                 errors[name] = _error(problem, new)
+                if means is not None and isinstance(layer.bias, nn.Parameter):
+                    layer.bias.add_(((matrix - new).double() @ means[:, :, None]).flatten().to(layer.bias))
                 weight.copy_(new.reshape(weight.shape))
-                unseen.discard(name)
-            size = targets[name].set.shrunk(targets[name].view.to_matrix(model.get_parameter(name)))
-            within = min(targets[name].set, size, key=lambda one: one.size())  # zeros among what stays are not stored
-            freeze(model, name, replace(targets[name], set=within))
-    if not errors:
+    if not errors and layers:
         raise InputError(f"no layer saw a sample: is epoch {epoch} of the task empty?")
-    said = f"of the outputs of {len(errors)} layers {100 * sum(errors.values()) / len(errors):.3g} % are lost on average, of "
-    worst = max(errors, key=lambda name: errors[name])
-    found = [said + f"{worst} most, {100 * errors[worst]:.3g} % (squares, {asked.method})"]
-    if unseen:
-        found.append(f"by magnitude, as no sample reached them: {', '.join(sorted(unseen))}")
-    return found
+    for name, target in targets.items():
+        if isinstance(target.set, LowRank) and name in errors:  # an energy of what is left would take some of it again
+            matrix = target.view.to_matrix(model.get_parameter(name))
+            target = replace(target, set=LowRank(int(torch.linalg.matrix_rank(matrix.double(), rtol=1e-5))))
+        elif target.set.selects:  # zeros among what stays are not stored
+            size = target.set.shrunk(target.view.to_matrix(model.get_parameter(name)))
+            target = replace(target, set=min(target.set, size, key=lambda one: one.size()))
+        freeze(model, name, target)
+    said = []
+    if errors:
+        worst = max(errors, key=lambda name: errors[name])
+        said.append(
+            f"of the outputs of {len(errors)} layers {100 * sum(errors.values()) / len(errors):.3g} % are lost on average, of "
+            f"{worst} most, {100 * errors[worst]:.3g} % (squares, {asked.method})"
+        )
+    if unseen := sorted(targets.keys() - errors.keys()):
+        said.append(f"by {'the weights alone' if low_rank else 'magnitude'}, as no sample reached them: {', '.join(unseen)}")
+    return said
+
+
+def _is_watched(model: nn.Module, name: str) -> bool:
+    """Is it the weight of a layer of which it is seen what it is multiplied by?"""
+    path, _, attribute = name.rpartition(".")
+    layer = model.get_submodule(path)
+    return attribute == "weight" and isinstance(layer, Layer) and not getattr(layer, "transposed", False)
 
 
 def _error(problem: Problem, new: torch.Tensor) -> float:

@@ -2,7 +2,7 @@
 
 min over W of the sum over its rows of |X w - X w_0|^2 + damping |w - w_0|^2, W in the set. All that is asked of the inputs is
 their second moments H = mean of x x^T, (groups, d, d), for W (groups, rows, d): a linear layer is one group, a convolution as
-many as it has. Each function returns the new weights (groups, rows, d), 0 outside the places that it chose.
+many as it has. Each function returns the new weights (groups, rows, d), in the set.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from featherweight.weights.sets import TopEach, TopK
+from featherweight.weights.sets import LowRank, TopEach, TopK
 from featherweight.weights.targets import Target
 
-Method = Literal["admm", "sparsegpt", "wanda", "magnitude"]
+Method = Literal["admm", "sparsegpt", "wanda", "magnitude", "svd"]
 
 DAMPING = 0.01  # of the mean of H's diagonal, added to it; of ALPS and of SparseGPT
 RHO, CHECK_EVERY, MOST_STEPS, REFINED = 0.1, 3, 300, 10  # of ALPS: of the scaled problem, whose H has a diagonal of 1
@@ -192,9 +192,37 @@ def refined(moments: Tensor, dense: Tensor, sparse: Tensor, steps: int = REFINED
     return weight
 
 
+def svd(problem: Problem) -> Tensor:
+    """The low rank that loses least of what the layer puts out, in closed form: M = W in the target's view, projected on the
+    leading eigenvectors of M H M^T (Zhang et al. 2016, arXiv 1505.06798, sec. 3.1; Wang et al. 2025, arXiv 2403.07378).
+
+    The rank is that of the set, where it is an energy by the weights. A view that puts a row of the kernel beside each output
+    (`spatial`) has as many H as there are such rows, and their mean is taken: what two of them do together is not seen.
+    """
+    target, d = problem.target, problem.weight.shape[-1]
+    matrix = target.view.to_matrix(problem.weight.reshape(problem.shape)).double()
+    numbers = target.view.to_matrix(torch.arange(problem.weight.numel(), device=matrix.device).reshape(problem.shape))
+    turned = bool((numbers[0] // d != numbers[0, 0] // d).any())  # a row is of inputs, not of an output
+    matrix, numbers = (matrix.mT, numbers.mT) if turned else (matrix, numbers)
+    inputs = (numbers % d).unique(dim=0)  # (kinds of row, columns): which input an entry multiplies
+    moments = problem.moments[0].to(matrix)
+    mean = torch.stack([moments[columns[:, None], columns] for columns in inputs]).mean(0)
+    wanted = target.set
+    assert isinstance(wanted, LowRank)
+    leading = torch.linalg.eigh(matrix @ mean @ matrix.mT).eigenvectors[:, -wanted.rank_of(matrix) :]
+    new = leading @ (leading.mT @ matrix)
+    return target.view.to_weight(new.mT if turned else new, problem.shape).reshape(problem.weight.shape).to(problem.weight)
+
+
 def _norms(moments: Tensor) -> Tensor:
     """(groups, 1, d) root mean squares of the inputs."""
     return moments.diagonal(dim1=1, dim2=2)[:, None, :].sqrt()
 
 
-METHODS: dict[str, Callable[[Problem], Tensor]] = {"admm": admm, "sparsegpt": sparsegpt, "wanda": wanda, "magnitude": magnitude}
+METHODS: dict[str, Callable[[Problem], Tensor]] = {
+    "admm": admm,
+    "sparsegpt": sparsegpt,
+    "wanda": wanda,
+    "magnitude": magnitude,
+    "svd": svd,
+}

@@ -188,6 +188,7 @@ def test_training_goes_on_inside_the_places(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("made_wrong", "told"),
     [
+        (lambda: Constrain("s", (Rule("*", TopK(1)),), layerwise=Layerwise("svd")), "svd is for LowRank"),
         (lambda: Constrain("s", (Rule("*", LowRank(1)),), layerwise=Layerwise()), "layerwise chooses which weights stay"),
         (
             lambda: Constrain("s", (Rule("*", TopK(1)),), driver=ADMM(1.0, 1), layerwise=Layerwise()),

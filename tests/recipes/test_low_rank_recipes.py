@@ -188,3 +188,37 @@ def test_fine_tuning_by_distillation_alone_does_not_ask_the_labels(short: Task, 
     other = dataclasses.replace(short, loss=lambda network, batch: 3 * short.loss(network, batch))
     one, two = (compress(trained, recipe, one_task).model.state_dict() for one_task in (short, other))
     assert all(torch.equal(one[name], two[name]) for name in one) == (loss == 0.0)
+
+
+class Shifted(nn.Module):
+    """A wide linear layer whose inputs have a large mean, one without a bias, and a GRU, which cannot be watched."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(24, 24), nn.Linear(24, 24, bias=False)
+        self.gru, self.out = nn.GRU(24, 24, batch_first=True), nn.Linear(24, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.gru(self.second(torch.tanh(self.first(x))))[0][:, -1])
+
+
+def test_outputs_are_kept_and_the_bias_makes_up_for_the_mean() -> None:
+    torch.manual_seed(0)
+    network = Shifted().eval()
+    x = (torch.randn(64, 5, 6) @ torch.randn(6, 24) + 3) / 3
+    task = Task.unlabelled(network, [(x[:32],), (x[32:],)])
+    thin = ("first.weight", "second.weight", "gru.weight_ih_l0")
+    stages = {samples: decompose(ranks=dict.fromkeys(thin, 4), samples=samples) for samples in (0, 64)}
+    results = {samples: compress(network, recipe, task) for samples, recipe in stages.items()}
+    lost = {}
+    for samples, result in results.items():
+        first = result.model.first
+        assert isinstance(first, nn.Sequential) and len(first) == 2
+        with torch.no_grad():
+            change = first(x) - network.first(x)
+        lost[samples] = float(change.square().mean())
+        if samples:
+            torch.testing.assert_close(change.mean((0, 1)), torch.zeros(24), rtol=0, atol=1e-4)
+    assert lost[64] < 0.5 * lost[0]
+    assert any("by the weights alone" in line and "gru.weight_ih_l0" in line for line in results[64].rows[-1].said)
+    assert not any("of the outputs of" in line for line in results[0].rows[-1].said)

@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from featherweight.weights.layerwise import DAMPING, METHODS, Problem, admm, magnitude, refined, sparsegpt, wanda
-from featherweight.weights.sets import TopEach, TopK
+from featherweight.weights.layerwise import DAMPING, METHODS, Problem, admm, magnitude, refined, sparsegpt, svd, wanda
+from featherweight.weights.sets import LowRank, TopEach, TopK
 from featherweight.weights.targets import Target
 from featherweight.weights.views import WHOLE, View
 
+SELECT = {name: method for name, method in METHODS.items() if name != "svd"}
 PAIRS = View("o (g m) ... -> (o g ...) m", (("m", 4),))
 
 
@@ -108,7 +109,7 @@ def test_sparsegpt_is_one_weight_after_the_other(target: Target) -> None:
     np.testing.assert_allclose(sparsegpt(one)[0].numpy(), weight, rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", SELECT)
 def test_every_method_stays_in_the_set_in_groups_and_under_a_mask(method: str) -> None:
     for target in (Target(TopK(30), WHOLE, masked=True), Target(TopEach(2), PAIRS, masked=True)):
         one = problem(3, 8, target, groups=4, dtype=torch.float32)
@@ -122,10 +123,35 @@ def test_inputs_that_are_always_zero_are_no_trouble() -> None:
     one = problem(3, 8, Target(TopK(12)), groups=2)
     one.moments[0] = 0
     one.moments[1, 2], one.moments[1, :, 2] = 0, 0
-    assert all(bool(torch.isfinite(method(one)).all()) for method in METHODS.values())
+    assert all(bool(torch.isfinite(method(one)).all()) for method in SELECT.values())
 
 
 def test_admm_loses_less_than_its_baselines() -> None:
     one = problem(24, 40, Target(TopK(24 * 8)), seed=1)
-    losses = {name: loss(one, method(one)) for name, method in METHODS.items()}
+    losses = {name: loss(one, method(one)) for name, method in SELECT.items()}
     assert losses["admm"] < 0.95 * losses["sparsegpt"] < losses["wanda"] < losses["magnitude"]
+
+
+def test_the_low_rank_is_that_of_the_whitened_weight() -> None:
+    """Another way to the same: W S with S S^T = H by Cholesky, cut by numpy's singular values, S taken off again."""
+    one = problem(9, 7, Target(LowRank(3), View("o i -> o i")))
+    root = np.linalg.cholesky(one.moments[0].numpy())
+    left, values, right = np.linalg.svd(one.weight[0].numpy() @ root, full_matrices=False)
+    wanted = (left[:, :3] * values[:3]) @ right[:3] @ np.linalg.inv(root)
+    np.testing.assert_allclose(svd(one)[0].numpy(), wanted, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("view", [View("o i h w -> o (i h w)"), View("o i h w -> (i h) (o w)"), View("o i h w -> (o h) (i w)")])
+def test_a_kernel_s_rows_are_weighed_by_what_they_meet(view: View) -> None:
+    """Inputs of which half never come: the low rank spends nothing on them, whichever side of the matrix they are."""
+    shape = (6, 4, 3, 3)
+    met = torch.zeros(4, 3, 3, dtype=torch.float64)
+    met[:2] = 1
+    weight = torch.randn(1, 6, 36, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    one = Problem(weight, torch.diag(met.flatten())[None], Target(LowRank(2), view), shape)
+    seen = view.to_matrix((weight[0] * met.flatten()).reshape(shape))
+    values = torch.linalg.svdvals(seen)
+    new = svd(one)
+    assert torch.linalg.matrix_rank(view.to_matrix(new.reshape(shape))) <= 2
+    lost = ((new - weight)[0] * met.flatten()).square().sum()
+    torch.testing.assert_close(lost, values[2:].square().sum())  # Eckart and Young on what is met alone
