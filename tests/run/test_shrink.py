@@ -19,7 +19,7 @@ from featherweight.recipe.schema import Recipe, Train
 from featherweight.recipe.way import Way
 from featherweight.recipes.goals import BITS, ways_to
 from featherweight.run.choose import LEAST, SEARCHED, fitted, held_out
-from featherweight.run.goals import Goal, OutOfReach
+from featherweight.run.goals import Costs, Goal, OutOfReach
 from featherweight.run.shrunk import remember, settled, taken_up
 
 
@@ -209,6 +209,20 @@ def test_what_cannot_be_reached_is_refused_with_the_least_that_can() -> None:
         shrink(network(), task(), "macs=50%", runtimes=["onnx"])
     with pytest.raises(InputError, match="no runtime"):
         shrink(network(), task(), "2ms", runtimes=["tensorrt"])
+
+
+def test_times_that_spread_widely_are_taken_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def interleaved(calls: Any, rounds: int) -> Any:
+        asked.append(rounds)
+        noisy = [0.5, 1.0, 2.0, 4.0, 8.0]
+        return {name: [1.0] * 5 if name != "small" else (noisy if len(asked) == 2 else [0.25] * 5) for name in calls}
+
+    monkeypatch.setattr("featherweight.run.goals.interleaved", interleaved)
+    with Costs(Goal.of("faster=2x"), network(), task(), ["eager"]) as costs:
+        assert costs.time(network(), "eager") == (250.0, 0.0)  # of a second, by the second look; the first says 2 s
+    assert asked[1:] == [15, 60]
 
 
 def test_a_goal_of_time_is_measured_in_turns_with_the_network_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
