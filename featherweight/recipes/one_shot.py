@@ -131,7 +131,7 @@ def reconstruct(
     The other parameters are those of l1_filters.
     """
     budget = _budget(macs, parameters, bytes, latency_ms)
-    more = {"multiple": multiple, "soft": soft, "where": where, "runtime": runtime}
+    more: dict[str, Any] = {"multiple": multiple, "soft": soft, "where": where, "runtime": runtime}
     units = Units(criterion, *budget, allocate, sites, samples, refit=True, **more)
     taught = Train("reconstructed", train=Training(epochs, rate), distill=BLOCKS)
     return Recipe("reconstruct", (Train("dense"), CutUnits("cut", units=units), taught), "arXiv 1707.06168, 1412.6550")

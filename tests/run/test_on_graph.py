@@ -16,7 +16,7 @@ from featherweight import CutUnits, Recipe, Task, Train, measurement, recipes
 from featherweight.errors import FeatherweightError, InputError
 from featherweight.recipe.reading import from_dict
 from featherweight.recipe.units import Units
-from featherweight.training.schedule import BLOCKS, Training
+from featherweight.training.schedule import Training
 
 BATCH = (TOKENS.repeat(3, 1), torch.tensor([0, 1, 2]))
 CUT = CutUnits("cut", units=Units("l1", macs=0.6, sites="attentions*", where="graph"), train=Training(1))
