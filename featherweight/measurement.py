@@ -38,14 +38,19 @@ class Measurement:
     notes: tuple[str, ...] = ()
 
 
-def measure(model: nn.Module, example: Example | Inputs, score: Callable[[nn.Module], float] | None = None) -> Measurement:
-    """Score, sizes and MACs of `model`. Raises UnsupportedNetwork for one that is sharded or lazy."""
+NO_EXAMPLE = "no input was given to count MACs on"
+
+
+def measure(
+    model: nn.Module, example: Example | Inputs | None = None, score: Callable[[nn.Module], float] | None = None
+) -> Measurement:
+    """Score, sizes and MACs of `model`; no MACs without an example. Raises UnsupportedNetwork for one that is sharded or lazy."""
     network = unwrapped(model)
     held = parameters_of(network)
     weights = held.values
     if empty := [name for name, weight in weights.items() if weight.is_meta]:
         raise UnsupportedNetwork(f"{empty[0]!r} is on the meta device and has no values to measure: load weights first")
-    macs, uncounted = count_macs(network, example)
+    macs, uncounted = (None, (NO_EXAMPLE,)) if example is None else count_macs(network, example)
     return Measurement(
         score=None if score is None else float(score(model)),
         parameters=sum(weight.numel() for weight in weights.values()),

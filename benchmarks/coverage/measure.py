@@ -1,12 +1,9 @@
-"""One network traced, cut and compared; the same by torch-pruning; each in a process of its own."""
+"""One network traced, cut and compared, and timed at half of its size; each in a process of its own."""
 
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import resource
-import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -15,10 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.coverage.suites import SUITES, stand_in_for_torchvision
-
-SECONDS, GIGABYTES = {"one": 300, "peer": 120, "half": 120}, 10  # of processor time: the machine has other work
-SECONDS_DRAWN = 120  # each part of a network drawn from timm's list
+from benchmarks.coverage.suites import SUITES
 
 
 def randomise(model: nn.Module) -> None:
@@ -32,9 +26,6 @@ def randomise(model: nn.Module) -> None:
         for parameter in model.parameters():
             if parameter.dim() <= 1 or not bool(parameter.any()):
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
-
-
-# ---------------------------------------------------------------- one row
 
 
 def measure(suite: str, name: str) -> dict[str, Any]:
@@ -148,99 +139,6 @@ def memory() -> dict[str, int]:
     return {"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}
 
 
-def torch_pruning(suite: str, name: str) -> dict[str, Any]:
-    """Torch-Pruning on the same network: half of all channels, output layer left alone; is what it cut what it should be?"""
-    try:
-        import torch_pruning as tp
-    except ImportError:
-        return {"tp": "not installed"}
-    import copy
-
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    model, example = SUITES[suite](name)
-    randomise(model)
-    model.double()
-    example = tuple(t.double() if t.is_floating_point() else t for t in example)
-    total = sum(p.numel() for p in model.parameters())
-    reference = copy.deepcopy(model)
-    names = {module: path for path, module in model.named_modules()}
-    left: dict[tuple[str, bool], np.ndarray] = {}
-    with torch.no_grad():
-        first = model(*example)
-    tensors = [o for o in torch.utils._pytree.tree_leaves(first) if isinstance(o, Tensor)]
-    classes = {int(t.shape[-1]) for t in tensors} | {int(t.shape[1]) for t in tensors if t.dim() > 1}
-    ignored = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d, nn.Conv1d)) and m.weight.shape[0] in classes][
-        -1:
-    ]
-    heads = {
-        m.qkv: m.num_heads for m in model.modules() if hasattr(m, "num_heads") and isinstance(getattr(m, "qkv", None), nn.Linear)
-    }
-    pruner = tp.pruner.BasePruner(
-        model, example, importance=tp.importance.RandomImportance(), pruning_ratio=0.5, ignored_layers=ignored, num_heads=heads
-    )
-    checked = True
-    for group in pruner.step(interactive=True):
-        for dependency, indices in group:
-            module = dependency.target.module
-            path = names.get(module)
-            if path is None:
-                checked = False
-                continue
-            inward = "in_channels" in dependency.handler.__name__
-            checked &= zero_like_tp(reference.get_submodule(path), inward, np.asarray(indices), left, path)
-        group.prune()
-    with torch.no_grad():
-        result = model(*example)
-        expected = reference(*example)
-    cut = round(1 - sum(p.numel() for p in model.parameters()) / total, 4)
-    error = apart(floating(expected), floating(result))
-    return {
-        "tp": "exact" if error <= 1e-9 else "runs, not checked" if not checked and error < float("inf") else "different",
-        "tp_error": error,
-        "tp_cut": cut,
-    }
-
-
-def zero_like_tp(
-    module: nn.Module, inward: bool, indices: np.ndarray, left: dict[tuple[str, bool], np.ndarray], path: str
-) -> bool:
-    """Set to 0 in the reference what Torch-Pruning is about to remove; False for layers that this check does not know."""
-    grouped = isinstance(module, nn.modules.conv._ConvNd) and module.groups > 1
-    if isinstance(module, nn.modules.conv._ConvNd):
-        size = module.in_channels if inward else module.out_channels
-    elif isinstance(module, nn.Linear):
-        size = module.in_features if inward else module.out_features
-    elif isinstance(module, nn.modules.batchnorm._BatchNorm):
-        size = module.num_features
-    elif isinstance(module, nn.PReLU):
-        return True
-    else:
-        return type(module).__module__.startswith("torch_pruning")
-    alive = left.setdefault((path, inward), np.arange(size))
-    gone = torch.from_numpy(alive[indices])
-    left[path, inward] = np.delete(alive, indices)
-    with torch.no_grad():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            if module.affine:
-                module.weight[gone] = 0
-                module.bias[gone] = 0
-        else:
-            weight = module.weight
-            dim = 1 if inward else 0
-            if isinstance(module, nn.modules.conv._ConvTransposeNd):
-                dim = 1 - dim
-            if grouped and inward:
-                per_in, per_out = module.in_channels // module.groups, module.out_channels // module.groups
-                for i in gone.tolist():
-                    weight[i // per_in * per_out : (i // per_in + 1) * per_out, i % per_in] = 0
-            else:
-                weight.index_fill_(dim, gone, 0)
-            if not inward and module.bias is not None:
-                module.bias[gone] = 0
-    return True
-
-
 def half_size(suite: str, name: str) -> dict[str, Any]:
     """Half of the MACs by `prune` as a user calls it (three quarters where that is refused), both networks in ONNX Runtime, timed
     in turns on one thread."""
@@ -294,54 +192,3 @@ def half_size(suite: str, name: str) -> dict[str, Any]:
     low, median, high = np.quantile(ratios, [0.25, 0.5, 0.75])
     row |= {"faster": round(float(median), 3), "spread": round(float((high - low) / median), 3)}
     return row | {"dense_ms": round(1e3 * best[0], 2), "small_ms": round(1e3 * best[1], 2)}
-
-
-# ---------------------------------------------------------------- many rows
-
-
-PARTS = {"one": measure, "peer": torch_pruning, "half": half_size}
-
-
-def in_process(part: str, suite: str, name: str) -> dict[str, Any]:
-    """Measure in a forked process with limits of time and memory, so that a crash costs a row and nothing else."""
-    reader, writer = os.pipe()
-    seconds = SECONDS_DRAWN if suite == "timm" else SECONDS[part]
-    child = os.fork()
-    if child == 0:
-        os.close(reader)
-        resource.setrlimit(resource.RLIMIT_AS, (GIGABYTES << 30, GIGABYTES << 30))
-        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 10))
-        with open(os.devnull, "w") as null:
-            os.dup2(null.fileno(), 1)
-            os.dup2(null.fileno(), 2)
-        try:
-            row = PARTS[part](suite, name)
-        except BaseException as error:  # noqa: BLE001 - whatever happens is the row
-            row = {"crash": f"{type(error).__name__}: {error}"[:300]}
-        with os.fdopen(writer, "w") as pipe:
-            pipe.write(json.dumps(row))
-        os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader, "rb") as pipe:
-        answer = pipe.read()
-    _, status = os.waitpid(child, 0)
-    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU:
-        return {"crash": f"more than {seconds} s"}
-    return dict(json.loads(answer)) if answer else {"crash": "killed (memory)"}
-
-
-def warm_up() -> None:
-    """Import once what every child needs."""
-    from featherweight.structure import prune, trace
-
-    torch.set_num_threads(1)
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)).eval()
-    prune(model, trace(model, (torch.randn(1, 3, 8, 8),)), "0", [0, 1])
-    import transformers
-
-    transformers.utils.is_torchvision_available()  # asked once, before there is a stand-in
-    stand_in_for_torchvision()
-    with contextlib.suppress(ImportError):
-        import pytorchcv.model_provider  # noqa: F401
-    with contextlib.suppress(ImportError):
-        import timm  # noqa: F401

@@ -18,7 +18,9 @@ import itertools
 import json
 import time
 
-from benchmarks.coverage.measure import half_size, in_process, measure, torch_pruning, warm_up
+from benchmarks.coverage.measure import half_size, measure
+from benchmarks.coverage.peer import torch_pruning
+from benchmarks.coverage.process import in_process, warm_up
 from benchmarks.coverage.suites import DRAWN, draw, networks
 from benchmarks.coverage.table import table
 from benchmarks.lib.rows import Rows

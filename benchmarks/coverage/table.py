@@ -59,7 +59,7 @@ def table(done: dict[str, Line]) -> str:
         ]
         exact = [r for r in peers if r.get("tp") == "exact"]
         more = sorted(r["name"] for r in exact if r["tp_cut"] > max(r.get("class_cut", 0), r.get("graph_cut", 0)))
-        lines += ["", f"Where torch-pruning is exact and cuts more: {', '.join(more) or 'nowhere'}."]
+        lines += ["", f"Where torch-pruning is exact and cuts more: {', '.join(more) or 'nowhere'}.", *fewer(exact, more)]
     lines += drawn([r for r in found if r["suite"] == "timm"])
     head = [
         "network",
@@ -82,6 +82,19 @@ def table(done: dict[str, Line]) -> str:
     lines += ["", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     lines += ["| " + " | ".join(line(r)) + " |" for r in sorted(found, key=lambda r: (r["suite"], r["name"]))]
     return "\n".join(lines) + "\n"
+
+
+def fewer(exact: list[dict[str, Any]], more: list[str]) -> list[str]:
+    """Why it cuts more there, and whether this library takes the same units."""
+    lines = []
+    for r in (r for r in exact if r["name"] in more):
+        if "same" in r:
+            same = f"{r['same_cut']:.2%}, {r['same']}" if "same_cut" in r else r["same"]
+            least = f"leaves {r['tp_fewest']:.0%} of the outputs of some layer, which is no half"
+            lines.append(f"- {r['name']}: it {least}: {r['tp_cut']:.2%}; this library, told to take the same units: {same}.")
+        elif "tp_fewest" in r:
+            lines.append(f"- {r['name']}: {r['tp_cut']:.2%} for {max(r.get('class_cut', 0), r.get('graph_cut', 0)):.2%}.")
+    return ["", *lines] if lines else []
 
 
 def drawn(found: list[dict[str, Any]]) -> list[str]:

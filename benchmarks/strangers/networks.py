@@ -87,9 +87,11 @@ def pitch(seed: int, count: int = 8192, scored: int = TUNED) -> Task:
 
 def speech(seed: int, speakers: int = 256, scored: int = TUNED) -> Task:
     """Voices for resemblyzer. The score: 100 times the mean cosine to the dense network's embeddings."""
-    spoken = _made("voices", speakers, 1000 + seed)
+    spoken = Sentences(speakers, 1000 + seed)
     score = functools.partial(cosine, seed=scored)
-    return Task.unlabelled(voice(), DataLoader(spoken, 8, shuffle=True), evaluate=score, optimizer=adam)
+    example = (torch.rand(1, 160, 40),)
+    batches = DataLoader(spoken, 8, shuffle=True)
+    return Task.unlabelled(voice(), batches, evaluate=score, optimizer=adam, example_inputs=example)
 
 
 def adam(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
@@ -107,6 +109,19 @@ class Inputs(Dataset[Tensor]):
 
     def __getitem__(self, place: int) -> Tensor:
         return self.held[place]
+
+
+class Sentences(Dataset[Tensor]):
+    """Four of each speaker, made when the first is asked for: an export needs none."""
+
+    def __init__(self, speakers: int, seed: int) -> None:
+        self.speakers, self.seed = speakers, seed
+
+    def __len__(self) -> int:
+        return 4 * self.speakers
+
+    def __getitem__(self, place: int) -> Tensor:
+        return _made("voices", self.speakers, self.seed)[place]
 
 
 @functools.lru_cache(maxsize=4)

@@ -13,7 +13,7 @@ from featherweight.cli.options import AsJson, Device, Inputs, Seed, Target, Targ
 from featherweight.cli.subjects import Subject
 from featherweight.errors import InputError
 from featherweight.files import artifact, packed
-from featherweight.measurement import measure
+from featherweight.measurement import Measurement, measure
 from featherweight.network import calls
 from featherweight.run.report import weights_left
 from featherweight.ship import activations, bench, c
@@ -38,10 +38,15 @@ def inspect_command(
 ) -> None:
     """Measure an artifact or packed file anew, from its files alone; or show a MODEL's structure: what can go, and why not.
 
-    Exits with 4 where an artifact's files disagree with its report.
+    Exits with 4 where an artifact's files disagree with its report. Of a packed file without --data no score, and without --input
+    no MACs.
     """
     if shapes and not subjects.takes_shapes(target):
-        raise InputError("--input shows the structure of a MODEL; an artifact or packed file is scored: give --data")
+        raise InputError("--input shows the structure of a MODEL; an artifact that was made with data is scored: give --data")
+    if subjects.is_packed(target) and model is not None and data is None and not shapes:
+        network, original = subjects.unpacked(target, model, seed, device)
+        _show_packed(Path(target), measure(network), weights_left(network, original), as_json)
+        return
     held = subjects.load(target, model, data, seed, threads, shapes=shapes or (), device=device)
     if subjects.is_model(target):
         found = outline.outline(trace(held.network, held.task.example_inputs))
@@ -50,11 +55,7 @@ def inspect_command(
     measured, folder = subjects.measured(held, target), Path(target)
     left = weights_left(held.network, held.original) if held.original is not None else {}
     if held.description is None:
-        size = folder.stat().st_size
-        if as_json:
-            console.json_object({"path": target, "bytes": size, "measured": asdict(measured)})
-        else:
-            console.inspection(console.compared(measured, measured)[0], left, {folder.name: size})
+        _show_packed(folder, measured, left, as_json)
         return
     claimed = subjects.claimed(held.description, folder)
     table, differ = console.compared(measured, claimed)
@@ -74,6 +75,14 @@ def inspect_command(
     if differ:
         console.note(f"error: the files disagree with their report: {', '.join(differ)}")
         raise typer.Exit(DISAGREES)
+
+
+def _show_packed(path: Path, measured: Measurement, left: dict[str, Any], as_json: bool) -> None:
+    size = path.stat().st_size
+    if as_json:
+        console.json_object({"path": str(path), "bytes": size, "measured": asdict(measured)})
+    else:
+        console.inspection(console.compared(measured, measured)[0], left, {path.name: size})
 
 
 def pack_command(

@@ -200,10 +200,22 @@ def is_model(target: str) -> bool:
     return not Path(target).is_dir() and (target in NETWORKS or ".py:" in target or sources.is_source(target))
 
 
+def is_packed(target: str) -> bool:
+    """Is it a packed file, by its name, and there?"""
+    return Path(target).suffix == PACKED and Path(target).is_file()
+
+
+def unpacked(target: str, model: str, seed: int, device: str) -> tuple[nn.Module, nn.Module]:
+    """The network of a packed file, and the one of its class before: for what is counted without an input."""
+    torch.manual_seed(seed)
+    original = inputs.network(model).to(chosen(device))
+    return packed.load(Path(target), original), original
+
+
 def takes_shapes(target: str) -> bool:
-    """Is the shape of an input enough, as of a MODEL that is looked at, and of an artifact that was made without data?"""
+    """Is the shape of an input enough, as of a MODEL that is looked at, a packed file, and an artifact made without data?"""
     path = Path(target)
-    return is_model(target) or (path.suffix != PACKED and not scored(artifact.describe(path)))
+    return is_model(target) or path.suffix == PACKED or not scored(artifact.describe(path))
 
 
 def data_for(model: str) -> str | None:
@@ -231,7 +243,7 @@ def claimed(description: Description, folder: Path) -> Measurement:
 
 def measured(held: Subject, target: str) -> Measurement:
     """The network measured anew. Raises InputError where the task cannot score it."""
-    without = held.description is not None and not scored(held.description)
+    without = held.data.startswith("--input") or (held.description is not None and not scored(held.description))
     try:
         return measure(held.network, held.task.example_inputs, None if without else held.task.evaluate)
     except FeatherweightError:

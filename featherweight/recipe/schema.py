@@ -322,14 +322,12 @@ class Recipe:
         self._check_graph()
 
     def _check_graph(self) -> None:
-        """After units went on the graph there are no layers that a set, a cut, a head or a teacher could look at."""
+        """After units went on the graph there are no layers that a set, a cut or a head could look at."""
         cut = next((stage for stage in self.stages if isinstance(stage, CutUnits) and stage.on_graph), None)
         for stage in self.stages[self.stages.index(cut) :] if cut is not None else ():
-            layers = stage.distill is not None and stage.distill.distance == "blocks"
-            if layers or (stage is not cut and not isinstance(stage, Train)) or getattr(stage, "auxiliary", False):
-                wants = "compares layers" if layers else "needs layers"
+            if (stage is not cut and not isinstance(stage, Train)) or getattr(stage, "auxiliary", False):
                 raise InputError(
-                    f"stage {stage.name!r} {wants}, and after stage {cut.name if cut else ''!r}, whose units are of where: "
+                    f"stage {stage.name!r} needs layers, and after stage {cut.name if cut else ''!r}, whose units are of where: "
                     "graph, the network is an exported module, which has none: put it before, or cut with where: class"
                 )
 

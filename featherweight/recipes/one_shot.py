@@ -118,6 +118,7 @@ def reconstruct(
     samples: int = 1024,
     epochs: int = 20,
     rate: float = 1.0,
+    where: Where = "class",
     runtime: Runtime = "eager",
 ) -> Recipe:
     """Cut, fit the readers of what is cut, and teach each layer what the dense network's puts out: inputs, and no labels.
@@ -125,11 +126,13 @@ def reconstruct(
     Layer by layer as in channel pruning (He et al., ICCV 2017), then all layers at once (FitNets, Romero et al., ICLR 2015).
 
     criterion  which units go; taylor, taylor_weight and discriminative look at labels, the others do not
-    epochs     of learning the dense network's outputs and those of its layers, at `rate` times the task's base rate
+    epochs     of learning the dense network's outputs and those of its layers, at `rate` times the task's base rate; where: graph
+               leaves no layers, and the outputs alone are learnt
     The other parameters are those of l1_filters.
     """
     budget = _budget(macs, parameters, bytes, latency_ms)
-    units = Units(criterion, *budget, allocate, sites, samples, refit=True, multiple=multiple, soft=soft, runtime=runtime)
+    more: dict[str, Any] = {"multiple": multiple, "soft": soft, "where": where, "runtime": runtime}
+    units = Units(criterion, *budget, allocate, sites, samples, refit=True, **more)
     taught = Train("reconstructed", train=Training(epochs, rate), distill=BLOCKS)
     return Recipe("reconstruct", (Train("dense"), CutUnits("cut", units=units), taught), "arXiv 1707.06168, 1412.6550")
 
@@ -201,6 +204,7 @@ def discriminative_adapt(
     rate: float = 1.0,
     distill: Taught = 0.0,
     temperature: float = 4.0,
+    where: Where = "class",
 ) -> Recipe:
     """`discriminative`, each site as small as its own losses say, then fine-tune (DCP-Adapt, Zhuang et al., NeurIPS 2018).
 
@@ -211,8 +215,10 @@ def discriminative_adapt(
     samples    training samples that the criterion looks at
     epochs     of fine-tuning, at `rate` times the task's base rate
     distill    weight of the distillation from the dense network, which is added to the loss; 0 for none
+    where      graph: cut also what the network's class cannot express; the network is an exported module from then on
     """
-    units = Units("discriminative", macs, allocate=Stopping(tolerance), sites=sites, samples=samples, refit=True)
+    how = Stopping(tolerance)
+    units = Units("discriminative", macs, allocate=how, sites=sites, samples=samples, refit=True, where=where)
     return _cut_once("discriminative_adapt", "arXiv 1810.11809", units, epochs, rate, distill, temperature)
 
 
@@ -227,6 +233,7 @@ def amc(
     rate: float = 1.0,
     distill: Taught = 0.0,
     temperature: float = 4.0,
+    where: Where = "class",
 ) -> Recipe:
     """Sizes that an agent finds, the largest sums of |w|, readers fitted anew, then fine-tune (AMC, He et al., ECCV 2018).
 
@@ -237,7 +244,8 @@ def amc(
     samples    training samples to fit on, and as many others that the agent is rewarded by
     epochs     of fine-tuning, at `rate` times the task's base rate
     distill    weight of the distillation from the dense network, which is added to the loss; 0 for none
+    where      graph: cut also what the network's class cannot express; the network is an exported module from then on
     """
     how = Search(episodes, warm_up)
-    units = Units("l1", macs, allocate=how, sites=sites, samples=samples, refit=True, multiple=multiple)
+    units = Units("l1", macs, allocate=how, sites=sites, samples=samples, refit=True, multiple=multiple, where=where)
     return _cut_once("amc", "arXiv 1802.03494", units, epochs, rate, distill, temperature)

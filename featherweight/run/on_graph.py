@@ -1,8 +1,8 @@
 """Stages after which a network is an exported module, since its class cannot express the cut: tried before anything is trained.
 
 Such a module is a graph of operations over the same parameters. It is the network of eval mode: what its class does in training
-alone, such as dropout and new statistics of batch norms, it does not. It has no layers, so that sets, further cuts, heads and
-teachers of layers come before it, which `Recipe` asks for.
+alone, such as dropout and new statistics of batch norms, it does not. It has no layers, so that sets, further cuts and heads come
+before it, which `Recipe` asks for, and a teacher of layers teaches the outputs alone.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from featherweight.task import Batch, Task
 from featherweight.training.fit import rehearsing
 
 TRAINED_SO = "the network is an exported module now: trained on, it drops nothing out and its batch norms keep their statistics"
+OUTPUTS_ALONE = "taught by the outputs alone: an exported module has no layers to compare"
 OTHERWISE = (
     "Cut with where: class",
     "Cut with where: class, or give an example of the form of the training batches, and a loss that takes plain outputs",

@@ -22,10 +22,12 @@ from featherweight.network.devices import device_of
 from featherweight.recipe.schema import Stage, Train
 from featherweight.run.ground import Ground
 from featherweight.run.in_shards import load, snapshot_of
+from featherweight.run.on_graph import OUTPUTS_ALONE
 from featherweight.run.report import Row, left
 from featherweight.run.state import Result, Unfinished
 from featherweight.run.watch import Guide, Monitor, Watch, silent
 from featherweight.structure import Edit as StructureEdit
+from featherweight.structure.interpreted import Interpreted
 from featherweight.task import Batch, Task, steps_of
 from featherweight.training.distillation import settled
 from featherweight.training.engine import Engine
@@ -101,6 +103,8 @@ class Running:
             self.teacher = teacher = state.baseline.build(self.ground.original).eval()
             self.distill, said = self.engine.decided(lambda: settled(stage.distill, self.ground.task, teacher, self.epoch))
             self.said.append(said)
+            if stage.distill.distance == "blocks" and isinstance(self.network, Interpreted):
+                self.said.append(OUTPUTS_ALONE)
             self.engine.share_out(teacher)
         self.watch = Watch(state, self.monitor, stage, self.start, steps_of(self.ground.task, self.epoch), self.engine)
 

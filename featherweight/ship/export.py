@@ -295,11 +295,12 @@ def _optimised(model: Any, held: Mapping[str, Stored], form: Form, opset: int) -
 
 
 def _why(error: BaseException) -> str:
-    """The exporter's nested errors in one sentence."""
-    text = ""
+    """The exporter's nested errors in one sentence: what the innermost says first."""
+    text = first = ""
     cause: BaseException | None = error
     while cause is not None:
         text += f"{cause}\n"
+        first = first_line(cause)
         cause = cause.__cause__
     lacking = sorted(set(re.findall(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", text)))
     if lacking:
@@ -307,7 +308,7 @@ def _why(error: BaseException) -> str:
             f"ONNX has no form of {', '.join(lacking)}: write this part of the network with other operations, or export it as "
             "pt2, which holds any PyTorch operation"
         )
-    return f"the ONNX exporter failed: {text.strip().splitlines()[-1]}"
+    return f"the ONNX exporter failed: {first}"
 
 
 # --- torch.export --------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ MOST_PARTS = 4096  # tensors that one operation may give
 MOST_DIMENSIONS = 64  # of a tensor, as in torch's own kernels
 WORK_A_TENSOR = 5000  # of looking at one, however few entries it has
 SCALES = (1 / 1024, 1024)  # of resampling: beyond, torch computes positions that no integer holds
+COUNTERS = 256  # threads, each of which counts for itself
 SHORT = (torch.float32, torch.bfloat16, torch.float16)  # types whose fast kernels need no scratch
 
 
@@ -85,6 +86,8 @@ def check_call(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -
         _check_scales(call)
     elif name in _SAMPLERS:
         _check_modes(name, call)
+    elif name == "_weight_norm":
+        _check_weight_norm(call)
     elif call.get("rounding_mode") == "trunc":
         _check_division(call)
 
@@ -212,6 +215,7 @@ _COSTS: dict[str, Callable[[dict[str, Any], Any], Cost]] = {
     "cdist": _distances,
     "roll": lambda call, result: Cost(float(_entries(result)) * (len(call["shifts"]) if isinstance(call["shifts"], list) else 1)),
     "scaled_dot_product_attention": _attention,
+    "histc": lambda call, result: Cost(0.0, COUNTERS * _entries(result) * result.element_size()),
     **dict.fromkeys(
         [f"{kind}_pool{n}d{more}" for kind, n, more in itertools.product(("max", "avg"), (1, 2, 3), ("", "_with_indices"))], _pool
     ),
@@ -321,6 +325,17 @@ def _check_modes(name: str, call: dict[str, Any]) -> None:
     modes = call["interpolation_mode"], call["padding_mode"]
     if any(mode not in (0, 1, 2) for mode in modes):
         raise BadArgument(f"{name} in the modes {modes[0]} and {modes[1]}; there are 0, 1 and 2")
+
+
+def _check_weight_norm(call: dict[str, Any]) -> None:
+    """A length for each row of the weight. torch's fast kernel reads as many as the weight has rows."""
+    weight, lengths, dim = call["v"], call["g"], call["dim"]
+    wanted = [size if place == dim % max(1, weight.dim()) else 1 for place, size in enumerate(weight.shape)]
+    if dim == -1:  # one length for all
+        wanted = [1] * weight.dim()
+    fits = lengths.numel() == 1 if dim == -1 else list(lengths.shape) == wanted
+    if not fits or lengths.dtype != weight.dtype or not weight.dim():
+        raise BadArgument(f"lengths of shape {tuple(lengths.shape)} for a weight of shape {tuple(weight.shape)} along {dim}")
 
 
 def _check_division(call: dict[str, Any]) -> None:

@@ -38,13 +38,13 @@ _NAMES = (
     # sums, maxima, norms and orders
     "all amax amin any argmax argmin argsort cummax cummin cumprod cumsum kthvalue linalg_vector_norm log_softmax _log_softmax "
     "logcumsumexp logsumexp max mean median min msort nanmean norm prod softmax _softmax sort std std_mean sum topk var "
-    "var_mean aminmax count_nonzero "
+    "var_mean aminmax count_nonzero histc "
     # products
     "addbmm addmm addmv baddbmm bilinear bmm conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution "
     "diff dot einsum embedding linear matmul mm mv outer scaled_dot_product_attention cdist "
     # normalisation and recurrence
-    "batch_norm group_norm instance_norm layer_norm rms_norm lstm gru rnn_tanh rnn_relu dropout dropout_ alpha_dropout "
-    "feature_dropout feature_alpha_dropout "
+    "batch_norm group_norm instance_norm layer_norm rms_norm _weight_norm lstm gru rnn_tanh rnn_relu dropout dropout_ "
+    "alpha_dropout feature_dropout feature_alpha_dropout "
     # places
     "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d "
     "alias avg_pool1d avg_pool2d avg_pool3d broadcast_tensors broadcast_to cat channel_shuffle chunk clone concat concatenate "
@@ -62,7 +62,8 @@ _NAMES = (
     "_upsample_bilinear2d_aa _upsample_nearest_exact1d _upsample_nearest_exact2d view view_as view_as_complex view_as_real "
     "index_put index_put_ one_hot "
     # checks, and sizes as numbers
-    "_assert_tensor_metadata _assert_scalar requires_grad_ sym_constrain_range_for_size sym_numel sym_size sym_stride"
+    "_assert_async _assert_tensor_metadata _assert_scalar requires_grad_ sym_constrain_range_for_size sym_numel sym_size "
+    "sym_stride"
 )
 _FACTORIES = (
     *("arange", "eye", "full", "hann_window", "linspace", "ones", "scalar_tensor", "tril_indices", "triu_indices", "zeros"),

@@ -110,14 +110,14 @@ def prepared(x: Tensor) -> Tensor:
 
 
 @functools.lru_cache(maxsize=1)
-def _file(path: str, changed: int) -> dict[str, np.ndarray[Any, Any]]:
-    """`changed`: when, so that another file of that name is read anew."""
+def _file(path: str, changed: int) -> tuple[dict[str, np.ndarray[Any, Any]], tuple[str, ...]]:
+    """The arrays of our names, and every name that there is. `changed`: when, so that another file of that name is read anew."""
     try:
         with storage.opened(path, follow=True) as file:
             found = np.load(io.BytesIO(storage.content(file, LARGEST_FILE)), allow_pickle=False)
             if not isinstance(found, np.lib.npyio.NpzFile):
                 raise ValueError("it holds one array without a name: np.savez(FILE, x=..., y=...) writes named ones")
-            return {name: found[name] for name in NAMES if name in found.files}
+            return {name: found[name] for name in NAMES if name in found.files}, tuple(found.files)
     except Exception as error:  # whatever zipfile and numpy raise at bytes that make no sense
         said = error.strerror if isinstance(error, OSError) and error.strerror else shortened(str(error))
         raise DataError(f"npz: {path} cannot be read: {said}") from error
@@ -128,16 +128,15 @@ def read(given: Given, needed: bool = True) -> Arrays:
     what = f"npz: {given.path}"
     if not given.path.is_file():
         raise DataError(f"{what} is no file")
-    arrays = _file(str(given.path), given.path.stat().st_mtime_ns)
+    arrays, names = _file(str(given.path), given.path.stat().st_mtime_ns)
     unlabelled = not needed and "x" in arrays and not {"y", "y_test"} & arrays.keys()
     if unlabelled:
         none = {of: np.zeros(len(arrays[one]), np.float32) for one, of in (("x", "y"), ("x_test", "y_test")) if one in arrays}
         arrays = arrays | none
     missing = [name for name in ("x", "y") if name not in arrays]
     if missing or ("x_test" in arrays) != ("y_test" in arrays):
-        raise DataError(
-            f"{what} holds {', '.join(arrays) or 'none of them'}, and needs x and y, and x_test and y_test or neither"
-        )
+        there = shortened(", ".join(names)) or "no array"
+        raise DataError(f"{what} holds {there}, and needs x and y, and x_test and y_test or neither: rename them in np.savez")
     for one, of in (("x", "y"), ("x_test", "y_test")):
         samples, answers = (arrays.get(name, np.ones((1, 1))) for name in (one, of))
         if samples.ndim < 2 or answers.ndim < 1 or len(samples) != len(answers) or not len(samples):

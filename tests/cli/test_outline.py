@@ -144,6 +144,18 @@ def test_a_packed_file_loads_as_the_artifact_it_was_made_of(tmp_path: Path) -> N
     code, out, _ = run("inspect", str(tmp_path / "net.fwz"), "--model", "lenet5", "--data", "digits", "--json")
     assert code == 0
     assert json.loads(out)["bytes"] == (tmp_path / "net.fwz").stat().st_size
+    whole, file = json.loads(out)["measured"], str(tmp_path / "net.fwz")
+    code, out, _ = run("inspect", file, "--model", "lenet5", "--input", "1x1x28x28", "--json")
+    assert code == 0
+    assert json.loads(out)["measured"] == whole | {"score": None}
+    code, out, _ = run("inspect", file, "--model", "lenet5", "--json")
+    assert code == 0
+    sizes = json.loads(out)["measured"]
+    assert (sizes["nonzeros"], sizes["macs"], sizes["uncounted"]) == (
+        whole["nonzeros"],
+        None,
+        ["no input was given to count MACs on"],
+    )
     code, _, err = run("inspect", str(tmp_path / "net.fwz"))
     assert code == 2
     assert "--model" in err

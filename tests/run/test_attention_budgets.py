@@ -1,6 +1,7 @@
 """One law for attention networks as they are published: a vision transformer, an encoder, a decoder of grouped queries with a
 gated MLP and a mixture of experts. At four budgets, with sizes of its own in each layer where there are two: cut, saved, read by
-a fresh process, exported for any length, run at three. Nothing is refused, and the outputs are those of the cut network."""
+a fresh process, exported for any length, run at three; the vision transformer, whose pictures have one size, at three batches.
+Nothing is refused, and the outputs are those of the cut network."""
 
 from __future__ import annotations
 
@@ -139,3 +140,10 @@ def test_budgets_on_attention_networks(tmp_path: Path, monkeypatch: pytest.Monke
         found = session.run(None, {session.get_inputs()[0].name: tokens.numpy()})
         for key, one, wanted in zip(EXPORTED, found, whole(tokens), strict=True):
             np.testing.assert_allclose(one, wanted.numpy(), rtol=1e-3, atol=1e-4, err_msg=key)
+
+    seeing = cut["vision 0.5"]
+    assert fw.export(seeing, (given("vision")[0],), tmp_path / "vision.onnx").relative < 1e-4
+    session = onnxruntime.InferenceSession(tmp_path / "vision.onnx", providers=["CPUExecutionProvider"])
+    for images in (*given("vision"), torch.randn(3, 3, 16, 16)):
+        found = session.run(None, {session.get_inputs()[0].name: images.numpy()})[0]
+        np.testing.assert_allclose(found, seeing(images).numpy(), rtol=1e-3, atol=1e-4)

@@ -240,5 +240,5 @@ def test_what_the_class_cannot_express_is_cut_in_the_graph_and_opens_without_the
     assert done.export(tmp_path / "model.onnx").relative < 1e-4
     with pytest.raises(FeatherweightError, match="no graph of an exported module"):
         done.pack(tmp_path / "model.fwz")
-    with pytest.raises(RecipeError, match="graph without reconstruct"):
-        fw.prune(network, (x,), where="graph", data=[x], reconstruct=1)
+    with pytest.raises(RecipeError, match="where is class or graph"):
+        fw.prune(network, (x,), where="both")  # type: ignore[arg-type]

@@ -87,6 +87,29 @@ def test_an_exported_module_takes_other_sizes_where_the_network_does() -> None:
     assert result.model(torch.randint(0, 50, (3, 11))).shape == whole(torch.randint(0, 50, (3, 11))).shape
 
 
+class Initialised(nn.Module):
+    """Biases are 0 throughout, as in a network that is not trained; or it does not run in float64, which its export does."""
+
+    def __init__(self, single: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.single = nn.Linear(4, 12), nn.Linear(12, 3), single
+        if not single:
+            nn.init.zeros_(self.a.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.single and x.dtype == torch.float64:
+            raise RuntimeError("not implemented for 'Double'")
+        return self.b(self.a(x).relu())
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_zeros_and_single_precision_do_not_hold_an_exported_module_to_one_size(single: bool) -> None:
+    network = Initialised(single).eval()
+    result = prune(network, trace(network, (torch.randn(1, 6, 4),)), "a", [2, 5, 7], where="graph")
+    assert result.check.passed and not result.check.note
+    assert result.model(torch.randn(3, 9, 4)).shape == (3, 9, 3)
+
+
 class Looped(nn.Module):
     """torch.export unrolls the loop."""
 

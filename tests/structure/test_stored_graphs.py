@@ -95,13 +95,41 @@ def test_operations_that_are_not_in_the_table_are_refused(target: str) -> None:
 
 
 def test_every_operation_with_a_rule_may_be_stored() -> None:
-    """But for those that read memory nobody has set, or beyond a tensor (`empty` is stored as zeros), and those whose time or
-    memory hangs on numbers in the data, or that no one has looked at as an attacker would: a graph with them is not stored."""
+    """But for those that read memory nobody has set (`empty` is stored as zeros; rows of no expert in `_grouped_mm`) or beyond a
+    tensor (`_reshape_alias` is stored as a reshape), and whose memory hangs on numbers in the data: a graph with them is not
+    stored."""
     known = {packet.__name__ for packet in RULES if not isinstance(packet, str)}
     assert known - operations._ALLOWED == {
-        *("_assert_async", "_reshape_alias", "empty", "empty_like", "new_empty"),
-        *("bincount", "histc", "_grouped_mm", "_weight_norm"),
+        *("_reshape_alias", "empty", "empty_like", "new_empty"),
+        *("bincount", "_grouped_mm"),
     }
+
+
+def test_counts_normed_weights_checks_and_aliases_are_stored() -> None:
+    graph = torch.fx.Graph()
+    x = graph.placeholder("x")
+    aten = torch.ops.aten
+    flat = graph.call_function(aten._reshape_alias.default, (x, [6], [1]))
+    counts = graph.call_function(aten.histc.default, (flat, 4, -1, 1))
+    enough = graph.call_function(aten.gt.Scalar, (graph.call_function(aten.sum.default, (counts,)), 2))
+    graph.call_function(aten._assert_async.msg, (enough, "too few"))
+    normed = graph.call_function(aten._weight_norm.default, (x, graph.call_function(aten.sum.dim_IntList, (x, [1], True)), 0))
+    graph.output((counts, normed))
+    made = torch.fx.GraphModule({}, graph)
+    read = from_dict(to_dict(made), {})
+    given = torch.tensor([[-0.9, 0.1, 0.2], [0.3, 5.0, 0.9]])
+    for found, wanted in zip(read(given), made(given), strict=True):
+        torch.testing.assert_close(found, wanted)
+    with pytest.raises(GraphArtifactError, match="too few"):
+        read(torch.full((2, 3), 9.0))
+
+
+def test_lengths_of_fewer_rows_than_a_normed_weight_has_are_refused() -> None:
+    """torch's kernel would read on behind them."""
+    network = module(call("y", "aten._weight_norm.default", n("x"), n("g"), 0), state={"g": torch.randn(2, 1)})
+    assert network(torch.randn(2, 3)).shape == (2, 3)
+    with pytest.raises(GraphArtifactError, match="lengths of shape"):
+        network(torch.randn(4, 3))
 
 
 def test_no_operation_of_the_table_writes_but_into_its_first_operand() -> None:

@@ -208,6 +208,7 @@ def test_arrays_are_classes_or_values(tmp_path: Path) -> None:
 
 BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "no y": ({"x": X}, "holds x, and needs x and y"),
+    "other names": ({"images": X, "labels": Y}, "holds images, labels, and needs x and y"),
     "half of a test part": ({"x": X, "y": Y, "x_test": X}, "x_test and y_test or neither"),
     "other counts": ({"x": X, "y": Y[:7]}, r"y of shape \(7,\): x is \(samples, ...\), with a label for each in y"),
     "other shapes": ({"x": X, "y": Y, "x_test": X[:, :2], "y_test": Y}, r"samples of x have shape \(6,\), and of x_test \(2,\)"),
