@@ -34,7 +34,7 @@ from featherweight.run.cut_units import cut
 from featherweight.run.on_graph import OUTPUTS_ALONE
 from featherweight.run.report import Row, left
 from featherweight.ship.activations import SAMPLES
-from featherweight.task import LOOKED, Batch, Batches, Steps, Task, steps_of
+from featherweight.task import LOOKED, Batch, Batches, Task
 from featherweight.training.blocks import Left
 from featherweight.training.distillation import distilled
 from featherweight.training.fit import fit, recalibrate
@@ -46,8 +46,7 @@ from featherweight.weights.views import WHOLE, View
 
 BY_LABELS = ("taylor", "taylor_weight", "discriminative")
 WITHOUT_LABELS = ("l1", "thinet", "channel_lasso", "collaborative")
-RATES = (1e-3, 3e-3)  # of Adam, where a network is taught by the dense one; recurrent ones learn faster at the higher
-PROBED = 0.05  # share of the steps after which one of the rates is taken
+RATE = 1e-3  # of Adam, where a network is taught by the dense one
 Evaluate = Callable[[nn.Module], float]
 Ignore = Iterable[str | nn.Module]
 Share = float | str
@@ -164,26 +163,13 @@ def _reconstructed(dense: nn.Module, network: nn.Module, task: Task, left: Left,
 
     before, held = apart(), {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
     trained = [parameter for _, parameter in sorted(network.named_parameters()) if parameter.requires_grad]
-
-    def taught(task: Task, rate: float, epochs: int) -> float:
-        network.load_state_dict(held)
-        fit(network, Adam(trained, rate), task, Training(epochs, warmup=0.05), teacher=dense, distill=BLOCKS, left=left)
-        recalibrate(network, task, 0)
-        return apart()
-
-    steps = steps_of(task, 0)
-    part = replace(task, train=Steps(task.batches(0), max(1, min(steps, round(PROBED * epochs * steps)))))
-    rate = min(RATES, key=lambda rate: taught(part, rate, 1))
-    after = taught(task, rate, epochs)
+    fit(network, Adam(trained, RATE), task, Training(epochs, warmup=0.05), teacher=dense, distill=BLOCKS, left=left)
+    recalibrate(network, task, 0)
+    after = apart()
     if not after < before:
         network.load_state_dict(held)
         return f"reconstruct left the weights as they were: the outputs would be no nearer to the dense network's ({after:.3g})"
-    told = f"mean squared difference of the outputs from the dense network's {before:.3g} before, {after:.3g} after"
-    return f"reconstruct: {told}, at a rate of {rate:g}, which came nearer in a twentieth of the steps than {_others(rate)}"
-
-
-def _others(rate: float) -> str:
-    return " and ".join(f"{other:g}" for other in RATES if other != rate)
+    return f"reconstruct: mean squared difference of the outputs from the dense network's {before:.3g} before, {after:.3g} after"
 
 
 def factorize(
