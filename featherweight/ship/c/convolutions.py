@@ -283,6 +283,21 @@ static void @_conv_{kind}(const float *s, float *o, int size, int outputs, {entr
 """
 
 
+def sparse_planes(kind: str) -> str:
+    """The same, an output after the other: for outputs that no cache holds, which are written once from end to end."""
+    entries = Entries(kind)
+    return f"""
+static void @_planes_{kind}(const float *s, float *o, int size, int outputs, {entries.parameters},
+                            const float *bias, int relu, int tile) {{
+  for (int k = 0; k < outputs; k++, counts += 2, bias++) {{
+    const uint32_t n = counts[0];
+    @_conv_{kind}(s, o, size, 1, {entries.arguments}, bias, relu, tile);
+    {entries.next}
+  }}
+}}
+"""
+
+
 def dense(tile: int, vector: str) -> str:
     """One tile of `tile` vectors, four outputs at a time, over all weights: w holds those of the four outputs together."""
     lanes = "@_LANES" if vector == "v" else "4"

@@ -29,6 +29,7 @@ STAGING, PADDING, ALIGNED, UNALIGNED = (
     1.15,
 )  # cycles of a vector: laid out, padded, multiplied aligned, and as it lies
 NEAR_CACHE = 40_000  # bytes of the first cache that a tile of a sparse convolution may take
+FAR_CACHE = 2**20  # bytes of the second that planes may take, about
 
 
 @dataclass(frozen=True)
@@ -154,8 +155,11 @@ class _Writer(Tables):
             values = self.floats(blocks, step.name)
             return [*lines, f"{call}({read}, {write}, {size}, {outputs}, {places}, {flat.shape[1]}, {values}, {bias}, {relu});"]
         kind, tables = self.entries(weight, held, place, step.name)
-        tile = 8 if self.distinct * 8 * 64 <= NEAR_CACHE else 4
+        through = direct and by_planes(channels, outputs, size)
+        tile = 8 if through or self.distinct * 8 * 64 <= NEAR_CACHE else 4
         call = self.over("conv", kind, convolutions.flat_tiles(size, tile))
+        if through:
+            call = self.need(f"planes_{kind}", convolutions.sparse_planes(kind))
         return [*lines, f"{call}({read}, {write}, {size}, {outputs}, {tables}, {bias}, {relu}, {tile});"]
 
     def by_rows(
@@ -296,6 +300,15 @@ class _Writer(Tables):
 
 
 # --- small questions -----------------------------------------------------------------------------------------------------
+
+
+def by_planes(channels: int, outputs: int, size: int) -> bool:
+    """Is a convolution with a kernel of 1 faster an output after the other than a tile of all outputs after the other?
+
+    Where the second cache holds what is read, and not what is written, or planes are whole pages apart, which share a few places
+    of every cache: its writes then follow each other, which the processor foresees.
+    """
+    return 4 * size * channels <= FAR_CACHE and (4 * size * outputs > 2 * FAR_CACHE or size % 1024 == 0)
 
 
 def _comment(name: str) -> str:
