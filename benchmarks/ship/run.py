@@ -138,7 +138,7 @@ def lenet() -> Line:
         calls: Calls = {"ONNX, dense": onnx_call(in_onnx(zoo.lenet5().eval(), images, Path(folder)), images)}
         for label, network in lenets().items():
             cut = shippable(network, (images,))
-            calls[f"ONNX, {label}, cut"] = onnx_call(in_onnx(cut, images, Path(folder)), images)
+            calls[f"ONNX, {label} cut"] = onnx_call(in_onnx(cut, images, Path(folder)), images)
             calls[f"C, {label}"], difference, made = c_call(cut, images)
             size, least = c.sizes(made, options=(*c.FAST, *c.WITHOUT_UNWINDING)), c.sizes(made)
             flash = f"{size.flash:,} bytes of flash as timed, {least.flash:,} at -Os"
@@ -150,7 +150,7 @@ def lenet() -> Line:
                 f"differs by {done.relative:.0e}; {done.flash:,} bytes of flash at -Os, {done.ram:,} of RAM"
             )
             if label == "301x":
-                calls["C, 301x, cut, all weights"], difference, _ = c_call(cut, images, dense=True)
+                calls["C, 301x cut, all weights"], difference, _ = c_call(cut, images, dense=True)
         return race(calls) | {"notes": notes}
 
 

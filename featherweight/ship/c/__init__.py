@@ -9,7 +9,7 @@ from featherweight.ship.c.file import ExportedC, export_c, load_c, scored, writt
 from featherweight.ship.c.lower import lower
 from featherweight.ship.c.source import Source, source
 from featherweight.ship.c.steps import CError
-from featherweight.ship.c.targets import Emulated, Target, sizes_on
+from featherweight.ship.c.targets import Emulated, Target
 
 __all__ = [
     "FAST",
@@ -28,7 +28,6 @@ __all__ = [
     "lower",
     "scored",
     "sizes",
-    "sizes_on",
     "source",
     "written",
 ]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from featherweight.errors import InputError
 from featherweight.network.calls import Example, Inputs
-from featherweight.ship.c.build import SECONDS, SMALL, CompilerMissing, Sizes, build, sizes
+from featherweight.ship.c.build import SECONDS, SMALL, CompilerMissing, build
 from featherweight.ship.c.source import Source
 from featherweight.ship.c.steps import CError
 
@@ -72,11 +72,6 @@ def zig() -> list[str]:
     if found := shutil.which("zig"):
         return [found, "cc"]
     raise CompilerMissing('compiling for another machine needs zig: pip install "featherweight[c]", or leave the target out')
-
-
-def sizes_on(target: str, source: Source) -> Sizes:
-    """What a network takes of flash and RAM there. Raises InputError, CompilerMissing, and CError with what zig says."""
-    return sizes(source, Target.of(target).compiler())
 
 
 class Emulated:
