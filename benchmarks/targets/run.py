@@ -58,7 +58,6 @@ def networks() -> dict[str, Callable[[], tuple[nn.Module, tuple[int, ...], bool]
         "LeNet-5, 301x, shared values": lambda: (ship.lenets()["301x, shared values"], (1, 28, 28), False),
         "LeNet-5, 301x, shared values, small": lambda: (ship.lenets()["301x, shared values"], (1, 28, 28), True),
         "LeNet-5, 301x": lambda: (ship.lenets()["301x"], (1, 28, 28), False),
-        "Conv1d and LSTM, 10%": lambda: (ship.pruned(ship.Sequence(), 0.1), (4, 200), False),
     }
 
 
