@@ -131,6 +131,10 @@ def export_command(
     float_ends: Annotated[bool, typer.Option("--float-ends", help="The first and the last layer left in float32.")] = False,
     small: Annotated[bool, typer.Option("--small", help="C: for little memory in place of speed.")] = False,
     unchecked: Annotated[bool, typer.Option("--no-check", help="C: written without being compiled and compared.")] = False,
+    machine: Annotated[
+        str | None,
+        typer.Option("--target", metavar="T", help="C: flash and RAM on cortex-m4, aarch64-linux-musl .., by zig."),
+    ] = None,
     scored: Annotated[bool, typer.Option("--score", help="Score the file by the task.")] = False,
     as_json: AsJson = False,
     shapes: Inputs = None,
@@ -146,12 +150,14 @@ def export_command(
         raise InputError(
             "--integers calibrates on a task's training batches and --score asks it: give --data in place of --input"
         )
+    if machine is not None and format != "c":
+        raise InputError("--target is for C, the one format that is compiled: give --format c, or leave it out")
     held, folder = subjects.load(target, model, data, seed, shapes=shapes or ()), Path(target)
     if out is None and held.description is None:
         raise InputError(f"{target} is not an artifact's folder to write into: give -o FILE")
     path = out or folder / f"model.{format}"
     if format == "c":
-        wrote = c.export_c(held.network, held.task.example_inputs, path, small=small, check=not unchecked)
+        wrote = c.export_c(held.network, held.task.example_inputs, path, small=small, check=not unchecked, target=machine)
         if scored:
             wrote = c.scored(wrote, held.network, held.task)
         if out is None:

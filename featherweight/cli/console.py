@@ -387,9 +387,9 @@ def exported_c(done: ExportedC) -> None:
     if done.relative is None:
         screen.print("not compiled and not compared with the network")
     else:
-        screen.print(
-            f"compiled and run: differs by {done.relative:.1e} of the largest output; {done.flash:,} bytes of flash here"
-        )
+        screen.print(f"compiled and run: differs by {done.relative:.1e} of the largest output")
+    if done.flash is not None:
+        screen.print(written(f"{done.flash:,} bytes of flash {f'on {done.target}' if done.target else 'here'}"))
     screen.print(f"{len(done.sparse)} layers over their non-zeros, {len(done.dense)} over all their weights")
     if done.score is not None:
         screen.print(f"score of the file: {done.score:.2f}")

@@ -1,6 +1,7 @@
 """Export: a compressed network as an ONNX model or a `torch.export` program, run again from the file and compared.
 
 Codes are made plain first, in a copy: low-rank ones two thin layers where these are cheaper, others the weight they decode to.
+Units that do nothing are cut.
 ONNX needs `pip install "featherweight[onnx]"`.
 """
 
@@ -27,6 +28,7 @@ from featherweight.network.calls import plain as plain_output
 from featherweight.network.copies import copied
 from featherweight.network.devices import device_of, placed
 from featherweight.ship.activations import FromFile, Integers, quantise
+from featherweight.ship.dead import cut_codes, without_dead
 from featherweight.ship.integers import FORMS, Form, Stored, as_initializers, as_inputs, plain, put, stored
 from featherweight.ship.runtimes import ExportError, compare, onnx_runner, pt2_runner, require, resized
 from featherweight.structure.capture import batch_shapes, first_line, packs_sequences, quiet, whole_attention
@@ -219,19 +221,22 @@ def _cause(network: nn.Module, inputs: Inputs) -> str:
 
 
 def shippable(model: nn.Module, example: Example | Inputs | None = None) -> nn.Module:
-    """A copy of `model` in eval mode without codes, which computes the same. Low-rank codes become thin layers where it pays."""
+    """A copy of `model` in eval mode without codes, which computes the same. Given an example, low-rank codes become thin layers
+    where it pays, and units that do nothing are cut."""
     return _decoded(model, example)[0]
 
 
 def _decoded(model: nn.Module, example: Example | Inputs | None) -> tuple[nn.Module, dict[str, Stored]]:
     """`shippable`, and how the weights that were coded are stored."""
     network = copied(model).eval()
+    inputs = placed(Inputs.of(example), device_of(network)) if example is not None else None
     if coded(network):
-        materialise(network, example=placed(Inputs.of(example), device_of(network)) if example is not None else None)
+        materialise(network, example=inputs)
     held = stored(network)
     for name in coded(network):
         detach(network, name)
-    return network, held
+    masks = without_dead(network, inputs) if inputs is not None else {}
+    return network, cut_codes(held, network, masks) if masks else held
 
 
 # --- ONNX ----------------------------------------------------------------------------------------------------------------

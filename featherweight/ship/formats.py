@@ -27,7 +27,7 @@ def export(
     """Write `model` to `path`, run the file, and compare it with PyTorch: the file appears only when it computes the same.
 
     format   onnx or pt2, with the options of `ship.export.export` (opset, dynamic_batch, tolerance, weights, integers); or c: one
-             C99 file over the weights that are left, with those of `ship.c.export_c` (name, small, check, tolerance)
+             C99 file over the weights that are left, with those of `ship.c.export_c` (name, small, check, tolerance, target)
 
     Raises InputError, ExportError (CError for C, with the operation and its layer), RuntimeMissing, CompilerMissing and
     StorageError.

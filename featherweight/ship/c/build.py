@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
-import re
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -24,7 +24,9 @@ from featherweight.ship.c.steps import CError
 
 STANDARD = ("-std=c99", "-ffp-contract=fast")
 FAST = ("-O3", "-march=native")
-SMALL = ("-Os", "-fno-asynchronous-unwind-tables")
+WITHOUT_UNWINDING = ("-fno-asynchronous-unwind-tables", "-fno-unwind-tables")  # tables that no C program needs
+SMALL = ("-Os", *WITHOUT_UNWINDING)
+WRITTEN, ALLOCATED, NO_BITS = 1, 2, 8  # of a section of ELF
 SECONDS = 300  # that a compiler may take
 
 
@@ -41,19 +43,24 @@ def compiler() -> list[str]:
     if importlib.util.find_spec("ziglang"):
         return [sys.executable, "-m", "ziglang", "cc"]
     raise CompilerMissing(
-        "there is no C compiler (cc, gcc or clang): install one, such as Debian's gcc, or pip install ziglang. The source can be "
-        "written without one (--no-check), but then it is not run and compared"
+        'there is no C compiler (cc, gcc or clang): install one, such as Debian\'s gcc, or pip install "featherweight[c]". '
+        "The source can be written without one (--no-check), but then it is not run and compared"
     )
 
 
-def compiled(source: Source, output: Path, options: Sequence[str]) -> Path:
-    """Compile a source to `output`. Raises CompilerMissing, and CError with what the compiler says."""
+def compiled(source: Source, output: Path, options: Sequence[str], command: Sequence[str] | None = None) -> Path:
+    """Compile a source to `output`, by this machine's compiler or by `command`. Raises CompilerMissing, and CError with what the
+    compiler says."""
+    return build(source.text, output, options, command or compiler())
+
+
+def build(text: str, output: Path, options: Sequence[str], command: Sequence[str], seconds: int = SECONDS) -> Path:
     with tempfile.TemporaryDirectory(prefix="featherweight-c-") as folder:
         file = Path(folder) / "net.c"
-        file.write_text(source.text)
-        command = [*compiler(), *STANDARD, *options, str(file), "-o", str(output), "-lm"]
+        file.write_text(text)
+        whole = [*command, *STANDARD, *options, str(file), "-o", str(output), *([] if "-c" in options else ["-lm"])]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+            done = subprocess.run(whole, capture_output=True, text=True, timeout=seconds, check=False)
         except (OSError, subprocess.TimeoutExpired) as error:
             raise CError(f"the C compiler did not finish: {error}") from error
     if done.returncode:
@@ -63,22 +70,33 @@ def compiled(source: Source, output: Path, options: Sequence[str]) -> Path:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes. flash: code and tables of an object file of this machine, compiled to be small; ram: the arena."""
+    """Bytes. flash: code and tables of an object file; ram: the arena, and what the object writes to; without the stack."""
 
     flash: int
     ram: int
 
 
-def sizes(source: Source) -> Sizes:
-    """Read off an object file by `size`, or its own sections' sum where that is not installed. Raises CompilerMissing, CError."""
+def sizes(source: Source, command: Sequence[str] | None = None, options: Sequence[str] = SMALL) -> Sizes:
+    """Read off an object file, for this machine or for what `command` compiles for. Raises CompilerMissing, CError."""
     with tempfile.TemporaryDirectory(prefix="featherweight-c-") as folder:
-        object_file = compiled(source, Path(folder) / "net.o", (*SMALL, "-c"))
-        tool = shutil.which("size")
-        if tool is None:
-            return Sizes(object_file.stat().st_size, 4 * source.arena)
-        said = subprocess.run([tool, str(object_file)], capture_output=True, text=True, check=True).stdout
-    text, data = re.findall(r"\d+", said.splitlines()[1])[:2]
-    return Sizes(int(text) + int(data), 4 * source.arena)
+        object_file = compiled(source, Path(folder) / "net.o", (*options, "-c"), command).read_bytes()
+    flash, written = sections(object_file)
+    return Sizes(flash, 4 * source.arena + written)
+
+
+def sections(elf: bytes) -> tuple[int, int]:
+    """Bytes of what is stored and of what is written to, of an object file in ELF; another's bytes are all taken as stored."""
+    if elf[:4] != b"\x7fELF":
+        return len(elf), 0
+    wide, order = elf[4] == 2, "<" if elf[5] == 1 else ">"
+    (start,) = struct.unpack_from(f"{order}{'Q' if wide else 'I'}", elf, 40 if wide else 32)
+    each, count = struct.unpack_from(f"{order}HH", elf, 58 if wide else 46)
+    flash = ram = 0
+    for at in range(start, start + each * count, each):
+        _, kind, flags, _, _, size = struct.unpack_from(f"{order}{'IIQQQQ' if wide else 'IIIIII'}", elf, at)
+        flash += size if flags & ALLOCATED and kind != NO_BITS else 0
+        ram += size if flags & ALLOCATED and flags & WRITTEN else 0
+    return flash, ram
 
 
 class Loaded:

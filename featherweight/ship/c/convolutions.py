@@ -5,6 +5,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from featherweight.ship.c.kernels import Entries
+
+LANES = (16, 8, 4)  # of a vector, on the machines that the source may be compiled for
+Tiles = frozenset[tuple[str, int]]  # (vector, how many of them) that a kernel works on at once
+Reached = Mapping[int, Tiles]  # lanes -> what is used there
+
 
 def _lay(vector: str, lanes: str) -> str:
     """One plane of a stride of 1, in vectors, masked where they leave the input: reads up to 16 floats beside it."""
@@ -24,28 +32,20 @@ static void @_lay_{vector}(const float *s, float *d, int h, int w, int rows, int
 """
 
 
-STAGE = (
-    _lay("v", "@_LANES")
-    + _lay("h", "8")
-    + _lay("q", "4")
-    + """
+WINDOWS = """
 /* The windows of a convolution: plane i is what one place of its kernel sees, zero outside of the input, which has 16 floats of
    the arena before and behind it. */
 static void @_stage(const float *x, float *d, const int32_t *planes, int count, int h, int w, int rows, int ow, int sy, int sx,
                     int dy, int dx, int py, int px, int kh, int kw, int size) {
-  for (int i = 0; i < count; i++, d += size) {
+"""
+EACH = """  for (int i = 0; i < count; i++, d += size) {
     const int id = planes ? planes[i] : i, x0 = id % kw * dx - px, rest = id / kw, y0 = rest % kh * dy - py;
     const float *s = x + rest / kh * (h * w);
     int lo = x0 < 0 ? (sx - 1 - x0) / sx : 0, hi = x0 < w ? (w - 1 - x0) / sx + 1 : 0;
     hi = hi > ow ? ow : hi;
     lo = lo > hi ? hi : lo;
-    if (sx == 1 && sy == 1 && ow % 4 == 0 && x0 >= -16 && ow - hi <= 16) {
-      if (ow % @_LANES == 0) @_lay_v(s + x0, d, h, w, rows, ow, lo, hi, y0);
-      else if (ow % 8 == 0) @_lay_h(s + x0, d, h, w, rows, ow, lo, hi, y0);
-      else @_lay_q(s + x0, d, h, w, rows, ow, lo, hi, y0);
-      continue;
-    }
-    for (int r = 0; r < rows; r++) {
+"""
+ALL_STRIDES = """    for (int r = 0; r < rows; r++) {
       const int y = y0 + r * sy;
       float *o = d + r * ow;
       if (y < 0 || y >= h) {
@@ -65,10 +65,48 @@ static void @_stage(const float *x, float *d, const int32_t *planes, int count, 
       for (; j < hi; j++) o[j] = t[j * sx];
       for (j = hi; j < ow; j++) o[j] = 0.0f;
     }
-  }
-}
 """
-)
+
+
+def by_lanes(texts: Mapping[int, str]) -> str:
+    """Text for each count of lanes; the preprocessor takes one."""
+    if len(set(texts.values())) == 1:
+        return texts[LANES[0]]
+    said = [f"#{'el' if i else ''}if @_LANES == {lanes}\n{texts[lanes]}\n" for i, lanes in enumerate(LANES)]
+    return "".join([*said, "#endif"])
+
+
+def where_reached(reached: Reached, tile: tuple[str, int], text: str) -> str:
+    """A function that is used by some counts of lanes."""
+    lanes = [lanes for lanes in LANES if tile in reached[lanes]]
+    if not lanes or len(lanes) == len(LANES):
+        return text if lanes else ""
+    return f"#if {' || '.join(f'@_LANES == {one}' for one in lanes)}\n{text}#endif\n"
+
+
+def laid(ow: int) -> Reached:
+    """Which vectors lay out rows of `ow`, a multiple of 4."""
+    return {lanes: frozenset([("v" if ow % lanes == 0 else "h" if ow % 8 == 0 else "q", 1)]) for lanes in LANES}
+
+
+def stage(reached: Reached, general: bool) -> str:
+    """The windows of a convolution. `reached`: the vectors that lay out those of a stride of 1; `general`: all others, too."""
+    widths = {"v": "@_LANES", "h": "8", "q": "4"}
+    lays = [where_reached(reached, (vector, 1), _lay(vector, lanes)) for vector, lanes in widths.items()]
+
+    def call(lanes: int) -> str:
+        left, lines = sorted((vector for vector, _ in reached[lanes]), key="vhq".index), []
+        for number, vector in enumerate(left):
+            test = "" if number + 1 == len(left) else f"if (ow % {widths[vector]} == 0) "
+            lines.append(f"      {'else ' if number else ''}{test}@_lay_{vector}(s + x0, d, h, w, rows, ow, lo, hi, y0);")
+        return "\n".join(lines)
+
+    fast = by_lanes({lanes: call(lanes) for lanes in LANES}) + "\n" if any(reached.values()) else ""
+    if general and fast:
+        fast = f"    if (sx == 1 && sy == 1 && ow % 4 == 0 && x0 >= -16 && ow - hi <= 16) {{\n{fast}      continue;\n    }}\n"
+    unused = "" if general else "  (void)sy;\n"
+    return "".join(lays) + WINDOWS + unused + EACH + fast + (ALL_STRIDES if general else "") + "  }\n}\n"
+
 
 CHAINS = {8: 1, 4: 2, 2: 4, 1: 4}  # vectors of a tile -> sums kept apart, so that no addition waits for the one before
 
@@ -76,20 +114,20 @@ CHAINS = {8: 1, 4: 2, 2: 4, 1: 4}  # vectors of a tile -> sums kept apart, so th
 def sparse(tile: int, vector: str, kind: str) -> str:
     """One tile of `tile` vectors, all outputs: sums over (value, place) of the non-zeros. `counts`: of each, and which output it
     is; those of one count stand together, so that the processor foresees where a loop ends. `from`, `to`: to the next vector."""
-    chains = CHAINS[tile]
+    chains, entries = CHAINS[tile], Entries(kind)
     each = range(tile)
 
     def add(chain: int) -> str:
-        at = f"i + {chain}" if chain else "i"
-        lines = [f"      const float w{chain} = w[{at}], *p{chain} = s + place[{at}];"]
+        declared, value, place = entries.read(chain, f"i + {chain}" if chain else "i")
+        lines = [f"      {declared} const float w{chain} = {value}, *p{chain} = s + {place};"]
         lines += [f"      a{chain}_{t} += w{chain} * *(const @_{vector} *)(p{chain} + {t} * from);" for t in each]
         return "\n".join(lines)
 
     first = [f"a{c}_{t} = zero{'' if c else ' + bias[k]'}" for c in range(chains) for t in each]
     text = [f"static void @_sparse_{vector}{tile}_{kind}(const float *s, ptrdiff_t from, float *o, ptrdiff_t to, int stride,",
-            f"    int outputs, const uint{kind}_t *place, const uint32_t *counts, const float *w, const float *bias,",
-            "    int relu) {",
+            f"    int outputs, {entries.parameters}, const float *bias, int relu) {{",
             f"  const @_{vector} zero = {{0}};",
+            f"  {entries.first}",
             "  for (int k = 0; k < outputs; k++) {",
             "    const int n = (int)counts[2 * k];",
             "    float *y = o + (ptrdiff_t)counts[2 * k + 1] * stride;",
@@ -103,86 +141,158 @@ def sparse(tile: int, vector: str, kind: str) -> str:
             text.append(f"    a0_{t} += a{c}_{t};")
         text.append(f"    if (relu) a0_{t} = (@_{vector})(~(a0_{t} < zero) & (@_{vector}i)a0_{t});")
         text.append(f"    *(@_{vector} *)(y + {t} * to) = a0_{t};")
-    return "\n".join([*text, "    place += n;", "    w += n;", "  }", "}", ""])
+    return "\n".join([*text, f"    {entries.next}", "  }", "}", ""])
 
 
-def sparse_tiles(kind: str) -> str:
-    """What both convolutions below share."""
-    few = [sparse(tile, vector, kind) for vector, tiles in (("v", CHAINS), ("q", (2, 1))) for tile in tiles]
-    return "\n".join(few)
+def sparse_tiles(kind: str, reached: Reached) -> str:
+    """What both convolutions below share, of which only what some layer reaches is written."""
+    tiles = [(vector, tile) for vector in "vhq" for tile in CHAINS]
+    return "\n".join(where_reached(reached, one, sparse(one[1], one[0], kind)) for one in tiles)
 
 
-def sparse_rows(kind: str) -> str:
+def row_tiles(width: int, rows: int) -> Reached:
+    """What `sparse_rows` works on: the last rows by ever smaller tiles."""
+    tiles, left = set(), rows
+    for tile in CHAINS:
+        if left >= tile:
+            tiles.add(tile)
+            left %= tile
+    vectors = {lanes: "v" if width >= lanes else "h" if width >= 8 else "q" for lanes in LANES}
+    return {lanes: frozenset((vector, tile) for tile in tiles) for lanes, vector in vectors.items()}
+
+
+def sparse_rows(kind: str, reached: Reached) -> str:
     """Convolution over non-zeros, `outputs` planes, whose windows are rows of the input itself."""
-    more = [sparse(tile, vector, kind) for vector, tiles in (("h", tuple(CHAINS)), ("q", (8, 4))) for tile in tiles]
-    given = "size, outputs, place, counts, w, bias, relu);"
-    rows = [
-        f"    for (; rows - r >= {tile}{f' && tile >= {tile}' if tile > 1 else ''}; r += {tile}) "
-        f"@_sparse_%s{tile}_{kind}(s + r * line + c, line, o + r * width + c, width, {given}"
-        for tile in CHAINS
-    ]
+    entries = Entries(kind)
+    given = f"size, outputs, {entries.arguments}, bias, relu);"
 
-    def columns(vector: str, lanes: str) -> str:
-        inner = "\n".join(row % vector for row in rows)
+    def columns(vector: str, tiles: Tiles) -> str:
+        lanes = {"v": "@_LANES", "h": "8", "q": "4"}[vector]
+        inner = "\n".join(
+            f"    for (; rows - r >= {tile}; r += {tile}) "
+            f"@_sparse_{vector}{tile}_{kind}(s + r * line + c, line, o + r * width + c, width, {given}"
+            for tile in CHAINS
+            if (vector, tile) in tiles
+        )
         return f"""  for (int c = 0; c < width; c += {lanes}) {{
     int r = 0;
     c = c > width - {lanes} ? width - {lanes} : c; /* the last column once more, moved back to end where the row ends */
 {inner}
   }}"""
 
-    return "\n".join([*more, f"""
+    def widths(lanes: int) -> str:
+        tests = {"v": "if (width >= @_LANES)", "h": "if (width >= 8)", "q": ""}
+        used = [vector for vector in tests if any(one == vector for one, _ in reached[lanes])]
+        parts = [f"{'' if len(used) == 1 else tests[v]} {{\n{columns(v, reached[lanes])}\n  }}" for v in used[:-1]]
+        return "  " + " else ".join([*parts, f"{{\n{columns(used[-1], reached[lanes])}\n  }}"])
+
+    return f"""
 /* Rows `line` apart, at least 4 wide. */
-static void @_rows_{kind}(const float *s, int line, float *o, int rows, int width, int outputs, const uint{kind}_t *place,
-                          const uint32_t *counts, const float *w, const float *bias, int relu, int tile) {{
+static void @_rows_{kind}(const float *s, int line, float *o, int rows, int width, int outputs, {entries.parameters},
+                          const float *bias, int relu) {{
   const int size = rows * width;
-  if (width >= @_LANES) {{
-{columns("v", "@_LANES")}
-  }} else if (width >= 8) {{
-{columns("h", "8")}
-  }} else {{
-{columns("q", "4")}
-  }}
+{by_lanes({lanes: widths(lanes) for lanes in LANES})}
 }}
-"""])  # fmt: skip
+"""
 
 
-def sparse_flat(kind: str) -> str:
+def flat_tiles(size: int, tile: int) -> Reached:
+    """What `sparse_flat` works on; ("s", 1) stands for single entries."""
+    found = {}
+    for lanes in LANES:
+        tiles, v = set(), 0
+        while size - v >= lanes:
+            most = (size - v) // lanes
+            one = next(t for t in CHAINS if t <= most and t <= max(tile, 2))
+            tiles.add(("v", one))
+            v += one * lanes
+        if 0 < v < size:
+            tiles.add(("v", 1))
+        elif size - v >= 8:
+            tiles.add(("q", 2))
+        if v == 0 and (4 <= size < 8 or size > 8):
+            tiles.add(("q", 1))
+        if size < 4:
+            tiles.add(("s", 1))
+        found[lanes] = frozenset(tiles)
+    return found
+
+
+def sparse_flat(kind: str, reached: Reached) -> str:
     """Convolution over non-zeros, `outputs` planes of `size` contiguous entries."""
-    given = "size, outputs, place, counts, w, bias, relu);"
+    entries = Entries(kind)
+    given = f"size, outputs, {entries.arguments}, bias, relu);"
     flat = f"(s + v, @_LANES, o + v, @_LANES, {given}"
     short = f"(s + v, 4, o + v, 4, {given}"
-    return f"""
-static void @_conv_{kind}(const float *s, float *o, int size, int outputs, const uint{kind}_t *place, const uint32_t *counts,
-                          const float *w, const float *bias, int relu, int tile) {{
-  int v = 0;
-  while (size - v >= @_LANES) {{
-    const int left = (size - v) / @_LANES;
-    if (tile >= 8 && left >= 8) {{ @_sparse_v8_{kind}{flat} v += 8 * @_LANES; }}
-    else if (tile >= 4 && left >= 4) {{ @_sparse_v4_{kind}{flat} v += 4 * @_LANES; }}
-    else if (left >= 2) {{ @_sparse_v2_{kind}{flat} v += 2 * @_LANES; }}
-    else {{ @_sparse_v1_{kind}{flat} v += @_LANES; }}
-  }}
+    declared, value, place = entries.read(0, "i")
+
+    def whole(tiles: Tiles) -> str:
+        own = [tile for tile in CHAINS if ("v", tile) in tiles]
+        tests = {8: "if (tile >= 8 && left >= 8) ", 4: "if (tile >= 4 && left >= 4) ", 2: "if (left >= 2) ", 1: ""}
+        lines = [
+            f"    {'else ' if i else ''}{'' if tile == own[-1] else tests[tile]}"
+            f"{{ @_sparse_v{tile}_{kind}{flat} v += {tile} * @_LANES; }}"
+            for i, tile in enumerate(own)
+        ]
+        before = ["  while (size - v >= @_LANES) {", "    const int left = (size - v) / @_LANES;", "    (void)left;"]
+        text = "\n".join([*before, *lines, "  }"])
+        if ("v", 1) in tiles:
+            text += f"""
   if (v < size && v > 0) {{ /* the last vector once more, moved back to end where the plane ends */
     v = size - @_LANES;
     @_sparse_v1_{kind}{flat}
     return;
-  }}
-  while (size - v >= 4) {{
-    if (size - v >= 8) {{ @_sparse_q2_{kind}{short} v += 8; }}
-    else {{ @_sparse_q1_{kind}{short} v += 4; }}
-  }}
+  }}"""
+        return text
+
+    def narrow(tiles: Tiles) -> str:
+        two, one = (f"{{ @_sparse_q{count}_{kind}{short} v += {4 * count}; }}" for count in (2, 1))
+        each = [text for tile, text in ((2, two), (1, one)) if ("q", tile) in tiles]
+        text = "  while (size - v >= 4) " + (f"if (size - v >= 8) {each[0]} else {each[1]}" if len(each) > 1 else each[0])
+        if ("q", 1) in tiles:
+            text += f"""
   if (v < size && v > 0) {{
     v = size - 4;
     @_sparse_q1_{kind}{short}
     return;
-  }}
-  for (; v < size; v++) {{
+  }}"""
+        return text
+
+    single = f"""  for (; v < size; v++) {{
     int i = 0;
     for (int k = 0; k < outputs; k++) {{
       float sum = bias[k];
-      for (const int end = i + (int)counts[2 * k]; i < end; i++) sum += w[i] * s[v + (int)place[i]];
+      for (const int end = i + (int)counts[2 * k]; i < end; i++) {{ {declared} sum += {value} * s[(uint32_t)v + {place}]; }}
       o[v + (int)counts[2 * k + 1] * size] = relu && sum < 0.0f ? 0.0f : sum;
     }}
+  }}"""
+
+    def driver(lanes: int) -> str:
+        tiles = reached[lanes]
+        parts = [whole(tiles)] if any(one == "v" for one, _ in tiles) else []
+        parts += [narrow(tiles)] if any(one == "q" for one, _ in tiles) else []
+        return "\n".join([*parts, *([f"  {entries.first}\n{single}"] if ("s", 1) in tiles else [])])
+
+    return f"""
+static void @_conv_{kind}(const float *s, float *o, int size, int outputs, {entries.parameters},
+                          const float *bias, int relu, int tile) {{
+  int v = 0;
+  (void)tile;
+{by_lanes({lanes: driver(lanes) for lanes in LANES})}
+}}
+"""
+
+
+def sparse_planes(kind: str) -> str:
+    """The same, an output after the other: for outputs that no cache holds, which are written once from end to end."""
+    entries = Entries(kind)
+    return f"""
+static void @_planes_{kind}(const float *s, float *o, int size, int outputs, {entries.parameters},
+                            const float *bias, int relu, int tile) {{
+  for (int k = 0; k < outputs; k++, counts += 2, bias++) {{
+    const uint32_t n = counts[0];
+    @_conv_{kind}(s, o, size, 1, {entries.arguments}, bias, relu, tile);
+    {entries.next}
   }}
 }}
 """

@@ -18,6 +18,7 @@ from featherweight.ship.c.build import Loaded, sizes
 from featherweight.ship.c.lower import lower
 from featherweight.ship.c.source import Source, source
 from featherweight.ship.c.steps import CError, Program
+from featherweight.ship.c.targets import Target
 from featherweight.ship.export import BATCHES, shippable
 from featherweight.ship.runtimes import compare, resized
 from featherweight.task import Task
@@ -31,8 +32,9 @@ class ExportedC:
     """What was written.
 
     bytes       of the file; tables: of the numbers in it, as they are in memory
-    flash, ram  bytes of code and tables compiled for this machine to be small, and of the arena; flash is None where nothing was
-                compiled
+    flash, ram  bytes of code and tables compiled for `target` to be small, and of the arena and what else is written to, but for
+                the stack; flash is None where nothing was compiled
+    target      the machine, None: this one
     relative    largest difference of the compiled file from PyTorch over `batches`, over the largest output; None likewise
     dense       layers that run over all their weights, sparse: those over their non-zeros
     score       of the compiled file, by the task
@@ -47,6 +49,7 @@ class ExportedC:
     batches: tuple[int, ...]
     dense: tuple[str, ...]
     sparse: tuple[str, ...]
+    target: str | None = None
     format: str = "c"
     score: float | None = None
 
@@ -81,18 +84,21 @@ def export_c(
     small: bool = False,
     check: bool = True,
     tolerance: float = TOLERANCE,
+    target: str | None = None,
 ) -> ExportedC:
     """Write `model` as one C99 file whose function `NAME_run` runs it on one example; compile it here, run it and compare.
 
     `example`: the inputs of the network in float32, batch first. `small`: for little memory in place of speed, see `source`;
     where 24 bits of its weights are not enough for `tolerance`, the smallest layers get all 32. The file appears only when it
-    computes what the network computes. Without `check` it is not compiled: for a machine that has no compiler. Raises CError
-    where C has no form of an operation, which it names with its layer, CompilerMissing, InputError and StorageError.
+    computes what the network computes. Without `check` it is not compiled: for a machine that has no compiler. `target`: the
+    machine that flash and RAM are of, such as cortex-m4 or aarch64-linux-musl (see `targets.Target`), for which zig compiles the
+    file, too; it is run and compared on this one. Raises CError where C has no form of an operation, which it names with its
+    layer, CompilerMissing, InputError and StorageError.
     """
-    path = Path(path)
+    path, there = Path(path), Target.of(target).compiler() if target is not None else None
     network, program = _lowered(model, example)
     made = source(program, name, small=small)
-    flash = relative = None
+    flash, relative, ram = None, None, 4 * made.arena
     if check:
         several = [resized(placed(Inputs.of(example), "cpu"), batch) for batch in BATCHES]
         _, relative = compare(network, Loaded(made), several)
@@ -107,15 +113,17 @@ def export_c(
                 f"the C file differs from the network by {relative:.2e} of its largest output, more than {tolerance:g}: it is "
                 "not written"
             )
-        flash = sizes(made).flash
+    if check or there is not None:
+        taken = sizes(made, there)
+        flash, ram = taken.flash, taken.ram
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         storage.free(path)
         storage.replace(path, lambda file: file.write(made.text.encode()))
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error}. Free space or choose another place") from error
-    return ExportedC(str(path), len(made.text), made.weights, 4 * made.arena, flash, relative, BATCHES if check else (),
-                     made.dense, made.sparse)  # fmt: skip
+    return ExportedC(str(path), len(made.text), made.weights, ram, flash, relative, BATCHES if check else (), made.dense,
+                     made.sparse, target)  # fmt: skip
 
 
 def scored(done: ExportedC, network: nn.Module, task: Task) -> ExportedC:

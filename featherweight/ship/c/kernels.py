@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 HEAD = """#if defined(__GNUC__) && defined(__AVX512F__)
 #define @_LANES 16
 #elif defined(__GNUC__) && defined(__AVX__)
@@ -25,26 +27,70 @@ typedef int32_t @_qi __attribute__((vector_size(16), aligned(4), may_alias));
 """
 
 
+@dataclass(frozen=True)
+class Entries:
+    """How a kernel reads the weights that are left. `kind`: bits of an entry, which is a place; followed by t: which is a place
+    and, in its last bits, the number of a value in a table."""
+
+    kind: str
+
+    @property
+    def bits(self) -> str:
+        return self.kind.removesuffix("t")
+
+    @property
+    def shared(self) -> bool:
+        return self.kind.endswith("t")
+
+    @property
+    def parameters(self) -> str:
+        own = f"const uint{self.bits}_t *place, const uint{self.bits}_t *counts, const float *w"
+        return f"{own}, uint32_t shift, uint32_t unit" if self.shared else own
+
+    @property
+    def arguments(self) -> str:
+        return "place, counts, w, shift, unit" if self.shared else "place, counts, w"
+
+    @property
+    def first(self) -> str:
+        """What a kernel begins with."""
+        return "const uint32_t mask = (1u << shift) - 1u;" if self.shared else ""
+
+    @property
+    def next(self) -> str:
+        """From an output to the next."""
+        return "place += n;" if self.shared else "place += n; w += n;"
+
+    def read(self, number: int | str, at: str) -> tuple[str, str, str]:
+        """Entry `at`: a declaration, the value and the place."""
+        if not self.shared:
+            return "", f"w[{at}]", f"place[{at}]"
+        return f"const uint32_t e{number} = place[{at}];", f"w[e{number} & mask]", f"(e{number} >> shift) * unit"
+
+
 def dot(kind: str) -> str:
     """Linear layer over non-zeros, at places of x."""
+    entries = Entries(kind)
+    lines = []
+    for number, total in enumerate("abcd"):
+        declared, value, place = entries.read(number, f"i + {number}" if number else "i")
+        lines.append(f"      {declared} {total} += {value} * x[{place}];")
+    declared, value, place = entries.read(0, "i")
     return f"""
-static void @_dot_{kind}(const float *x, float *y, int outputs, const uint{kind}_t *place, const uint32_t *counts, const float *w,
+static void @_dot_{kind}(const float *x, float *y, int outputs, {entries.parameters},
                          const float *bias, int relu) {{
+  {entries.first}
   for (int k = 0; k < outputs; k++) {{
     const int n = (int)counts[2 * k];
     float a = bias[k], b = 0.0f, c = 0.0f, d = 0.0f;
     int i = 0;
     for (; i + 4 <= n; i += 4) {{
-      a += w[i] * x[place[i]];
-      b += w[i + 1] * x[place[i + 1]];
-      c += w[i + 2] * x[place[i + 2]];
-      d += w[i + 3] * x[place[i + 3]];
+{chr(10).join(lines)}
     }}
-    for (; i < n; i++) a += w[i] * x[place[i]];
+    for (; i < n; i++) {{ {declared} a += {value} * x[{place}]; }}
     a += b + (c + d);
     y[counts[2 * k + 1]] = relu && a < 0.0f ? 0.0f : a;
-    place += n;
-    w += n;
+    {entries.next}
   }}
 }}
 """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from torch import Tensor
 
@@ -21,6 +21,8 @@ class Memory:
         self.tables: list[str] = []
         self.body: list[str] = []
         self.used: dict[str, str] = {}  # kernel -> its source, in the order in which they are needed
+        self.reached: dict[str, Mapping[int, frozenset[tuple[str, int]]]] = {}  # kernel -> what of it is used (see convolutions)
+        self.all_strides = False  # are windows laid out of other strides than 1?
         self.bytes = 0
         self.at = 0  # number of the step that is written
         self.number = 0

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from featherweight.errors import InputError
 from featherweight.ship.c import convolutions, kernels, steps
-from featherweight.ship.c.memory import ALIGN, Memory
-from featherweight.ship.c.numbers import by_count, bytes_of, cropped, ungrouped
-from featherweight.ship.c.steps import CError, Program, number
+from featherweight.ship.c.memory import ALIGN
+from featherweight.ship.c.numbers import by_count, ungrouped
+from featherweight.ship.c.steps import Program, number
+from featherweight.ship.c.tables import DENSE_RECURRENT_FROM, Tables
 
 DENSE_FROM = 0.7  # density from which a convolution is taken over all weights: an estimate between 10 %, which pays, and 100 %
-DENSE_LINEAR_FROM, DENSE_RECURRENT_FROM = 0.25, 0.03  # a recurrent layer's matrices are small, and read at every step
 STAGING, PADDING, ALIGNED, UNALIGNED = (
     2.8,
     7.0,
@@ -29,6 +29,7 @@ STAGING, PADDING, ALIGNED, UNALIGNED = (
     1.15,
 )  # cycles of a vector: laid out, padded, multiplied aligned, and as it lies
 NEAR_CACHE = 40_000  # bytes of the first cache that a tile of a sparse convolution may take
+FAR_CACHE = 2**20  # bytes of the second that planes may take, about
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def source(
     return _Writer(program, name, always_dense, small, whole).written()
 
 
-class _Writer(Memory):
+class _Writer(Tables):
     """What a step becomes."""
 
     def written(self) -> Source:
@@ -135,7 +136,7 @@ class _Writer(Memory):
             whole = len(needed) == (channels * kw if shared else channels * kh * kw)
             planes = "0" if whole else self.integers(needed, 32, signed=True)
             staged = self.temporary("w", len(needed) * room)
-            call = self.need("stage", convolutions.STAGE)
+            call = self.stage((sy, sx), px, kw, dx, width, ow)
             read = self.inside(lines, step, read)
             lines.append(f"{call}({read}, {staged}, {planes}, {len(needed)}, {height}, {width}, {rows}, {ow}, {sy}, {sx}, {dy}, "
                          f"{dx}, {py}, {px}, {1 if shared else kh}, {kw}, {room});")  # fmt: skip
@@ -153,10 +154,12 @@ class _Writer(Memory):
             places = self.integers(place.reshape(-1).tolist(), 32, signed=True)
             values = self.floats(blocks, step.name)
             return [*lines, f"{call}({read}, {write}, {size}, {outputs}, {places}, {flat.shape[1]}, {values}, {bias}, {relu});"]
-        bits, tables = self.entries(weight, held, place, step.name)
-        self.need(f"tiles_{bits}", convolutions.sparse_tiles(bits))
-        call = self.need(f"conv_{bits}", convolutions.sparse_flat(bits))
-        tile = 8 if self.distinct * 8 * 64 <= NEAR_CACHE else 4
+        kind, tables = self.entries(weight, held, place, step.name)
+        through = direct and by_planes(channels, outputs, size)
+        tile = 8 if through or self.distinct * 8 * 64 <= NEAR_CACHE else 4
+        call = self.over("conv", kind, convolutions.flat_tiles(size, tile))
+        if through:
+            call = self.need(f"planes_{kind}", convolutions.sparse_planes(kind))
         return [*lines, f"{call}({read}, {write}, {size}, {outputs}, {tables}, {bias}, {relu}, {tile});"]
 
     def by_rows(
@@ -187,83 +190,16 @@ class _Writer(Memory):
         read = f"[[a{step.reads[0]}]]"
         if (py, px) != (0, 0) or tall > height or ow + (kw - 1) * dx > width:
             padded = self.temporary("w", channels * tall * wide)
-            call = self.need("stage", convolutions.STAGE)
+            call = self.stage((1, 1), px, 1, 1, width, wide)
             read = self.inside(lines, step, read)
             lines.append(f"{call}({read}, {padded}, 0, {channels}, {height}, {width}, {tall}, {wide}, 1, 1, 1, 1, {py}, "
                          f"{px}, 1, 1, {tall * wide});")  # fmt: skip
             read, height, width = padded, tall, wide
         place = c * (height * width) + ky * (dy * width) + kx * dx
-        bias, tables = self.floats(step.bias[by_count(held)], step.name), self.entries(weight, held, place, step.name)
-        self.need(f"tiles_{tables[0]}", convolutions.sparse_tiles(tables[0]))
-        call, tile = self.need(f"rows_{tables[0]}", convolutions.sparse_rows(tables[0])), 8
+        bias, (kind, tables) = self.floats(step.bias[by_count(held)], step.name), self.entries(weight, held, place, step.name)
+        call = self.over("rows", kind, convolutions.row_tiles(ow, oh))
         return [*lines, f"{call}({read}, {width}, "
-                f"[[a{step.writes[0]}]], {oh}, {ow}, {outputs}, {tables[1]}, {bias}, {int(step.relu)}, {tile});"]  # fmt: skip
-
-    def entries(self, weight: Tensor, held: Tensor, place: Tensor, what: str) -> tuple[str, str]:
-        """Bits of a place, and the names of the tables of places, counts and values."""
-        self.sparse.append(what)
-        counts, outputs = held.flatten(1).sum(1), by_count(held)
-        order = [place[row].reshape(-1).argsort(stable=True) for row in held]
-        values = torch.cat([weight[k][held[k]][order[k]] for k in outputs])
-        offsets = torch.cat([place[held[k]][order[k]] for k in outputs])
-        self.distinct = len(set(offsets.tolist()))
-        bits = 16 if offsets.numel() == 0 or int(offsets.max()) < 2**16 else 32
-        pairs = self.integers([number for k in outputs for number in (int(counts[k]), k)], 32)
-        return str(bits), f"{self.integers(offsets.tolist(), bits)}, {pairs}, {self.floats(values, what)}"
-
-    def matrix(
-        self, weight: Tensor, bias: Tensor, what: str, read: str, write: str, relu: int, dense_from: float = DENSE_LINEAR_FROM
-    ) -> str:
-        """A call that multiplies by a matrix (outputs, inputs)."""
-        weight = weight.float()
-        if self.small:
-            return self.spread(weight, bias, what, (read, write), (1, 1, 1, 1, 1, 1, 0, 0, 1, 1, 1, 1), relu)
-        outputs, inputs = weight.shape
-        held = weight != 0
-        if self.always_dense or float(held.double().mean()) >= dense_from:
-            self.dense.append(what)
-            call = self.need("rows", kernels.ROWS)
-            return (
-                f"{call}({read}, {write}, {outputs}, {inputs}, {self.floats(weight, what)}, {self.floats(bias, what)}, {relu});"
-            )
-        self.sparse.append(what)
-        bits = 16 if inputs <= 2**16 else 32
-        call = self.need(f"dot_{bits}", kernels.dot(str(bits)))
-        order, number_of = by_count(held), held.sum(1).tolist()
-        weight, held, biases = weight[order], held[order], self.floats(bias[order], what)
-        places = self.integers(held.nonzero()[:, 1].tolist(), bits)
-        counts = self.integers([number for k in order for number in (number_of[k], k)], 32)
-        return f"{call}({read}, {write}, {outputs}, {places}, {counts}, {self.floats(weight[held], what)}, {biases}, {relu});"
-
-    def spread(self, weight: Tensor, bias: Tensor, what: str, arrays: tuple[str, str], shape: tuple[int, ...], relu: int) -> str:
-        """A call of the small way. `shape`: kernel, its width, the input's height, width, dilation, padding, output, stride."""
-        outputs, places = weight.shape
-        self.sparse.append(what)
-        at = weight.reshape(-1).nonzero()[:, 0].tolist()
-        values = weight.reshape(-1)[at].float() if at else torch.zeros(0)
-        if not bool(torch.cat([values, bias.float()]).isfinite().all()):
-            raise CError(f"{what} has weights that are not finite numbers")
-        steps, before = [], 0
-        for place in at:
-            steps += [255] * ((place - before) // 255) + [(place - before) % 255]
-            before = place
-        width = 4 if what in self.whole else 3
-        given = [outputs, places, *shape, len(steps), relu, width]
-        self.largest = max(self.largest, *given)
-        self.number += 1
-        own = f"{self.name}_t{self.number}"
-        self.tables.append(f"static const {self.name}_p {own}[] = {{{', '.join(map(str, given))}}};")
-        self.bytes += 2 * len(given)
-        call = self.need("spread", kernels.SPREAD)
-        values = values if width == 4 else cropped(values)
-        kept, index = torch.unique(values, return_inverse=True)
-        table = "0"
-        if len(kept) <= 256 and width * len(kept) + len(values) < width * len(values):
-            table, entries = self.integers(bytes_of(kept, width), 8), self.integers(index.tolist(), 8)
-        else:
-            entries = self.integers(bytes_of(values, width), 8)
-        biases = self.integers(bytes_of(bias.float(), 4), 8)
-        return f"{call}({arrays[0]}, {arrays[1]}, {own}, {self.integers(steps, 8)}, {entries}, {table}, {biases});"
+                f"[[a{step.writes[0]}]], {oh}, {ow}, {outputs}, {tables}, {bias}, {int(step.relu)});"]  # fmt: skip
 
     def emit_linear(self, step: steps.Linear) -> list[str]:
         read, write = f"[[a{step.reads[0]}]]", f"[[a{step.writes[0]}]]"
@@ -282,8 +218,8 @@ class _Writer(Memory):
         h, c = self.temporary("h", hidden + ALIGN), self.temporary("c", hidden + ALIGN)
         at = f"({step.steps - 1} - t)" if step.backward else "t"
         read = f"[[a{step.reads[0]}]] + {at} * {inputs}"
-        first = self.gates(step.weights[0], step.biases[0], step.name, read, given)
-        second = self.gates(step.weights[1], step.biases[1], step.name, h, state)
+        first = self.gates(step.weights[0], step.biases[0], step.name, read, given, step.steps)
+        second = self.gates(step.weights[1], step.biases[1], step.name, h, state, step.steps)
         if not self.small:
             self.need("exp", kernels.AT + kernels.EXP)
         cell = self.need(step.kind, (kernels.CELLS if self.small else kernels.VECTOR_CELLS)[step.kind])
@@ -297,12 +233,12 @@ class _Writer(Memory):
             "}",
         ]  # fmt: skip
 
-    def gates(self, weight: Tensor, bias: Tensor, what: str, read: str, write: str) -> str:
+    def gates(self, weight: Tensor, bias: Tensor, what: str, read: str, write: str, times: int) -> str:
         """A call that multiplies by a matrix of a recurrent layer, which is small and read at every step: over all its weights in
         blocks of 16 outputs, but where hardly any are left."""
         density = float((weight != 0).double().mean())
         if self.small or (density < DENSE_RECURRENT_FROM and not self.always_dense):
-            return self.matrix(weight, bias, what, read, write, 0, DENSE_RECURRENT_FROM)
+            return self.matrix(weight, bias, what, read, write, 0, times, DENSE_RECURRENT_FROM)
         self.dense.append(what)
         outputs, inputs = weight.shape
         call, more = self.need("columns", kernels.COLUMNS), -outputs % 16
@@ -364,6 +300,15 @@ class _Writer(Memory):
 
 
 # --- small questions -----------------------------------------------------------------------------------------------------
+
+
+def by_planes(channels: int, outputs: int, size: int) -> bool:
+    """Is a convolution with a kernel of 1 faster an output after the other than a tile of all outputs after the other?
+
+    Where the second cache holds what is read, and not what is written, or planes are whole pages apart, which share a few places
+    of every cache: its writes then follow each other, which the processor foresees.
+    """
+    return 4 * size * channels <= FAR_CACHE and (4 * size * outputs > 2 * FAR_CACHE or size % 1024 == 0)
 
 
 def _comment(name: str) -> str:

@@ -142,6 +142,18 @@ class Program:
                 found[step.name] = found.get(step.name, 0) + int(weight.count_nonzero())
         return found
 
+    def multiplications(self) -> int:
+        """By weights that are not zero, of one run."""
+        count = 0
+        for step in self.steps:
+            if isinstance(step, Conv):
+                count += math.prod(step.out) * int(step.weight.count_nonzero())
+            elif isinstance(step, Linear):
+                count += step.rows * int(step.weight.count_nonzero())
+            elif isinstance(step, Recurrent):
+                count += step.steps * sum(int(weight.count_nonzero()) for weight in step.weights)
+        return count
+
 
 def number(value: float) -> str:
     """A float32 as a constant of C, to the bit. Raises CError where it is none."""
