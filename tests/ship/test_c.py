@@ -123,6 +123,20 @@ def test_convolutions_of_all_shapes(height: int, width: int, options: tuple[str,
     check_same(Branches(*layers), torch.zeros(1, 4, height, width), options=options)
 
 
+@pytest.mark.parametrize("values", [0, 6], ids=["weights", "shared values"])
+def test_a_kernel_of_1_over_whole_pages_runs_an_output_after_the_other(values: int) -> None:
+    """With outputs of which nothing is left, one without a bias, and a batch norm folded; the other order is at 15 x 20."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(8, 11, 1), nn.BatchNorm2d(11), nn.ReLU(), nn.Conv2d(11, 5, 1, bias=False))
+    for layer in (model[0], model[3]):
+        layer.weight.data *= torch.rand_like(layer.weight) < 0.3
+        layer.weight.data = (layer.weight.data * values).round() / values if values else layer.weight.data
+    model[3].weight.data[2] = 0
+    settled(model, torch.randn(4, 8, 6, 6))
+    assert "net_planes_" in check_same(model, torch.randn(3, 8, 32, 32)).text
+    assert "net_planes_" not in c.written(model, (torch.randn(1, 8, 15, 20),))[1].text
+
+
 @pytest.mark.long
 @needs_compiler
 def test_small_files_compute_the_same_to_24_bits() -> None:
@@ -311,9 +325,10 @@ def test_nothing_is_read_or_written_beside_the_arrays(tmp_path: Path) -> None:
     more = [nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(4, 5, 3, padding=1), nn.Flatten(), nn.Linear(120, 7)), nn.AvgPool2d(3, 2, 1)]
     alone = nn.Conv2d(4, 6, 3, padding=1)  # whose windows reach over both ends of its input, and that over those of the arena
     networks = {"one": Branches(*layers, *more), "two": alone, "three": pruned(nn.Conv2d(4, 9, 5, padding=2), 0.05)}
+    networks["four"] = pruned(nn.Conv2d(4, 5, 1), 0.5)  # whose planes are whole pages
     program, calls = "#include <stdlib.h>\n", ""
     for name, network in networks.items():
-        made = c.written(network, (torch.zeros(1, 4, 7, 16),), name=name)[1]
+        made = c.written(network, (torch.zeros(1, 4, *((32, 32) if name == "four" else (7, 16))),), name=name)[1]
         sizes = [math.prod(shape) for shape in (*made.inputs, *made.outputs)] + [made.arena]
         arrays = [f"{name}{i}" for i in range(len(sizes))]
         calls += "".join(
