@@ -312,7 +312,6 @@ def measures() -> dict[str, Callable[[], Line]]:
         found[name] = lambda shape=shape: layer(*shape)  # type: ignore[misc]
     found["ResNet-20, in C"] = resnet_dense
     found["ResNet-20, integers"] = lambda: integers({"": resnet20()})
-    found["ResNet-56, integers"] = lambda: integers({"": resnet56()})
     found["ResNet-56, half and integers"] = half_the_blocks
     found["VGG-16, half and integers"] = half_the_channels
     found["ResNet-20, 4 bits"] = lambda: coded(Levels("uniform", 4), ROW)
