@@ -79,7 +79,7 @@ def outputs(left: Left) -> list[tuple[str, np.ndarray]]:
 
 def same_units(model: nn.Module, example: tuple[Tensor, ...], left: Left) -> dict[str, Any]:
     """The very units that torch-pruning took, taken by this library: a unit goes where one of its channels went."""
-    from featherweight.errors import FeatherweightError
+    from featherweight import FeatherweightError
     from featherweight.structure import prune, trace
 
     randomise(model)

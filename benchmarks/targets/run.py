@@ -17,7 +17,6 @@ from torch import nn
 
 from benchmarks.lib.rows import Line, Rows
 from benchmarks.ship import run as ship
-from featherweight.network.calls import Inputs
 from featherweight.ship import c
 from featherweight.ship.runtimes import compare, resized
 
@@ -64,7 +63,7 @@ def networks() -> dict[str, Callable[[], tuple[nn.Module, tuple[int, ...], bool]
 def measure(name: str) -> Line:
     torch.manual_seed(0)
     model, shape, small = networks()[name]()
-    example = Inputs.of((torch.rand(1, *shape),))
+    example = (torch.rand(1, *shape),)
     network, made = c.written(model.eval(), example, small=small)
     several = [resized(example, batch) for batch in (1, 2, 5)]
     found = {}

@@ -237,10 +237,8 @@ def _cut(units: dict[str, Any]) -> str:
 def _dropped(blocks: dict[str, Any]) -> str:
     """A budget of blocks in words."""
     what = next(name for name in ("macs", "parameters") if blocks[name] is not None)
-    of = ", ".join(blocks["can_go"]) or "none"
-    return (
-        f"take blocks out, those that the loss misses least, until {100 * blocks[what]:g} % of the {what} are left; can go: {of}"
-    )
+    share, of = f"{100 * blocks[what]:g} % of the {what}", ", ".join(blocks["can_go"]) or "none"
+    return f"take blocks out, those that the loss misses least, until {share} are left; can go: {of}"
 
 
 def _in(units: dict[str, Any]) -> str:
