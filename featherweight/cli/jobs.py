@@ -314,7 +314,7 @@ def _advice(job: Job, stage: CutUnits) -> str:
 
 
 def _removable(job: Job, asked: Blocks) -> list[str]:
-    """Modules that can go whole. None where the network cannot be followed."""
+    """Modules that can go whole; not one where the network cannot be followed."""
     try:
         return list(drop_blocks.may_go(job.network, trace(job.network, job.task.example_inputs), asked))
     except StructureError:

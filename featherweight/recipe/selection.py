@@ -127,13 +127,18 @@ def of_two_layers(view: View | str, held: Parameters, found: Chosen, example: Ex
     return Chosen(left, found.left_out | reasons)
 
 
+def is_watched(layer: nn.Module) -> bool:
+    """Is it seen what a layer multiplies its weight by?"""
+    return isinstance(layer, nn.Linear) or (isinstance(layer, _ConvNd) and not layer.transposed)
+
+
 def of_watched_layers(held: Parameters, found: Chosen, example: Example | Inputs | None) -> Chosen:
     """Without the weights of layers whose inputs cannot be watched."""
     met = input_shapes(held.model, example) if example is not None else None
     left, reasons = [], {}
     for name in found.names:
         layer, attribute = held.layer(name)
-        if not isinstance(layer, (nn.Linear, _ConvNd)) or (isinstance(layer, _ConvNd) and layer.transposed):
+        if not is_watched(layer):
             reasons[name] = f"what a {kind_of(layer).__name__} multiplies its weight by is not watched"
         elif attribute != "weight":
             reasons[name] = "it is no weight that multiplies a layer's inputs"

@@ -28,14 +28,13 @@ from featherweight.run.ground import Ground
 from featherweight.run.latency_budget import within
 from featherweight.run.on_graph import TRAINED_SO
 from featherweight.run.ranked import Damage, Groups, Ranked
-from featherweight.run.stage import begin
+from featherweight.run.stage import begin, without_codes
 from featherweight.run.state import Result
 from featherweight.run.watch import Monitor
 from featherweight.structure import Edit, Graph, expressible, free_sizes, trace
 from featherweight.structure import Result as Cut
 from featherweight.structure.errors import NotExact
 from featherweight.task import Task
-from featherweight.weights.parametrized import coded
 
 NOT_EXPRESSIBLE = (
     "the network's own class cannot express a cut of it (prune or a recipe with where='graph' cuts it, in an exported module)"
@@ -65,11 +64,7 @@ def cut_units(stage: CutUnits, start: Result, ground: Ground, monitor: Monitor) 
             running.spent = replace(done.spent, caveats=[*done.spent.caveats, TRAINED_SO])
             running.become(done.exported)
         running.agree()
-    running.resume()
-    running.prepare(stage.auxiliary)
-    with running.in_shards(stage.train):
-        loss = running.train(running.optimizer())
-    return running.finish(loss, stage.units.share)
+    return running.trained(stage.units.share, stage.auxiliary)
 
 
 def cut(network: nn.Module, task: Task, asked: Units, epoch: int, auxiliary: bool = False) -> Cutting:
@@ -81,9 +76,7 @@ def cut(network: nn.Module, task: Task, asked: Units, epoch: int, auxiliary: boo
     `Spent.left_out` says why. Raises InputError where none is left or codes are in the way, Infeasible for a budget below what
     the smallest sizes cost, and what the criterion raises about the network as a whole.
     """
-    held = sorted(coded(network))
-    if held:
-        raise InputError(f"units are cut before weights are coded: {', '.join(held)} have a code. Put the stage that cuts first")
+    without_codes(network, "units are cut", "the stage that cuts")
     graph = trace(network, task.example_inputs, soft=asked.soft)
     statistics = _statistics(asked)
     groups, left_out = may_go(network, graph, asked)

@@ -22,14 +22,13 @@ from featherweight.recipe.patterns import matches
 from featherweight.recipe.schema import DropBlocks
 from featherweight.recipe.units import Blocks
 from featherweight.run.ground import Ground
-from featherweight.run.stage import begin
+from featherweight.run.stage import begin, without_codes
 from featherweight.run.state import Result
 from featherweight.run.watch import Monitor
 from featherweight.structure import Edit, Graph, drop, removable, trace
 from featherweight.structure.edit import apply
 from featherweight.structure.errors import NotExact
 from featherweight.task import Batch, Task, first_batches, loss_in_eval
-from featherweight.weights.parametrized import coded
 
 ROUNDS = 4  # in each of which a share of what is too much goes, and all that is left is judged anew
 WHOLE = "blocks go whole, and with one more it would be above it"
@@ -43,11 +42,7 @@ def drop_blocks(stage: DropBlocks, start: Result, ground: Ground, monitor: Monit
         running.spent = done.spent
         running.cut(done.edits)
         running.agree()
-    running.resume()
-    running.prepare()
-    with running.in_shards(stage.train):
-        loss = running.train(running.optimizer())
-    return running.finish(loss, stage.blocks.share)
+    return running.trained(stage.blocks.share)
 
 
 @dataclass(frozen=True)
@@ -64,9 +59,7 @@ def dropped(network: nn.Module, task: Task, asked: Blocks, epoch: int) -> Droppe
     In each of `ROUNDS` rounds those go that cost least loss for what they save. Raises InputError where none can go, and
     Infeasible for a budget below what is left without all that can.
     """
-    held = sorted(coded(network))
-    if held:
-        raise InputError(f"blocks go before weights are coded: {', '.join(held)} have a code. Put the stage that drops first")
+    without_codes(network, "blocks go", "the stage that drops")
     what, share = asked.budget
     graph = trace(network, task.example_inputs)
     before = now = _cost(what, graph)

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from featherweight.criteria.inputs import in_order, matrix_of, second_moments
-from featherweight.criteria.readers import Layer
 from featherweight.errors import InputError
 from featherweight.network.copies import copied
 from featherweight.recipe.schema import Layerwise
+from featherweight.recipe.selection import is_watched
 from featherweight.task import Task
 from featherweight.weights.constrained import freeze
 from featherweight.weights.layerwise import METHODS, Problem
@@ -31,7 +31,10 @@ def fit(asked: Layerwise, model: nn.Module, task: Task, targets: Mapping[str, Ta
     """
     low_rank = asked.method == "svd"
     source = copied(model) if low_rank else model
-    layers = [name.rpartition(".")[0] for name in targets if _is_watched(model, name)]
+    if low_rank:  # the rank of the weight as it is: an energy of what is left would take some of it again
+        targets = {name: _of_its_rank(target, model.get_parameter(name)) for name, target in targets.items()}
+    owners = {name: name.rpartition(".")[::2] for name in targets}
+    layers = [path for path, own in owners.values() if own == "weight" and is_watched(model.get_submodule(path))]
     errors: dict[str, float] = {}
     for together, calls in in_order(source, task.example_inputs, layers).items():
         moments = second_moments(source, task, together, calls, asked.samples, epoch, ones=low_rank)
@@ -55,10 +58,7 @@ def fit(asked: Layerwise, model: nn.Module, task: Task, targets: Mapping[str, Ta
     if not errors and layers:
         raise InputError(f"no layer saw a sample: is epoch {epoch} of the task empty?")
     for name, target in targets.items():
-        if isinstance(target.set, LowRank) and name in errors:  # an energy of what is left would take some of it again
-            matrix = target.view.to_matrix(model.get_parameter(name))
-            target = replace(target, set=LowRank(int(torch.linalg.matrix_rank(matrix.double(), rtol=1e-5))))
-        elif target.set.selects:  # zeros among what stays are not stored
+        if target.set.selects:  # zeros among what stays are not stored
             size = target.set.shrunk(target.view.to_matrix(model.get_parameter(name)))
             target = replace(target, set=min(target.set, size, key=lambda one: one.size()))
         freeze(model, name, target)
@@ -74,11 +74,9 @@ def fit(asked: Layerwise, model: nn.Module, task: Task, targets: Mapping[str, Ta
     return said
 
 
-def _is_watched(model: nn.Module, name: str) -> bool:
-    """Is it the weight of a layer of which it is seen what it is multiplied by?"""
-    path, _, attribute = name.rpartition(".")
-    layer = model.get_submodule(path)
-    return attribute == "weight" and isinstance(layer, Layer) and not getattr(layer, "transposed", False)
+def _of_its_rank(target: Target, weight: torch.Tensor) -> Target:
+    assert isinstance(target.set, LowRank)
+    return replace(target, set=LowRank(target.set.rank_of(target.view.to_matrix(weight))))
 
 
 def _error(problem: Problem, new: torch.Tensor) -> float:

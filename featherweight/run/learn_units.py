@@ -33,7 +33,7 @@ from featherweight.network.calls import Example, Inputs
 from featherweight.recipe.schema import LearnUnits
 from featherweight.recipe.units import Adaptive
 from featherweight.run.ground import Ground
-from featherweight.run.stage import begin
+from featherweight.run.stage import begin, without_codes
 from featherweight.run.state import Result
 from featherweight.run.watch import Monitor
 from featherweight.structure import (
@@ -49,7 +49,7 @@ from featherweight.structure import (
     trace,
 )
 from featherweight.weights.optimizers import Scales, Steps
-from featherweight.weights.parametrized import coded, layouts_kept
+from featherweight.weights.parametrized import layouts_kept
 
 OPEN = 3.0  # where t and s start: 95 % of the units, 95 % of the branch
 WIDTH = 0.5  # of the soft edge of a mask at the start, where a site's gates are 1 in the mean
@@ -98,11 +98,7 @@ class Proportions:
     """
 
     def __init__(self, asked: Adaptive, model: nn.Module, example: Example | Inputs, optimizer: Optimizer, steps: int):
-        held = sorted(coded(model))
-        if held:
-            raise InputError(
-                f"what is cut is learned before weights are coded: {', '.join(held)} have a code. Put the adaptive stage first"
-            )
+        without_codes(model, "what is cut is learned", "the adaptive stage")
         self.asked, self.model, self.example, self.optimizer, self.steps = asked, model, example, optimizer, steps
         self.graph = graph = trace(model, example)
         readers = find_readers(model, graph)

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from featherweight.budget.costs import Spent
 from featherweight.criteria.auxiliary import new_heads, with_auxiliary
-from featherweight.errors import FeatherweightError, TrainingError, shortened
+from featherweight.errors import FeatherweightError, InputError, TrainingError, shortened
 from featherweight.files.edits import Edit, Snapshot, entries_left, graph_edit, structure_edit
 from featherweight.lowrank.factor import materialise
 from featherweight.measurement import measure
@@ -146,6 +146,14 @@ class Running:
         with self.in_shards(training):
             return self._fit("retrain", training, self.epoch + self.stage.train.epochs, self.optimizer(), None)
 
+    def trained(self, asked: float | None, auxiliary: bool = False) -> Result:
+        """The network trained as the stage says, after what it cut if it does, with its row. `asked`: the share to keep."""
+        self.resume()
+        self.prepare(auxiliary)
+        with self.in_shards(self.stage.train):
+            loss = self.train(self.optimizer())
+        return self.finish(loss, asked)
+
     def finish(self, loss: float, asked: float | None) -> Result:
         """The network that came of it, with its row. `asked`: the share to keep. One process measures."""
         return self.engine.decided(lambda: self._finished(loss, asked))
@@ -245,9 +253,10 @@ def begin(stage: Stage, start: Result, ground: Ground, monitor: Monitor) -> Runn
 
 def train(stage: Train, start: Result, ground: Ground, monitor: Monitor) -> Result:
     """Run a stage that only trains, or only measures."""
-    running = begin(stage, start, ground, monitor)
-    running.resume()
-    running.prepare(stage.auxiliary)
-    with running.in_shards(stage.train):
-        loss = running.train(running.optimizer())
-    return running.finish(loss, None)
+    return begin(stage, start, ground, monitor).trained(None, stage.auxiliary)
+
+
+def without_codes(network: nn.Module, what: str, stage: str) -> None:
+    """Raises InputError where weights have codes. `what` has to come before them, and `stage`, in words, is where it happens."""
+    if held := sorted(coded(network)):
+        raise InputError(f"{what} before weights are coded: {', '.join(held)} have a code. Put {stage} first")

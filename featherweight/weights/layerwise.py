@@ -196,8 +196,8 @@ def svd(problem: Problem) -> Tensor:
     """The low rank that loses least of what the layer puts out, in closed form: M = W in the target's view, projected on the
     leading eigenvectors of M H M^T (Zhang et al. 2016, arXiv 1505.06798, sec. 3.1; Wang et al. 2025, arXiv 2403.07378).
 
-    The rank is that of the set, where it is an energy by the weights. A view that puts a row of the kernel beside each output
-    (`spatial`) has as many H as there are such rows, and their mean is taken: what two of them do together is not seen.
+    A view that puts a row of the kernel beside each output (`spatial`) has as many H as there are such rows, and their mean is
+    taken: what two of them do together is not seen.
     """
     target, d = problem.target, problem.weight.shape[-1]
     matrix = target.view.to_matrix(problem.weight.reshape(problem.shape)).double()
