@@ -85,12 +85,12 @@ def pitch(seed: int, count: int = 8192, scored: int = TUNED) -> Task:
     )
 
 
-def speech(seed: int, speakers: int = 256, scored: int = TUNED) -> Task:
+def speech(seed: int, speakers: int = 4096, scored: int = TUNED) -> Task:
     """Voices for resemblyzer. The score: 100 times the mean cosine to the dense network's embeddings."""
     spoken = Sentences(speakers, 1000 + seed)
     score = functools.partial(cosine, seed=scored)
     example = (torch.rand(1, 160, 40),)
-    batches = DataLoader(spoken, 8, shuffle=True)
+    batches = DataLoader(spoken, 16, shuffle=True)
     return Task.unlabelled(voice(), batches, evaluate=score, optimizer=adam, example_inputs=example)
 
 

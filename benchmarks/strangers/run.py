@@ -40,7 +40,7 @@ COMMANDS = {
         f"export {{work}}/crepe --model {HERE}:crepe --data {HERE}:pitch --integers -o {{work}}/crepe_int8.onnx",
     ),
     "voice": (
-        f"prune {HERE}:voice --data {HERE}:speech --macs 50% --reconstruct 12 --threads 1 -o {{work}}/voice",
+        f"prune {HERE}:voice --data {HERE}:speech --macs 50% --criterion obs --reconstruct 7 --threads 1 -o {{work}}/voice",
         f"export {HERE}:voice --data {HERE}:speech -o {{work}}/voice_dense.onnx",
         f"export {{work}}/voice --model {HERE}:voice --data {HERE}:speech -o {{work}}/voice.onnx",
     ),

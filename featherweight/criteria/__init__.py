@@ -5,7 +5,7 @@ from featherweight.criteria.discriminative import discriminative
 from featherweight.criteria.pairwise import Certificate, Quadratic, collaborative
 from featherweight.criteria.propagate import nisp
 from featherweight.criteria.ranking import Criterion, Ordered, Ranking, Rankings, Unsuited, by_score
-from featherweight.criteria.reconstruct import Lasso, channel_lasso, refit, thinet, unfitted
+from featherweight.criteria.reconstruct import Lasso, channel_lasso, obs, refit, thinet, unfitted
 from featherweight.criteria.weight import bn_scale, l1, l2
 
 CRITERIA: dict[str, Criterion] = {
@@ -18,6 +18,7 @@ CRITERIA: dict[str, Criterion] = {
     "nisp": nisp,
     "thinet": thinet,
     "channel_lasso": channel_lasso,
+    "obs": obs,
     "collaborative": collaborative,
     "discriminative": discriminative,
 }
@@ -32,6 +33,7 @@ NEEDS: dict[str, tuple[str, ...]] = {  # criterion -> the statistics that `stati
     "nisp": ("responses",),
     "thinet": ("gram",),
     "channel_lasso": ("gram",),
+    "obs": ("gram", "recurrent"),
     "collaborative": ("gradients", "pairs"),
     "discriminative": ("gram",),
 }
@@ -56,6 +58,7 @@ __all__ = [
     "l1",
     "l2",
     "nisp",
+    "obs",
     "refit",
     "taylor",
     "taylor_weight",

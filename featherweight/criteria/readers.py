@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from featherweight.errors import InputError, shortened
+from featherweight.network.stacked import is_stacked
 from featherweight.structure import Graph
 from featherweight.structure.cut import check_fresh
 from featherweight.structure.labels import FIRST, Planes
@@ -61,10 +62,14 @@ class Reader:
 
 @dataclass(frozen=True)
 class Readers:
-    """All readers of some sites, in the order in which the network runs them, and the sites that cannot be watched, with why."""
+    """All readers of some sites, in the order in which the network runs them, and the sites that cannot be watched, with why.
+
+    recurrent  site -> (module, its weight) of the recurrent modules that read it, where those were asked for
+    """
 
     readers: tuple[Reader, ...]
     unobservable: dict[str, str]
+    recurrent: dict[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
 
     def of(self, site: str) -> tuple[Reader, ...]:
         """The readers of one site."""
@@ -76,7 +81,8 @@ class Readers:
             Reader(r.module, r.weight, r.dim, r.axis, {site: units for site, units in r.units.items() if site not in reasons})
             for r in self.readers
         )
-        return Readers(tuple(reader for reader in left if reader.units), {**self.unobservable, **reasons})
+        recurrent = {site: read for site, read in self.recurrent.items() if site not in reasons}
+        return Readers(tuple(reader for reader in left if reader.units), {**self.unobservable, **reasons}, recurrent)
 
 
 def places(graph: Graph, site: str, planes: Planes) -> tuple[Tensor, ...]:
@@ -87,8 +93,10 @@ def places(graph: Graph, site: str, planes: Planes) -> tuple[Tensor, ...]:
     return tuple(vector for vector in found if bool((vector >= 0).any()))
 
 
-def find_readers(model: nn.Module, graph: Graph, sites: Iterable[str] | None = None) -> Readers:
+def find_readers(model: nn.Module, graph: Graph, sites: Iterable[str] | None = None, recurrent: bool = False) -> Readers:
     """Where the units of these sites (default: all) are read. Sites without such a place are listed with the reason.
+
+    recurrent  also by the matrices of recurrent modules (see `network.stacked`), which have no gates
 
     Raises UnknownSite, StaleGraph.
     """
@@ -97,12 +105,16 @@ def find_readers(model: nn.Module, graph: Graph, sites: Iterable[str] | None = N
     wanted = {name: set(graph.sites[name].labels.tolist()) for name in names}
     reasons: dict[str, str] = {}
     found: dict[str, Reader] = {}
+    inside: dict[str, tuple[tuple[str, str], ...]] = {}
     read: set[str] = set()
     for reading in graph.walk.readings:
         planes = graph.walk.labels.resolve(reading.planes)
         here = {int(label) for plane in planes for label in plane[plane >= FIRST]}
         for site in (name for name, labels in wanted.items() if not labels.isdisjoint(here)):
             read.add(site)
+            if recurrent and reading.weight and is_stacked(model.get_submodule(graph.walk.module_of(reading.node))):
+                inside[site] = (*inside.get(site, ()), (graph.walk.module_of(reading.node), reading.weight.rpartition(".")[2]))
+                continue
             layer = _layer(model, graph, reading)
             if isinstance(layer, str):
                 reasons.setdefault(site, layer)
@@ -112,7 +124,7 @@ def find_readers(model: nn.Module, graph: Graph, sites: Iterable[str] | None = N
             reader = found.setdefault(path, Reader(path, reading.weight, reading.weight_dim, axis, {}))
             reader.units[site] = places(graph, site, planes)
     reasons |= {name: "no sum of the network reads its units" for name in names if name not in read}
-    return Readers(tuple(found.values()), {}).without(reasons)
+    return Readers(tuple(found.values()), {}, inside).without(reasons)
 
 
 @contextmanager

@@ -25,9 +25,11 @@ from torch import Generator, Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from featherweight.criteria import recurrent
 from featherweight.criteria.patches import drawn, patches
 from featherweight.criteria.readers import Layer, Reader, Readers, differentiable, find_readers, gated, masks
 from featherweight.criteria.reconstruct import readers_cut, weight_of
+from featherweight.criteria.recurrent import Masks
 from featherweight.criteria.statistics import TooFewSamples
 from featherweight.network.calls import tensors_of
 from featherweight.network.copies import copied
@@ -45,10 +47,12 @@ ALIKE = 0.1  # share of the weight that all places have alike
 
 @dataclass
 class Fitted:
-    """state: name of a parameter or buffer -> its new values; left: reader -> why it keeps its weights."""
+    """state: name of a parameter or buffer -> its new values; left: reader -> why it keeps its weights; own: what is to stay of
+    tensors whose layers keep units of their own (see `recurrent`)."""
 
     state: dict[str, Tensor] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
+    own: Masks = field(default_factory=dict)
 
     @property
     def said(self) -> list[str]:
@@ -65,12 +69,14 @@ def refit_in_order(
     samples: int = 1024,
     epoch: int = 0,
     positions: int = 10,
+    own: bool = True,
 ) -> Fitted:
     """New weights for the layers that read a site in `keep`, from the first batches of `epoch` that hold `samples` samples.
 
     keep  site -> its units that stay. `model` is not changed. Set before the cut the weights are part of the network's state
+    own   inner layers of a recurrent module keep units of their own, not those of the numbers in `keep`
     """
-    found = find_readers(model, graph, keep)
+    found = find_readers(model, graph, keep, recurrent=True)
     fitted = Fitted({}, {reader.module: reason for reader in found.readers if (reason := _unfit(model, reader))})
     fine = Readers(tuple(reader for reader in found.readers if reader.module not in fitted.left), {})
     readers = list(readers_cut(model, fine, keep))
@@ -78,6 +84,18 @@ def refit_in_order(
         raise TooFewSamples(f"batches({epoch}) of the task gave no sample to look at: is the data set empty?")
     cut = copied(model)
     state = dict(itertools.chain(cut.named_parameters(), cut.named_buffers()))
+
+    def learnt(new: Mapping[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, values in new.items():
+                state[name].copy_(values)  # what is fitted later sees it
+                fitted.state[graph.captured.tied.get(name, name)] = state[name].detach().clone()
+
+    for path, (site, _) in recurrent.stacks(model, graph, keep).items():
+        for seen in recurrent.seen_by(model, task, [path], samples, epoch).values():
+            inner = recurrent.inner_units(seen, len(set(keep[site]))) if own else {}
+            fitted.own |= recurrent.kept_in(graph, path, seen.module, inner)
+            learnt(_fit_recurrent(graph, path, seen, keep, fitted.own))
     gates = masks(graph, keep, next(model.parameters()))
     size = max(1, -(-len(readers) // PARTS))
     for part in (readers[place : place + size] for place in range(0, len(readers), size)):
@@ -91,12 +109,28 @@ def refit_in_order(
                     x, gradient = dense[reader.module]
                     sums[reader.module].add(layer, x, small[reader.module][0], gradient, positions, number)
         for reader, _ in part:
-            new = sums[reader.module].solved(_intercept_of(model, graph, reader))
-            with torch.no_grad():
-                for name, values in new.items():
-                    state[name].copy_(values)  # what is fitted later sees it
-                    fitted.state[graph.captured.tied.get(name, name)] = state[name].detach().clone()
+            learnt(sums[reader.module].solved(_intercept_of(model, graph, reader)))
     return fitted
+
+
+def _fit_recurrent(
+    graph: Graph, path: str, seen: recurrent.Seen, keep: Mapping[str, Iterable[int]], own: Masks
+) -> dict[str, Tensor]:
+    """The matrices of a recurrent module that read units that go, fitted to what they read in the dense network."""
+    found: dict[str, Tensor] = {}
+    held = dict(seen.module.named_parameters(recurse=False))
+    for name in (name for name in held if name.startswith("weight")):
+        weight, whole = held[name].detach(), f"{path}.{name}" if path else name
+        stays = recurrent.columns_left(graph, graph.captured.tied.get(whole, whole), weight.shape[1], keep, own)
+        if bool(stays.all()) or weight.shape[1] > WIDEST:
+            continue
+        matrix, columns = weight.double().cpu(), torch.cat([stays, stays.new_ones(1)])
+        moments = seen.of(name)
+        sums = _Sums(weight, stays, [m[columns][:, columns] for m in moments], [matrix @ m[:-1][:, columns] for m in moments])
+        bias = held.get(beside := name.replace("weight", "bias"))
+        free = (f"{path}.{beside}" if path else beside, bias.detach()) if bias is not None else ()
+        found |= sums.solved(_Intercept(whole, *free))
+    return found
 
 
 def _unfit(model: nn.Module, reader: Reader) -> str:

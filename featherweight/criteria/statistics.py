@@ -13,6 +13,7 @@ the first-order change of L_n were the unit scaled. All u of all sites come from
     weights    mean over batches of (sum over the weights w that make unit i of w dL/dw)^2                  (units,)
     gram       of each reader: mean of [x 1][x 1]^T over sampled patches x of its input                     (d + 1, d + 1)
     responses  of the last reader: mean of [x 1][x 1]^T over sampled positions, x its input channels        (c + 1, c + 1)
+    recurrent  of each recurrent module: sums of [x 1][x 1]^T over all steps, of its inputs and each layer's units
 
 with d = input channels times kernel positions. Sums are held on the CPU, wherever the network is, in float64: 8 bytes an entry,
 `memory` says how many in all before anything runs. Beside them lives one batch with its activations, and the patches of one
@@ -32,6 +33,7 @@ from torch import Generator, Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from featherweight.criteria import readers as gates
+from featherweight.criteria import recurrent
 from featherweight.criteria.calibration import Curvature, Run
 from featherweight.criteria.patches import drawn, patches
 from featherweight.criteria.readers import (
@@ -49,7 +51,7 @@ from featherweight.network.evaluating import evaluating
 from featherweight.structure import Graph
 from featherweight.task import Batch, Task, loss_in_eval
 
-STATISTICS = ("zeros", "gradients", "pairs", "weights", "gram", "responses")
+STATISTICS = ("zeros", "gradients", "pairs", "weights", "gram", "responses", "recurrent")
 
 
 class TooFewSamples(InputError):
@@ -87,6 +89,7 @@ class Stats:
     weights: dict[str, Tensor] = field(default_factory=dict)
     gram: dict[str, Moments] = field(default_factory=dict)  # by the reader's module
     responses: dict[str, Moments] = field(default_factory=dict)  # of the last reader, by its module
+    recurrent: dict[str, recurrent.Seen] = field(default_factory=dict)  # by the module
 
     @property
     def unobservable(self) -> dict[str, str]:
@@ -207,8 +210,9 @@ def _known(statistics: Iterable[str]) -> list[str]:
 
 def _watched(model: nn.Module, graph: Graph, sites: Iterable[str] | None, statistics: Iterable[str]) -> Readers:
     """The readers of the sites, of which those are out that a statistic cannot be taken of."""
-    found = find_readers(model, graph, sites)
-    if "gram" not in set(statistics):
+    asked = set(statistics)
+    found = find_readers(model, graph, sites, recurrent="recurrent" in asked)
+    if "gram" not in asked:
         return found
     reasons: dict[str, str] = {}
     for reader in found.readers:
@@ -267,13 +271,17 @@ class _Sums:
         self.entries: dict[str, int] = {}  # of "zeros", "gram" and "responses", by site or module
         self.makers = {site: producers(graph, site) for site in sites} if "weights" in self.statistics else {}
         self.parameters = {name: model.get_parameter(name) for made in self.makers.values() for name, _ in made}
+        self.modules = {module for site in sites for module, _ in readers.recurrent.get(site, ())}
+        self.seen: dict[str, recurrent.Seen] = {}
 
     def add(self, task: Task, batch: Batch) -> None:
         """One batch: one run of the network, and the passes back that `collect` says."""
         backward = bool(self.statistics & {"gradients", "pairs", "weights"})
         run = Run(self.model, self.graph, self.sites if backward else [], self.curvature, task)
         self.watching, watched = True, gates.gated(self.model, self.readers, run.gates, self._watch)
-        with torch.enable_grad(), differentiable(self.parameters.values()), watched, run.listening():  # losses may differentiate
+        seeing = recurrent.seeing(self.model, self.modules, self.seen)
+        able = torch.enable_grad()  # losses may differentiate
+        with able, differentiable(self.parameters.values()), watched, seeing, run.listening():
             try:
                 run.check(loss := loss_in_eval(task, self.model, batch))
                 self.watching = False  # checkpointed parts run a second time in the pass back
@@ -355,4 +363,4 @@ class _Sums:
         for statistic in ("gram", "responses"):
             rows = {module: self.entries[statistic + module] for module in self.sums[statistic]}
             result[statistic] = {m: Moments(total / rows[m], rows[m]) for m, total in self.sums[statistic].items()}
-        return result
+        return result | {"recurrent": self.seen}

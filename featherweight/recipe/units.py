@@ -24,7 +24,7 @@ Milliseconds = Annotated[float, BeforeValidator(milliseconds)]
 Where = Literal["class", "graph"]
 Runtime = Literal["eager", "onnx", "c"]
 Criterion = Literal[
-    "l1", "l2", "bn_scale", "apoz", "taylor", "taylor_weight", "nisp", "thinet", "channel_lasso", "collaborative",
+    "l1", "l2", "bn_scale", "apoz", "taylor", "taylor_weight", "nisp", "thinet", "channel_lasso", "obs", "collaborative",
     "discriminative",
 ]  # fmt: skip
 

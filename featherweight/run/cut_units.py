@@ -111,14 +111,19 @@ def cut(network: nn.Module, task: Task, asked: Units, epoch: int, auxiliary: boo
     rankings = CRITERIA[asked.criterion](network, graph, stats)
     left_out = {**left_out, **rankings.left_out}
     ranked = Ranked(network, graph, stats, *_whole_groups(groups, rankings, left_out), asked.refit, asked.where)
+    own = asked.where == "class"
     while True:
         sizes, spent = _sizes(ranked, asked)
-        keep = ranked.keep(sizes)
-        fitted = refit_in_order(network, graph, task, keep, samples=asked.samples, epoch=epoch) if asked.refit else Fitted()
+        keep, fitted = ranked.keep(sizes), Fitted()
+        if asked.refit:
+            fitted = refit_in_order(network, graph, task, keep, samples=asked.samples, epoch=epoch, own=own)
         try:
-            done = ranked.cut(network, sizes, fitted.state)
+            done = ranked.cut(network, sizes, fitted.state, fitted.own)
             break
         except NotExact:
+            if fitted.own:  # the network looks at states of inner layers
+                own = False
+                continue
             if asked.where == "graph":  # a name that an exported module cannot have
                 raise
             refused = _refused(ranked, sizes)

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
 from torch.optim import Adam
 
 from featherweight.budget.amounts import milliseconds, share, size
@@ -45,8 +46,9 @@ from featherweight.weights.sets import Codebook, Levels, LowRank
 from featherweight.weights.views import WHOLE, View
 
 BY_LABELS = ("taylor", "taylor_weight", "discriminative")
-WITHOUT_LABELS = ("l1", "thinet", "channel_lasso", "collaborative")
+WITHOUT_LABELS = ("l1", "thinet", "channel_lasso", "obs", "collaborative")
 RATE = 1e-3  # of Adam, where a network is taught by the dense one
+STEEPEST = 1.0  # norm of the gradient, as it is clipped there (Pascanu et al., ICML 2013)
 Evaluate = Callable[[nn.Module], float]
 Ignore = Iterable[str | nn.Module]
 Share = float | str
@@ -163,7 +165,13 @@ def _reconstructed(dense: nn.Module, network: nn.Module, task: Task, left: Left,
 
     before, held = apart(), {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
     trained = [parameter for _, parameter in sorted(network.named_parameters()) if parameter.requires_grad]
-    fit(network, Adam(trained, RATE), task, Training(epochs, warmup=0.05), teacher=dense, distill=BLOCKS, left=left)
+    optimizer = Adam(trained, RATE)
+
+    def clip(*_: object) -> None:  # one spike of a recurrence undoes an epoch
+        clip_grad_norm_(trained, STEEPEST)
+
+    optimizer.register_step_pre_hook(clip)
+    fit(network, optimizer, task, Training(epochs, warmup=0.05), teacher=dense, distill=BLOCKS, left=left)
     recalibrate(network, task, 0)
     after = apart()
     if not after < before:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from featherweight.budget.tied import Tied
 from featherweight.budget.units import Sizes
 from featherweight.criteria import Ordered, Quadratic, Ranking, refit
+from featherweight.criteria.recurrent import Masks
 from featherweight.criteria.statistics import Stats
 from featherweight.network.copies import copied
 from featherweight.recipe.units import Where
@@ -42,9 +43,9 @@ class Ranked:
         """The sites as they are allocated."""
         return Tied(self.groups, {name: ranking.size for name, ranking in self.rankings.items()})
 
-    def cut(self, network: nn.Module, sizes: Sizes, fitted: Mapping[str, Tensor] = {}) -> Cut | None:
-        """Cut `network`, which is ours or a copy of it, in place. `fitted`: what of its state is set before. None where all
-        units stay."""
+    def cut(self, network: nn.Module, sizes: Sizes, fitted: Mapping[str, Tensor] = {}, own: Masks | None = None) -> Cut | None:
+        """Cut `network`, which is ours or a copy of it, in place. `fitted`: what of its state is set before. `own`: see `prune`.
+        None where all units stay."""
         keep = self.keep(sizes)
         if not keep:
             return None
@@ -55,7 +56,7 @@ class Ranked:
                 state[name].copy_(values)
         try:
             with layouts_kept(network):
-                return prune(network, self.graph, keep, where=self.where)
+                return prune(network, self.graph, keep, where=self.where, own=own)
         except BaseException:
             with torch.no_grad():
                 for name, values in before.items():

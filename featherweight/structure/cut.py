@@ -91,6 +91,7 @@ def prune(
     where: Literal["any", "class", "graph"] = "any",
     check: bool = True,
     any_batch: bool = True,
+    own: Masks | None = None,
 ) -> Result:
     """Keep only these units of a site, or of several at once: `prune(model, graph, {"conv1": [0, 3], "conv2": [1]})`.
 
@@ -99,6 +100,8 @@ def prune(
     check  the exactness gate; without it a cut is believed (needed on the meta device, where nothing can be run)
     any_batch  export again so that an exported module takes any batch size, and inputs of other sizes, where the network does
                and can be exported so; else it takes the example's, doubled (the note of its check says so)
+    own    what stays of some tensors, in place of what the selection says and as much of it: inner layers of a recurrent module
+           share the site of the last, though each can keep units of its own
 
     A site whose cut is not exact is refused: it is frozen in `graph` with what differed, and the others are cut. Raises
     UnknownSite, BadSelection, StaleGraph; NotExact when `where="class"` and the class cannot express the cut, or a name of the
@@ -112,6 +115,7 @@ def prune(
     while True:
         gone = graph.gone(selection)
         masks = graph.keep_masks(gone)
+        masks |= {key: mask for key, mask in (own or {}).items() if key in masks and mask.sum() == masks[key].sum()}
         check_nodes(graph, gone)
         if not masks:
             return Result(model, "nothing", None, Check(0.0, 0.0), (), masks, refused)

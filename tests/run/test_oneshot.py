@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import featherweight as fw
 from featherweight import zoo
 from featherweight.errors import FeatherweightError, RecipeError
+from featherweight.run import oneshot
 
 ENTRIES: dict[str, Callable[..., fw.Compressed]] = {
     "prune": fw.prune,
@@ -242,3 +243,29 @@ def test_what_the_class_cannot_express_is_cut_in_the_graph_and_opens_without_the
         done.pack(tmp_path / "model.fwz")
     with pytest.raises(RecipeError, match="where is class or graph"):
         fw.prune(network, (x,), where="both")  # type: ignore[arg-type]
+
+
+def test_what_teaches_a_cut_network_takes_no_step_along_a_steeper_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4))
+    before: list[float] = []
+    after: list[float] = []
+
+    def norm(into: list[float]) -> Callable[..., None]:
+        def look(optimizer: torch.optim.Optimizer, *_: object) -> None:
+            grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            into.append(float(torch.cat([grad.flatten() for grad in grads]).norm()))
+
+        return look
+
+    hooks = register_optimizer_step_pre_hook(norm(before)), register_optimizer_step_post_hook(norm(after))
+    try:
+        data = [torch.randn(16, 8) for _ in range(4)]
+        monkeypatch.setattr(oneshot, "STEEPEST", 0.01)
+        fw.prune(network, data[0][:2], macs=0.5, data=data, refit=False, reconstruct=2)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert min(before) > 0.02 and max(after) < 0.0101

@@ -56,3 +56,20 @@ def test_units_that_are_left_are_held_against_themselves(name: str) -> None:
         for given in (left, {place: torch.arange(len(kept)) for place, kept in left.items()})
     )
     assert near < 1e-12 and far > 1e-3
+
+
+def test_every_layer_of_a_recurrent_stack_is_heard() -> None:
+    """Weights of the first layer that differ are told by that layer alone where the second does not listen to it."""
+    torch.manual_seed(0)
+    dense, x = Recurrent().eval(), torch.randn(6, 6, 5)
+    with torch.no_grad():
+        dense.lstm.weight_ih_l1.zero_()
+    other = copied(dense)
+    with torch.no_grad():
+        other.lstm.weight_hh_l0.mul_(-1)
+    task = Task.unlabelled(dense, [x])
+    assert float(distilled(task, dense, x, copied(dense), BLOCKS).detach()) == 0
+    loss = distilled(task, other, x, dense, BLOCKS)
+    loss.backward()
+    assert float(loss.detach()) > 1e-3 and float(other.lstm.weight_hh_l0.grad.norm()) > 0
+    assert "forward" not in vars(other.lstm) and "forward" not in vars(dense.lstm)
