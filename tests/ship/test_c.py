@@ -253,6 +253,29 @@ def test_recurrent_networks() -> None:
     assert set(made.sparse) == {"conv", "lstm", "head"} and {"gru"} <= set(made.dense) <= {"gru", "lstm"}  # dead units are cut
 
 
+class Voice(nn.Module):
+    """An embedding of length 1, of the last states of all layers and directions."""
+
+    def __init__(self, kind: type[nn.RNNBase], both: bool) -> None:
+        super().__init__()
+        self.stack = kind(5, 7, 3, batch_first=True, bidirectional=both)  # type: ignore[call-arg]
+        self.head = nn.Linear(42 if both else 21, 37)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        state = self.stack(x)[1]
+        state = state[0] if isinstance(state, tuple) else state
+        wide = self.head(state.transpose(0, 1).flatten(1))
+        return wide / torch.norm(wide, dim=1, keepdim=True), state[-1] / torch.linalg.vector_norm(state[0], ord=1)
+
+
+@needs_compiler
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("both", [False, True])
+def test_last_states_of_several_layers(kind: type[nn.RNNBase], both: bool) -> None:
+    torch.manual_seed(0)
+    check_same(Voice(kind, both).eval(), torch.randn(1, 9, 5))
+
+
 class Residual(nn.Module):
     """A block of a residual network with a strided shortcut, an excitation, a grouped convolution and a linear layer."""
 

@@ -97,7 +97,7 @@ static void @_dot_{kind}(const float *x, float *y, int outputs, {entries.paramet
 
 
 ROWS = """
-static float @_sum(const @_v a) {
+static float @_total(const @_v a) {
   float s = 0.0f;
   for (int i = 0; i < @_LANES; i++) s += a[i];
   return s;
@@ -117,7 +117,7 @@ static void @_rows(const float *x, float *y, int outputs, int inputs, const floa
       c += in * *(const @_v *)(w + 2 * inputs + i);
       d += in * *(const @_v *)(w + 3 * inputs + i);
     }
-    float s[4] = {bias[k] + @_sum(a), bias[k + 1] + @_sum(b), bias[k + 2] + @_sum(c), bias[k + 3] + @_sum(d)};
+    float s[4] = {bias[k] + @_total(a), bias[k + 1] + @_total(b), bias[k + 2] + @_total(c), bias[k + 3] + @_total(d)};
     for (; i < inputs; i++)
       for (int j = 0; j < 4; j++) s[j] += w[j * inputs + i] * x[i];
     for (int j = 0; j < 4; j++) y[k + j] = relu && s[j] < 0.0f ? 0.0f : s[j];
@@ -126,7 +126,7 @@ static void @_rows(const float *x, float *y, int outputs, int inputs, const floa
     @_v a = zero;
     int i = 0;
     for (; i + @_LANES <= inputs; i += @_LANES) a += *(const @_v *)(x + i) * *(const @_v *)(w + i);
-    float s = bias[k] + @_sum(a);
+    float s = bias[k] + @_total(a);
     for (; i < inputs; i++) s += w[i] * x[i];
     y[k] = relu && s < 0.0f ? 0.0f : s;
   }

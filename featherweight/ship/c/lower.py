@@ -79,7 +79,7 @@ class _Lowering(Rules):
         if getattr(target, "__name__", "") == "getitem":
             value = self.of(node.args[0])[node.args[1]]
             if value is None:
-                raise CError(f"{where(node)}: this output of the operation (of several layers, the last state) has no form in C")
+                raise CError(f"{where(node)}: this output of the operation (an LSTM's last cells) has no form in C")
             return value
         kind = getattr(target, "overloadpacket", None)
         name = str(kind).rpartition(".")[2] if kind is not None else str(target)

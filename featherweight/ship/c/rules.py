@@ -278,6 +278,13 @@ class Rules(Moves):
     def op_amax(self, node: fx.Node, shape: Any, x: Value, dims: Any = None, keepdim: bool = False) -> Value:
         return self.reduced(node, shape, x, dims, "max")
 
+    def op_linalg_vector_norm(self, node: fx.Node, shape: Any, x: Value, order: Any = 2, dims: Any = None, *rest: Any) -> Value:
+        if order not in (1, 2):
+            raise CError(f"{where(node)}: a norm of order {order} has no form in C")
+        powers = self.mapped(node, "({0} * {0})" if order == 2 else EXPRESSIONS["abs"], x.shape, [x])
+        sums = self.reduced(node, shape, powers, dims, "sum")
+        return self.mapped(node, EXPRESSIONS["sqrt"], shape, [sums]) if order == 2 else sums
+
     def op_softmax(self, node: fx.Node, shape: Any, x: Value, dim: int, *rest: Any) -> Value:
         return self.reduced(node, shape, x, dim, "softmax")
 
@@ -299,6 +306,8 @@ class Rules(Moves):
         each, directions = 4 if biased else 2, 2 if both else 1
         if len(weights) != each * layers * directions:
             raise CError(f"{where(node)}: a recurrent layer with projections has no form in C")
+        read = any(user.args[1] == 1 for user in node.users)  # the last states; an LSTM's cells have no form in C
+        last = self.value((layers * directions, 1, weights[1].shape[1])) if read else None
         for layer in range(layers):
             hidden = weights[each * layer * directions + 1].shape[1]
             made = self.value((steps, directions * hidden))
@@ -311,14 +320,11 @@ class Rules(Moves):
                               biases=(biases[0].double(), biases[1].double()), steps=steps, backward=bool(direction),
                               offset=direction * hidden, width=directions * hidden),
                 )  # fmt: skip
+                if last is not None:
+                    at = (0 if direction else steps - 1) * directions * hidden + direction * hidden
+                    self.copied(node, made, (hidden,), (at, (1,)), ((layer * directions + direction) * hidden, (1,)), last)
             x = made
         out = Value(x.array, (1, steps, x.shape[1]) if batch_first else (steps, 1, x.shape[1]))
-        last = None
-        if layers == 1:
-            last = self.value((directions, 1, hidden))
-            for direction in range(directions):
-                offset = (0 if direction else steps - 1) * x.shape[1] + direction * hidden
-                self.copied(node, x, (hidden,), (offset, (1,)), (direction * hidden, (1,)), last)
         return (out, last, None)
 
     def op_lstm(self, node: fx.Node, shape: Any, x: Value, *rest: Any) -> tuple[Any, ...]:
