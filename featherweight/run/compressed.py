@@ -35,7 +35,7 @@ class Report:
         return report.text(self.rows)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Compressed:
     """A compressed network, and what was measured on the way.
 
@@ -52,6 +52,10 @@ class Compressed:
     original: nn.Module
     example_inputs: Example | Inputs
     seen: tuple[Inputs, ...] = ()
+
+    def __repr__(self) -> str:
+        """What was done and the table, in place of every weight."""
+        return f"{type(self.original).__name__} by {self.recipe.name}\n{self.report}"
 
     @property
     def report(self) -> Report:

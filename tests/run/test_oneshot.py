@@ -245,6 +245,11 @@ def test_what_the_class_cannot_express_is_cut_in_the_graph_and_opens_without_the
         fw.prune(network, (x,), where="both")  # type: ignore[arg-type]
 
 
+def test_what_comes_back_is_shown_as_its_table() -> None:
+    small = fw.prune(nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4)), (torch.randn(1, 8),), macs=0.5)
+    assert repr(small) == f"Sequential by prune\n{small.report}" and "tensor" not in repr(small)
+
+
 def test_what_teaches_a_cut_network_takes_no_step_along_a_steeper_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
