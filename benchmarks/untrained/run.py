@@ -18,7 +18,7 @@ from torch import nn
 
 from benchmarks.lib.rows import Line, Rows
 from benchmarks.ordinary.run import KINDS, TEST, dense, task_of
-from featherweight import FeatherweightError, Task, cluster, compress, factorize, measure, prune, quantize
+from featherweight import Compressed, FeatherweightError, Task, cluster, compress, factorize, measure, prune, quantize
 from featherweight.recipes import layerwise_admm
 
 ROWS = Rows(__file__)
@@ -26,9 +26,9 @@ Way = Callable[[nn.Module, Task], Any]
 
 WAYS: dict[str, Way] = {
     "prune": lambda network, task: prune(network, task.example_inputs, macs=0.5),
-    "prune, on data": lambda network, task: prune(
-        network, task.example_inputs, macs=0.5, criterion="thinet", data=[first(batch) for batch in task.batches(0)]
-    ),
+    "prune, on data": lambda network, task: on_data(network, task, "thinet"),
+    "prune, on data by obs": lambda network, task: on_data(network, task, "obs"),
+    "prune, on data by l1": lambda network, task: on_data(network, task, "l1"),
     "factorize": lambda network, task: factorize(network, task.example_inputs, macs=0.5),
     "quantize, 8 bits": lambda network, task: quantize(network, task.example_inputs, bits=8),
     "quantize, 4 bits": lambda network, task: quantize(network, task.example_inputs, bits=4),
@@ -45,7 +45,8 @@ and then not trained again. Score: accuracy in percent (u-net: of pixels; regres
 samples. One seed; no argument but those named here, and nothing was chosen on the test samples. The budget of `prune` and
 `factorize` is half the MACs. Seconds are those of a machine with other work, and the first row has the imports.
 
-- "prune" goes by weights alone; "on data" by ThiNet on inputs without their labels, and fits what reads the cut units anew;
+- "prune" goes by weights alone; "on data" by ThiNet, `obs` or `l1`, on inputs without their labels, and fits what reads
+  the cut units anew;
 - "2:4" and "a quarter" are `layerwise_admm`, with `keep="2:4"`, and with `keep="4x"` for two ways to spread the count.
 """
 
@@ -54,6 +55,11 @@ def first(batch: Any) -> Any:
     """The inputs of a batch, without its labels."""
     *inputs, _ = batch
     return inputs[0] if len(inputs) == 1 else tuple(inputs)
+
+
+def on_data(network: nn.Module, task: Task, criterion: Any) -> Compressed:
+    inputs = [first(batch) for batch in task.batches(0)]
+    return prune(network, task.example_inputs, macs=0.5, criterion=criterion, data=inputs)
 
 
 def run(name: str) -> Line:
