@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from featherweight.criteria.ranking import Ordered, Ranking, Rankings, Unsuited, ranked
 from featherweight.criteria.readers import Reader, Readers, places
-from featherweight.criteria.recurrent import Columns, covariance, going
+from featherweight.criteria.recurrent import Columns, covariance, going, named
 from featherweight.criteria.statistics import Moments, Stats
 from featherweight.structure import Graph
 
@@ -66,8 +66,7 @@ def _surgeon(model: nn.Module, graph: Graph, stats: Stats, site: str) -> Ordered
             raise Unsuited(f"{path} is run on packed sequences, or without a batch, where its units are not seen")
         seen = stats.recurrent[path]
         if name in (f"weight_hh_l{seen.module.num_layers - 1}", "weight_ih_l0"):
-            whole = f"{path}.{name}" if path else name
-            units = places(graph, site, graph.planes[graph.captured.tied.get(whole, whole), 1])
+            units = places(graph, site, graph.planes[named(graph, path, name), 1])
             first, second = seen.of(name)
             weight = getattr(seen.module, name).detach().double().cpu()
             readers.append(Columns(weight, covariance(first + second), _columns(units, size, 1, path)))

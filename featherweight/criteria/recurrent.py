@@ -65,24 +65,36 @@ class Seen:
         return self.hidden[int(layer) - 1] if int(layer) else self.inputs
 
 
-def stacks(model: nn.Module, graph: Graph, keep: Mapping[str, Iterable[int]]) -> dict[str, tuple[str, nn.RNNBase]]:
-    """Path of each recurrent module whose hidden units are a site in `keep`, with the site, where unit i is column i."""
-    found: dict[str, tuple[str, nn.RNNBase]] = {}
+def entries(module: nn.Module) -> int:
+    """How many numbers `Seen` holds of a module."""
+    stack = cast(nn.RNNBase, module)
+    return 2 * ((stack.input_size + 1) ** 2 + stack.num_layers * (stack.hidden_size + 1) ** 2)
+
+
+def stacks(model: nn.Module, graph: Graph, keep: Mapping[str, Iterable[int]]) -> dict[str, str]:
+    """Path of each recurrent module that reads a site in `keep` -> the site of its own hidden units, where that is among them and
+    unit i is column i; else ""."""
+    found: dict[str, str] = {}
     for path, module in model.named_modules():
-        if is_stacked(module):
-            prefix = f"{path}." if path else ""
-            for site in keep:
-                planes = graph.planes.get((f"{prefix}weight_hh_l0", 1), [])
-                vectors = places(graph, site, planes)
-                size = graph.site(site).size
-                if (
-                    len(planes) == 1
-                    and len(vectors) == 1
-                    and vectors[0].tolist() == list(range(size))
-                    and size == module.hidden_size
-                ):
-                    found[path] = site, cast(nn.RNNBase, module)
+        if not is_stacked(module):
+            continue
+        stack = cast(nn.RNNBase, module)
+        names = [name for layer in range(stack.num_layers) for name in tensors_of_layer(stack, layer) if "weight" in name]
+        if all(
+            bool(columns_left(graph, named(graph, path, name), getattr(stack, name).shape[1], keep, {}).all()) for name in names
+        ):
+            continue
+        planes = graph.planes.get((named(graph, path, "weight_hh_l0"), 1), [])
+        units = {site: [one.tolist() for one in places(graph, site, planes)] for site in keep}
+        own = [site for site, vectors in units.items() if vectors == [list(range(graph.site(site).size))]]
+        found[path] = own[0] if own and len(planes) == 1 and graph.site(own[0]).size == stack.hidden_size else ""
     return found
+
+
+def named(graph: Graph, path: str, tensor: str) -> str:
+    """The name that the graph has for a module's tensor."""
+    name = f"{path}.{tensor}" if path else tensor
+    return graph.captured.tied.get(name, name)
 
 
 @contextmanager
@@ -90,8 +102,9 @@ def seeing(model: nn.Module, modules: Iterable[str], found: dict[str, Seen]) -> 
     """Inside, moments at these recurrent modules are added to `found` each time they run on whole sequences in a batch."""
 
     def look(path: str) -> Any:
-        def hook(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
-            x, state = (*given, *named.values(), None)[:2]
+        def hook(module: nn.Module, given: tuple[Any, ...], by_name: dict[str, Any]) -> None:
+            x = given[0] if given else by_name.get("input")
+            state = given[1] if len(given) > 1 else by_name.get("hx")
             if isinstance(x, Tensor) and x.ndim == 3:
                 stack = cast(nn.RNNBase, module)
                 with torch.no_grad():
@@ -194,13 +207,13 @@ def going(readers: list[Columns]) -> Iterator[tuple[int, float]]:
 def kept_in(graph: Graph, path: str, module: nn.RNNBase, inner: Mapping[int, Tensor]) -> Masks:
     """The masks of the tensors of inner layers that keep units of their own: layer -> which stay."""
     gates = {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
-    prefix = f"{path}." if path else ""
     masks: Masks = {}
     for layer, stays in inner.items():
-        rows = stays.repeat(gates)
-        masks |= {(f"{prefix}{name}", 0): rows.numpy() for name in tensors_of_layer(module, layer)}
-        masks |= {(f"{prefix}{name}", 1): stays.numpy() for name in (f"weight_hh_l{layer}", f"weight_ih_l{layer + 1}")}
-    return {(graph.captured.tied.get(name, name), dim): mask for (name, dim), mask in masks.items()}
+        rows = stays.repeat(gates).numpy()
+        masks |= {(named(graph, path, name), 0): rows for name in tensors_of_layer(module, layer)}
+        readers = (f"weight_hh_l{layer}", f"weight_ih_l{layer + 1}")
+        masks |= {(named(graph, path, name), 1): stays.numpy() for name in readers}
+    return masks
 
 
 def columns_left(graph: Graph, name: str, width: int, keep: Mapping[str, Iterable[int]], own: Masks) -> Tensor:

@@ -91,11 +91,11 @@ def refit_in_order(
                 state[name].copy_(values)  # what is fitted later sees it
                 fitted.state[graph.captured.tied.get(name, name)] = state[name].detach().clone()
 
-    for path, (site, _) in recurrent.stacks(model, graph, keep).items():
-        for seen in recurrent.seen_by(model, task, [path], samples, epoch).values():
-            inner = recurrent.inner_units(seen, len(set(keep[site]))) if own else {}
-            fitted.own |= recurrent.kept_in(graph, path, seen.module, inner)
-            learnt(_fit_recurrent(graph, path, seen, keep, fitted.own))
+    stacks = recurrent.stacks(model, graph, keep)
+    for path, seen in recurrent.seen_by(model, task, stacks, samples, epoch).items() if stacks else ():
+        inner = recurrent.inner_units(seen, len(set(keep[stacks[path]]))) if own and stacks[path] else {}
+        fitted.own |= recurrent.kept_in(graph, path, seen.module, inner)
+        learnt(_fit_recurrent(graph, path, seen, keep, fitted.own))
     gates = masks(graph, keep, next(model.parameters()))
     size = max(1, -(-len(readers) // PARTS))
     for part in (readers[place : place + size] for place in range(0, len(readers), size)):
@@ -121,7 +121,7 @@ def _fit_recurrent(
     held = dict(seen.module.named_parameters(recurse=False))
     for name in (name for name in held if name.startswith("weight")):
         weight, whole = held[name].detach(), f"{path}.{name}" if path else name
-        stays = recurrent.columns_left(graph, graph.captured.tied.get(whole, whole), weight.shape[1], keep, own)
+        stays = recurrent.columns_left(graph, recurrent.named(graph, path, name), weight.shape[1], keep, own)
         if bool(stays.all()) or weight.shape[1] > WIDEST:
             continue
         matrix, columns = weight.double().cpu(), torch.cat([stays, stays.new_ones(1)])

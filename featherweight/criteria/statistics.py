@@ -125,6 +125,8 @@ def memory(model: nn.Module, graph: Graph, statistics: Iterable[str], sites: Ite
         entries += sum(_width(model, reader) ** 2 for reader in found.readers)
     if "responses" in asked:
         entries += _width(model, last_layer(model, graph), kernel=False) ** 2
+    for module in {module for site in chosen for module, _ in found.recurrent.get(site, ())}:
+        entries += recurrent.entries(model.get_submodule(module))
     return 8 * entries
 
 

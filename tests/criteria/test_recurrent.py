@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import featherweight as fw
 from featherweight.criteria import CRITERIA
-from featherweight.criteria.statistics import collect
+from featherweight.criteria.statistics import collect, memory
 from featherweight.network.stacked import by_layer, is_stacked
 from featherweight.structure import trace
 
@@ -195,3 +195,38 @@ def test_of_a_stack_obs_looks_at_what_the_last_layer_reads_of_itself() -> None:
     ranking, left = CRITERIA["obs"](network, graph, stats)[site], unexplained(read, wanted)
     for k in (5, 4, 3):
         assert ranking.loss(k) == pytest.approx(left(ranking.keep(k)), rel=0.1, abs=1e-3)
+
+
+class Heard(nn.Module):
+    """(batch, 3, 12) -> (batch, 2): a convolution that a recurrent layer reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.stack, self.head = nn.Conv1d(3, 8, 3), nn.GRU(8, 6, batch_first=True), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.head(self.stack(hx=None, input=torch.relu(self.conv(x)).transpose(1, 2))[0][:, -1])
+        return found
+
+
+def test_a_recurrent_layer_makes_up_for_channels_that_go_before_it() -> None:
+    torch.manual_seed(0)
+    network, x = Heard(), torch.randn(64, 3, 12)
+    with torch.no_grad():
+        for name in ("weight", "bias"):
+            getattr(network.conv, name)[4:] = getattr(network.conv, name)[:4]  # twins
+        expected = network(x)
+    data = [torch.randn(16, 3, 12) for _ in range(8)]
+    for criterion in ("obs", "l1"):
+        done = fw.prune(network, (x[:2],), parameters=0.8, criterion=criterion, data=data, ignore=["stack"], multiple=1)
+        assert done.model.conv.out_channels < 8 and done.model.stack.hidden_size == 6
+        if criterion == "obs":
+            with torch.no_grad():
+                torch.testing.assert_close(done.model(x), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_what_moments_take_is_known_before() -> None:
+    network, batch = Speech(nn.LSTM, 6, layers=2), torch.randn(8, 12, 5)
+    task, graph = fw.Task.unlabelled(network, [batch], example_inputs=(batch[:2],)), trace(network, (batch[:2],))
+    seen = collect(network, graph, task, ("recurrent",)).recurrent["stack"]
+    assert memory(network, graph, ("recurrent",)) == 8 * sum(one.numel() for held in (seen.inputs, *seen.hidden) for one in held)
