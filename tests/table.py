@@ -162,7 +162,7 @@ OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], Optimizer]] = {
 }
 CRITERIA = (
     *("l1", "l2", "bn_scale", "apoz", "taylor", "taylor_weight", "nisp"),
-    *("thinet", "channel_lasso", "collaborative", "discriminative"),
+    *("thinet", "channel_lasso", "obs", "collaborative", "discriminative"),
 )
 ALLOCATORS = {"uniform": counts.uniform, "magnitude": counts.magnitude, "lamp": counts.lamp}
 NETWORKS: dict[str, tuple[tuple[int, ...], Callable[[], nn.Module]]] = {  # name -> (shape of one example, builder)
