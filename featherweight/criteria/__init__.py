@@ -5,7 +5,8 @@ from featherweight.criteria.discriminative import discriminative
 from featherweight.criteria.pairwise import Certificate, Quadratic, collaborative
 from featherweight.criteria.propagate import nisp
 from featherweight.criteria.ranking import Criterion, Ordered, Ranking, Rankings, Unsuited, by_score
-from featherweight.criteria.reconstruct import Lasso, channel_lasso, obs, refit, thinet, unfitted
+from featherweight.criteria.reconstruct import Lasso, channel_lasso, refit, thinet, unfitted
+from featherweight.criteria.surgeon import obs
 from featherweight.criteria.weight import bn_scale, l1, l2
 
 CRITERIA: dict[str, Criterion] = {

@@ -16,9 +16,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from featherweight.criteria.ranking import Ordered, Ranking, Rankings, Unsuited, ranked
-from featherweight.criteria.readers import Reader, Readers, places
-from featherweight.criteria.recurrent import Columns, covariance, going, named
+from featherweight.criteria.ranking import Ordered, Ranking, Rankings, ranked
+from featherweight.criteria.readers import Reader, Readers
 from featherweight.criteria.statistics import Moments, Stats
 from featherweight.structure import Graph
 
@@ -40,51 +39,6 @@ def channel_lasso(model: nn.Module, graph: Graph, stats: Stats) -> Rankings:
     """
     stats.require("gram")
     return ranked(stats.sites, lambda site: Lasso(responses_of(model, graph, stats, site, centred=True)))
-
-
-def obs(model: nn.Module, graph: Graph, stats: Stats) -> Rankings:
-    """Units go one by one, each the one that its readers do best without once they make up for it by the others.
-
-    Optimal brain surgeon for whole units (Kurtic et al., ZipLM, NeurIPS 2023, equations 3 and 4), over all readers of a site at
-    once, each one's response scaled to power 1; with an intercept. Of a stack of recurrent layers the last one's units are ranked
-    (the others keep units of their own where weights are fitted anew).
-    """
-    if not stats.recurrent:
-        stats.require("gram")
-    return ranked(stats.sites, lambda site: _surgeon(model, graph, stats, site))
-
-
-def _surgeon(model: nn.Module, graph: Graph, stats: Stats, site: str) -> Ordered:
-    size = graph.site(site).size
-    readers = []
-    for reader in stats.readers.of(site):
-        matrix = _matrix(model, reader)
-        columns = _columns(reader.units[site], size, matrix.shape[1] // weight_of(model, reader).shape[1], reader.module)
-        readers.append(Columns(matrix, covariance(stats.gram[reader.module].matrix), columns))
-    for path, name in stats.readers.recurrent.get(site, ()):
-        if path not in stats.recurrent:
-            raise Unsuited(f"{path} is run on packed sequences, or without a batch, where its units are not seen")
-        seen = stats.recurrent[path]
-        if name in (f"weight_hh_l{seen.module.num_layers - 1}", "weight_ih_l0"):
-            units = places(graph, site, graph.planes[named(graph, path, name), 1])
-            first, second = seen.of(name)
-            weight = getattr(seen.module, name).detach().double().cpu()
-            readers.append(Columns(weight, covariance(first + second), _columns(units, size, 1, path)))
-    gone = list(going(readers))
-    order = [unit for unit, _ in reversed(gone)]
-    return Ordered(tuple(order), (*(total for _, total in reversed(gone)), 0.0))
-
-
-def _columns(vectors: Iterable[Tensor], size: int, taps: int, where: str) -> Tensor:
-    """(units, k) the columns of a matrix that read each unit. Raises Unsuited where some are read in more places than others."""
-    at: list[list[int]] = [[] for _ in range(size)]
-    for numbers in vectors:
-        for place, unit in enumerate(numbers.tolist()):
-            if unit >= 0:
-                at[unit].extend(range(place * taps, place * taps + taps))
-    if len({len(columns) for columns in at}) > 1:
-        raise Unsuited(f"{where} reads some of its units in more places than others")
-    return torch.tensor(at)
 
 
 def responses_of(model: nn.Module, graph: Graph, stats: Stats, site: str, centred: bool) -> Tensor:

@@ -1,19 +1,12 @@
-"""The layers of a recurrent module where units go: which units each does without, and its weights fitted anew.
+"""Recurrent modules whose weights read units that go: what their matrices read, and which units their layers keep.
 
 A module such as nn.LSTM has one size for all its layers, but a unit of one layer has nothing to do with the unit of the same
-number in the next: each layer of a stack keeps units of its own, as many as the site keeps. Units go one by one, each the one
-whose going changes least what the matrices that read it put out, once those make up for it by the other units (optimal brain
-surgeon for whole units; Kurtic et al., ZipLM, NeurIPS 2023, equations 3 and 4). With C the covariance of what a matrix W reads
-and P = (C + ridge)^-1, of W the columns j that read a unit:
-
-    unit  = argmin_j tr W_j (P_jj)^-1 W_j^T,     then   W <- W - W_j (P_jj)^-1 P_j,     P <- P - P_j^T (P_jj)^-1 P_j.
-
-The matrices that are left are the least squares fit of `refitting`, from moments of the dense network.
+number in the next. So each layer of a stack may keep units of its own (`surgeon` chooses them), as many as the site keeps; the
+matrices that are left are fitted by least squares (`refitting`), from the moments of the dense network that are taken here.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -29,8 +22,6 @@ from featherweight.structure import Graph
 from featherweight.task import Task, first_batches, loss_in_eval
 
 Masks = dict[tuple[str, int], Any]  # (tensor, dimension) -> (entries,) which stay
-
-RIDGE = 1e-3  # of the mean variance, for the choice of units; that of the fit is found on samples held back
 
 
 @dataclass
@@ -127,81 +118,6 @@ def seen_by(model: nn.Module, task: Task, modules: Iterable[str], samples: int, 
         for batch in first_batches(task, epoch, samples):
             loss_in_eval(task, model, batch)
     return found
-
-
-def inner_units(seen: Seen, count: int) -> dict[int, Tensor]:
-    """Inner layer -> (hidden,) which `count` units it keeps: those whose readers can do best without the others."""
-    found: dict[int, Tensor] = {}
-    for layer in range(seen.module.num_layers - 1):
-        read = [f"weight_hh_l{layer}", f"weight_ih_l{layer + 1}"]
-        weight = torch.cat([getattr(seen.module, name).detach().double().cpu() for name in read])
-        moments = seen.hidden[layer][0] + seen.hidden[layer][1]
-        found[layer] = units_left(weight, covariance(moments), count)
-    return found
-
-
-def covariance(moments: Tensor) -> Tensor:
-    """(d, d), from sums of [x 1][x 1]^T."""
-    mean = moments / moments[-1, -1].clamp_min(1)
-    return mean[:-1, :-1] - torch.outer(mean[:-1, -1], mean[:-1, -1])
-
-
-def units_left(weight: Tensor, spread: Tensor, count: int) -> Tensor:
-    """(d,) which `count` of the d columns of `weight` (out, d) stay, for inputs of covariance `spread` (d, d)."""
-    gone = list(itertools.islice(going([Columns(weight, spread, torch.arange(len(spread))[:, None])]), len(spread) - count))
-    left = torch.ones(len(spread), dtype=torch.bool)
-    left[[unit for unit, _ in gone]] = False
-    return left
-
-
-@dataclass
-class Columns:
-    """A matrix that reads units.
-
-    weight   (out, d), changed as units go
-    spread   (d, d) covariance of what it reads
-    columns  (units, k) the columns that read each unit
-    """
-
-    weight: Tensor
-    spread: Tensor
-    columns: Tensor
-
-    def __post_init__(self) -> None:
-        self.power = float(((self.weight @ self.spread) * self.weight).sum()) or 1.0
-        size = float(self.spread.diagonal().mean()) or 1.0
-        self.inverse = torch.linalg.inv(self.spread + RIDGE * size * torch.eye(len(self.spread), dtype=self.spread.dtype))
-        self.weight = self.weight.clone()
-
-    def costs(self, units: Tensor) -> Tensor:
-        """(units,) what the output loses of its power as each of these goes."""
-        at = self.columns[units]
-        blocks = torch.linalg.inv(self.inverse[at[:, :, None], at[:, None, :]])  # (units, k, k)
-        read = self.weight[:, at]  # (out, units, k)
-        return torch.einsum("oui,uij,ouj->u", read, blocks, read) / self.power
-
-    def take(self, unit: int) -> None:
-        at = self.columns[unit]
-        rows = torch.linalg.solve(self.inverse[at][:, at], self.inverse[at])  # (k, d)
-        self.weight -= self.weight[:, at] @ rows
-        self.inverse -= self.inverse[:, at] @ rows
-        self.weight[:, at] = 0
-        self.inverse[at], self.inverse[:, at] = 0, 0
-        self.inverse[at, at] = 1
-
-
-def going(readers: list[Columns]) -> Iterator[tuple[int, float]]:
-    """Units of a site in the order in which they go, and what all that have gone cost: shares of the readers' power, summed."""
-    left = torch.arange(len(readers[0].columns))
-    total = 0.0
-    while len(left):
-        costs = torch.stack([reader.costs(left) for reader in readers]).sum(0)
-        place = int(costs.argmin())
-        unit, total = int(left[place]), total + float(costs[place])
-        for reader in readers:
-            reader.take(unit)
-        left = torch.cat([left[:place], left[place + 1 :]])
-        yield unit, total
 
 
 def kept_in(graph: Graph, path: str, module: nn.RNNBase, inner: Mapping[int, Tensor]) -> Masks:

@@ -31,6 +31,7 @@ from featherweight.criteria.readers import Layer, Reader, Readers, differentiabl
 from featherweight.criteria.reconstruct import readers_cut, weight_of
 from featherweight.criteria.recurrent import Masks
 from featherweight.criteria.statistics import TooFewSamples
+from featherweight.criteria.surgeon import inner_units
 from featherweight.network.calls import tensors_of
 from featherweight.network.copies import copied
 from featherweight.network.evaluating import evaluating
@@ -93,7 +94,7 @@ def refit_in_order(
 
     stacks = recurrent.stacks(model, graph, keep)
     for path, seen in recurrent.seen_by(model, task, stacks, samples, epoch).items() if stacks else ():
-        inner = recurrent.inner_units(seen, len(set(keep[stacks[path]]))) if own and stacks[path] else {}
+        inner = inner_units(seen, len(set(keep[stacks[path]]))) if own and stacks[path] else {}
         fitted.own |= recurrent.kept_in(graph, path, seen.module, inner)
         learnt(_fit_recurrent(graph, path, seen, keep, fitted.own))
     gates = masks(graph, keep, next(model.parameters()))

@@ -163,7 +163,7 @@ def unexplained(read: Tensor, wanted: Tensor) -> Callable[[Iterable[int]], float
 
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_what_obs_says_a_unit_costs_is_what_a_least_squares_fit_leaves(kernel: int) -> None:
-    """The oracle: numpy's own least squares on the very patches."""
+    """The oracle: least squares on the very patches."""
     torch.manual_seed(0)
     network, batch = Plain(kernel), torch.randn(256, 3, 2 + kernel)  # one place a sample: all patches are seen
     task = fw.Task.unlabelled(network, [batch], example_inputs=(batch[:2],))
