@@ -24,6 +24,7 @@ from featherweight.criteria.statistics import Stats
 from featherweight.structure import Graph
 
 RIDGE = 1e-3  # of the mean variance
+COMPACT = 0.9  # share of the units that are left, below which what read the others is no longer held
 
 
 def obs(model: nn.Module, graph: Graph, stats: Stats) -> Rankings:
@@ -126,21 +127,33 @@ class Columns:
         at = self.columns[unit]
         rows = torch.linalg.solve(self.inverse[at][:, at], self.inverse[at])  # (k, d)
         self.weight -= self.weight[:, at] @ rows
-        self.inverse -= self.inverse[:, at] @ rows
+        self.inverse.addmm_(self.inverse[:, at], rows, alpha=-1)
         self.weight[:, at] = 0
         self.inverse[at], self.inverse[:, at] = 0, 0
         self.inverse[at, at] = 1
 
+    def without_gone(self, left: Tensor) -> None:
+        """Hold the columns of these units alone, renumbered in this order, and those that read no unit of the site."""
+        others = torch.ones(len(self.inverse), dtype=torch.bool)
+        others[self.columns.flatten()] = False
+        held = torch.cat([self.columns[left].flatten(), others.nonzero().flatten()])
+        self.weight, self.inverse = self.weight[:, held], self.inverse[held][:, held]
+        self.columns = torch.arange(self.columns[left].numel()).view(len(left), -1)
+
 
 def going(readers: list[Columns]) -> Iterator[tuple[int, float]]:
     """Units of a site in the order in which they go, and what all that have gone cost: shares of the readers' power, summed."""
-    left = torch.arange(len(readers[0].columns))
+    left = numbers = torch.arange(len(readers[0].columns))
     total = 0.0
     while len(left):
+        if len(left) < COMPACT * len(numbers):  # a step takes the square of what is held
+            for reader in readers:
+                reader.without_gone(left)
+            left, numbers = torch.arange(len(left)), numbers[left]
         costs = torch.stack([reader.costs(left) for reader in readers]).sum(0)
         place = int(costs.argmin())
         unit, total = int(left[place]), total + float(costs[place])
         for reader in readers:
             reader.take(unit)
         left = torch.cat([left[:place], left[place + 1 :]])
-        yield unit, total
+        yield int(numbers[unit]), total
