@@ -83,7 +83,8 @@ def prune(
     criterion   which units go: l1 and l2 look at weights alone, the others at `data`, some through `loss(network, batch)`
     data        batches that are the network's inputs, begin with them, or hold them by name; labels are read by `loss` alone
     refit       fit the layers that read what is cut anew, on `data`; without a word where there are data and no loss
-    reconstruct epochs of teaching every layer, and the outputs, what the dense network's give on `data`: no labels
+    reconstruct epochs of teaching every layer, and towards the end the outputs alone, what the dense network's give on `data`:
+                no labels
     allocate    how the budget is spread: uniform, the same share of every layer; ranked, weighed, knapsack: by the criterion
     multiple    sizes are multiples of this: "auto", of 8 channels of convolutions, which ONNX Runtime runs faster (`multiples`)
     ignore      modules, or names or globs of them, whose outputs all stay

@@ -24,22 +24,29 @@ LOOKS = 8  # batches on which that is seen
 
 
 def distilled(
-    task: Task, model: nn.Module, batch: Batch, teacher: nn.Module, distill: Distillation, left: blocks.Left | None = None
+    task: Task,
+    model: nn.Module,
+    batch: Batch,
+    teacher: nn.Module,
+    distill: Distillation,
+    left: blocks.Left | None = None,
+    inner: float = 1.0,
 ) -> Tensor:
     """The task's loss of a batch, and the distance of the outputs from those of `teacher` (in eval mode) on the same inputs.
 
     `model`'s outputs are read by a hook, so any loss function serves, however it calls the network. Where it does several times,
-    all calls count alike. `left`: for `distance="blocks"`, which entries of the teacher's tensors `model` has still. Raises
-    InputError for outputs that cannot be matched.
+    all calls count alike. For `distance="blocks"`: `left`, which entries of the teacher's tensors `model` has still, and `inner`,
+    what the distance of a layer weighs beside that of the outputs. Raises InputError for outputs that cannot be matched.
     """
     distances: list[Tensor] = []
+    layers: list[Tensor] = []
 
     def match(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         with torch.no_grad(), theirs.listening():
             expected = teacher(*args, **kwargs)
         distances.append(_distance(task, output, expected, distill))
         if distill.distance == "blocks":
-            distances.extend(blocks.distances(ours, theirs, left or {}))
+            layers.extend(blocks.distances(ours, theirs, left or {}))
 
     ours, theirs = (blocks.Heard(network if distill.distance == "blocks" else None) for network in (model, teacher))
     handle = model.register_forward_hook(match, with_kwargs=True)
@@ -50,7 +57,8 @@ def distilled(
         handle.remove()
     if not distances:
         raise InputError(NOT_CALLED)
-    return distill.loss * loss + distill.weight * torch.stack(distances).mean()
+    apart = torch.stack([*distances, *(inner * layer for layer in layers)]).sum() / (len(distances) + inner * len(layers))
+    return distill.loss * loss + distill.weight * apart
 
 
 def check(distill: Distillation, task: Task, model: nn.Module, batch: Batch) -> None:

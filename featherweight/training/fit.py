@@ -145,7 +145,8 @@ def fit(
                     if distill is None or teacher is None:
                         loss = task.loss(model, part)
                     else:
-                        loss = distilled(task, model, part, teacher, distill, left)
+                        inner = 1 - done / total  # layers show the way; at the end the outputs alone count
+                        loss = distilled(task, model, part, teacher, distill, left, inner)
                 engine.backward(loss, share)
                 losses.add(engine.reduce(trained, loss, share))
                 optimizer.step()

@@ -50,7 +50,7 @@ class Distillation:
                  the mixture that earlier versions made
     distance     kl, of the softmax over the task's classes; or mse, of the task's logits, else of all floating outputs; or
                  blocks: of all floating outputs and of what each layer puts out of the units that are left, each over its
-                 variance in the dense network
+                 variance in the dense network; in the course of a stage layers weigh less and less, and at its end nothing
     auto         only where the task says which output is logits, and the dense network is trained: see `distillation.settled`
     """
 

@@ -11,7 +11,8 @@ from featherweight.files.edits import entries_left, structure_edit
 from featherweight.network.copies import copied
 from featherweight.structure import prune, trace
 from featherweight.training.distillation import distilled
-from featherweight.training.schedule import BLOCKS
+from featherweight.training.fit import fit
+from featherweight.training.schedule import BLOCKS, Training
 
 
 class Recurrent(nn.Module):
@@ -73,3 +74,25 @@ def test_every_layer_of_a_recurrent_stack_is_heard() -> None:
     loss.backward()
     assert float(loss.detach()) > 1e-3 and float(other.lstm.weight_hh_l0.grad.norm()) > 0
     assert "forward" not in vars(other.lstm) and "forward" not in vars(dense.lstm)
+
+
+def test_layers_weigh_less_and_less_and_the_outputs_have_the_last_word() -> None:
+    """A layer that the outputs do not hear moves by its own distance alone: by w / (1 + 2 w) of it, where w falls from 1 in equal
+    steps to one step above 0, with two layers that are heard and one output."""
+    torch.manual_seed(0)
+    dense, x = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3)), torch.randn(6, 4)
+    with torch.no_grad():
+        dense[1].weight.zero_()
+    network = copied(dense)
+    with torch.no_grad():
+        network[0].weight.add_(0.1)
+    moves: list[float] = []
+    optimizer = torch.optim.SGD(network.parameters(), 0.0)
+    optimizer.register_step_pre_hook(lambda *_: moves.append(float(network[0].weight.grad.norm())))
+    task = Task.unlabelled(dense, [x, x])
+    fit(network, optimizer, task, Training(2), teacher=dense, distill=BLOCKS)
+    assert moves[0] > 1e-4
+    assert [move / moves[0] for move in moves] == pytest.approx([3 * w / (1 + 2 * w) for w in (1, 0.75, 0.5, 0.25)], rel=1e-4)
+    alone = distilled(task, network, x, dense, BLOCKS, inner=0.0)
+    alone.backward()
+    assert float(alone.detach()) == 0
