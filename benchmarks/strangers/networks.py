@@ -85,7 +85,7 @@ def pitch(seed: int, count: int = 8192, scored: int = TUNED) -> Task:
     )
 
 
-def speech(seed: int, speakers: int = 4096, scored: int = TUNED) -> Task:
+def speech(seed: int, speakers: int = 16384, scored: int = TUNED) -> Task:
     """Voices for resemblyzer. The score: 100 times the mean cosine to the dense network's embeddings."""
     spoken = Sentences(speakers, 1000 + seed)
     score = functools.partial(cosine, seed=scored)
@@ -112,13 +112,13 @@ class Inputs(Dataset[Tensor]):
 
 
 class Sentences(Dataset[Tensor]):
-    """Four of each speaker, made when the first is asked for: an export needs none."""
+    """Two of each speaker, made when the first is asked for: an export needs none."""
 
     def __init__(self, speakers: int, seed: int) -> None:
         self.speakers, self.seed = speakers, seed
 
     def __len__(self) -> int:
-        return 4 * self.speakers
+        return 2 * self.speakers
 
     def __getitem__(self, place: int) -> Tensor:
         return _made("voices", self.speakers, self.seed)[place]
@@ -128,12 +128,7 @@ class Sentences(Dataset[Tensor]):
 def _made(what: str, count: int, seed: int) -> Inputs:
     if what == "tones":
         return Inputs(torch.from_numpy(sounds.tones(count, seed)[0]))
-    return Inputs(torch.from_numpy(_mels(count, 4, seed)))
-
-
-def _mels(speakers: int, sentences: int, seed: int) -> sounds.Array:
-    spoken = sounds.voices(speakers, sentences, seed)
-    return sounds.mels(spoken.reshape(speakers * sentences, -1))
+    return Inputs(torch.from_numpy(sounds.spoken(count, 2, seed)))
 
 
 # --- scores --------------------------------------------------------------------------------------------------------------
@@ -153,7 +148,7 @@ def within_50_cents(network: Callable[[Tensor], Tensor], seed: int, count: int =
 
 @functools.lru_cache(maxsize=2)
 def _dense_embeddings(seed: int) -> tuple[Tensor, Tensor]:
-    spoken = torch.from_numpy(_mels(60, 4, seed))
+    spoken = torch.from_numpy(sounds.spoken(60, 4, seed))
     with torch.no_grad():
         return spoken, voice()(spoken)
 
