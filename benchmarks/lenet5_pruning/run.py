@@ -173,7 +173,7 @@ def train_further(name: str, run: Further) -> Line:
     torch.set_num_threads(1)
     baseline = dense(run.seed)
     task = distilled(run.seed, baseline.model, 1.0)
-    small = plain(artifact.load(ARTIFACTS / f"lenet5-301x-seed-{run.seed}", zoo.lenet5())).to(memory_format=torch.channels_last)
+    small = channels_last(plain(artifact.load(ARTIFACTS / f"lenet5-301x-seed-{run.seed}", zoo.lenet5())))
     whole = sum(weight.numel() for key, weight in small.named_parameters() if key.endswith("weight"))
     stages: list[Train | Constrain] = [Train("301x", train=Training(0))]
     rows: list[Row] = []

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from benchmarks.lenet5_pruning import run as lenet5_pruning  # for the dense networks, which this benchmark goes on from
+from benchmarks.lib.cifar import channels_last
 from benchmarks.lib.lenet5 import BATCH, distilled, widened
 from benchmarks.lib.rows import Line, Rows, parser, wanted
 from featherweight import Distillation, Recipe, Row, Training, compress, structure, zoo
@@ -181,7 +182,7 @@ def beginning(run: Run) -> nn.Module:
 def prune_and_share(name: str, run: Run, held_out: int) -> tuple[Snapshot, list[Row]]:
     dense = lenet5_pruning.dense(run.seed)
     task = distilled(run.seed, dense.model, run.temperature, held_out)
-    small = beginning(run).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    small = channels_last(beginning(run))
     whole = sum(weight.numel() for key, weight in small.named_parameters() if key.endswith("weight"))
     result = compress(small, recipe(run, whole), task, workdir=WORK / file_name(name, held_out), checkpoint_seconds=60)
     if run.labels:
